@@ -1,0 +1,221 @@
+"""The command line: ``saema run``, ``saema book``, ``saema studies``, ``saema doctor``.
+
+Start-up stays light: everything heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .chapter import default_run_dir, parse_chapters, resolve_study
+from .compare import compare_command
+from .errors import SaemaError, StudyError
+from .study import DEFAULT_STUDY, STUDIES, Study
+from .sweep import sweep_command
+
+INTERRUPTED = 130  # what shells make of SIGINT
+app = typer.Typer(
+    help="What sparse coding does to the geometry of a language model's representations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyOption = Annotated[str, typer.Option("--study", help="A registered study, or a study file (.json).")]
+RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. Default: runs/<study>.")]
+
+
+@app.command()
+def run(
+    study: StudyOption = DEFAULT_STUDY,
+    chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = "1-6",
+    run_dir: RunDirOption = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="First seed. Default: the study's own.")] = None,
+    prompts: Annotated[str, typer.Option(help="JSON file {concept: [prompt, ...]} to use instead.")] = "",
+    model: Annotated[str, typer.Option(help="A checkpoint path or hub name instead of the study's.")] = "",
+    layer: Annotated[int | None, typer.Option(help="Layer of the residual stream.")] = None,
+    sae: Annotated[str, typer.Option(help="A folder or RELEASE:ID instead of training one.")] = "",
+    corpus: Annotated[str, typer.Option(help="A .txt file instead of the study's corpus.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
+) -> None:
+    """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
+    from . import artifacts, preflight, runtime
+
+    wanted = parse_chapters(chapters)
+    runtime.choose_device(device)
+    chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus)
+    preflight.check_study(chosen)
+    target = Path(run_dir) if run_dir else default_run_dir(chosen)
+    if force:
+        artifacts.forget(target)
+    directory = artifacts.RunDirectory(target, chosen, device=device)
+    from . import book
+
+    study_file = directory.path / "study.json"
+    artifacts.write_json(study_file, chosen.as_dict())
+    with directory.locked(), _chapter_progress() as on_progress:
+        results = book.run_notebooks(
+            directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)
+        )
+    for result in results:
+        typer.echo(
+            f"chapter {result.chapter}: " + ("unchanged, skipped" if result.skipped else f"{result.seconds:.0f} s")
+        )
+    typer.echo(f"Results: {directory.path}")
+
+
+def customised(study: Study, prompts: str, model: str, layer: int | None, sae: str, corpus: str) -> Study:
+    """A study with the user's own model, layer, SAE, prompts or corpus; named after what it changes."""
+    changes: dict[str, Any] = {}
+    if prompts:
+        path = Path(prompts).expanduser()
+        if not path.is_file():
+            raise StudyError(f"prompts file {prompts!r} does not exist. Pass a JSON file {{concept: [prompt, ...]}}.")
+        changes["prompts_file"] = str(path.resolve())
+    if model:
+        changes["model"] = _absolute(model)
+    if layer is not None:
+        changes["layer"] = layer
+    if sae:
+        changes["sae.source"] = _absolute(sae)
+    if corpus:
+        path = Path(corpus).expanduser()
+        if not path.is_file():
+            raise StudyError(f"corpus file {corpus!r} does not exist. Pass a .txt file.")
+        changes["corpus.source"] = str(path.resolve())
+    if not changes:
+        return study
+    changed = study.changed(**changes)
+    if prompts:
+        from .concepts import build_prompts
+
+        changed = changed.changed(concepts=tuple(build_prompts(changed)))
+    return changed.changed(name=f"{study.name}-{changed.digest[:6]}")
+
+
+def _absolute(source: str) -> str:
+    """A folder by its whole path, so that the study can be run again from anywhere; other names as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.is_dir() else source
+
+
+def _chapter_progress() -> Any:
+    """A rich progress display fed by the notebooks, plain lines where output is not a terminal."""
+    import contextlib
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextlib.contextmanager
+    def shown():
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        tasks: dict[int, Any] = {}
+        with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+
+            def on_progress(chapter: int, cell: int, n_cells: int, description: str, done: int, total: int) -> None:
+                if chapter not in tasks:
+                    tasks[chapter] = display.add_task(f"chapter {chapter}", total=n_cells, note="")
+                    if not console.is_terminal:
+                        typer.echo(f"chapter {chapter} ...", err=True)
+                note = f"{description} {done}/{total}" if description and done < total else ""
+                display.update(tasks[chapter], completed=cell, total=n_cells, note=note)
+
+            yield on_progress
+
+    return shown()
+
+
+@app.command("book")
+def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> None:
+    """Build the book in HTML from a finished run; nothing is executed again."""
+    from . import artifacts
+    from .book import build_book
+
+    chosen = resolve_study(study)
+    path = Path(run_dir) if run_dir else default_run_dir(chosen)
+    if run_dir and (path / "study.json").exists():
+        chosen = resolve_study(str(path / "study.json"))
+    index = build_book(artifacts.RunDirectory(path, chosen))
+    typer.echo(f"Open {index}")
+
+
+@app.command()
+def studies() -> None:
+    """List the studies: model, layer, SAE, tokens, hardware, measured time."""
+    from contextlib import suppress
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from . import artifacts
+
+    listing = Table(box=None, pad_edge=False)
+    for heading in ("study", "model", "layer", "SAE", "tokens", "hardware", "time"):
+        listing.add_column(heading, no_wrap=heading in ("study", "layer", "tokens"), overflow="fold")
+    for study in STUDIES.values():
+        chapters: dict[str, Any] = {}
+        with suppress(SaemaError):  # a damaged manifest tells no time; the list is shown all the same
+            chapters = artifacts.read_manifest(default_run_dir(study)).get("chapters", {})
+        seconds = sum(chapter.get("seconds", 0) for chapter in chapters.values())
+        recipe = study.sae
+        trained = f"trained: {recipe.architecture} {recipe.d_sae}, k {recipe.k}"
+        listing.add_row(
+            study.name, study.model, str(study.layer), trained if recipe.source == "train" else recipe.source,
+            f"{study.corpus.tokens:,}", study.hardware, f"{seconds / 60:.1f} min" if seconds else "not run here",
+        )  # fmt: skip
+    Console().print(listing)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    from .doctor import examine
+
+    sound = True
+    for finding in examine():
+        sound &= finding.ok or finding.optional
+        mark = "ok  " if finding.ok else ("note" if finding.optional else "MISS")
+        typer.echo(f"{mark}  {finding.name}: {finding.found}" + ("" if finding.ok else f". {finding.remedy}"))
+    raise typer.Exit(0 if sound else 1)
+
+
+app.command("sweep")(sweep_command)
+app.command("compare")(compare_command)
+
+
+def main() -> None:
+    """Entry point: errors raised on purpose become one line on standard error and exit code 2."""
+    usage_error = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps it
+    try:
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except SaemaError as error:
+        _refuse(str(error))
+    except usage_error as error:
+        _refuse(f"{' '.join(error.format_message().split()).rstrip('.')}. 'saema --help' lists what is allowed.")
+    except (KeyboardInterrupt, typer.Abort):
+        print("saema: interrupted; finished parts are kept. Run the same command again to resume.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _refuse(message: str) -> None:
+    print(f"saema: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Finished runs side by side: one tidy table, and how far they agree beyond what their errors explain."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .artifacts import RunDirectory, atomic_path, read_manifest
+from .chapter import in_colab
+from .errors import ArtifactError, SaemaError
+from .study import Study
+from .sweep_tasks import PLAN_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
+COLUMNS = (
+    "run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation",
+    "estimate", "low", "high", "n", "unit", "direction", "margin", "verdict",
+)  # fmt: skip
+_Z = 1.959963984540054  # half the width of a 95 % normal interval, in standard errors
+
+
+# ---- which runs ------------------------------------------------------------------------------------
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders among ``paths``; a folder of runs (a sweep's, or ``runs``) stands for all it holds.
+
+    Raises
+    ------
+    ArtifactError
+        If a path is neither, or there is no run at all.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        path = Path(given).expanduser().resolve()
+        path = path.parent if path.name in ("manifest.json", PLAN_FILE) else path
+        inside = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
+        if not inside:
+            raise ArtifactError(f"{path} is not a run, nor a folder of runs (no manifest.json). Run: saema run")
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise ArtifactError("no run to compare. Give the folders of finished runs, such as runs/smoke.")
+    return list(found)
+
+
+def neighbouring_runs(run: RunDirectory) -> list[Path]:
+    """This run, the runs beside it, and those of sweeps beside it."""
+    root = run.path.parent
+    others = sorted(path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/manifest.json"))
+    return [run.path, *(path for path in others if path != run.path)]
+
+
+def open_run_at(path: Path) -> RunDirectory:
+    """The run in a folder, with the study that its manifest records."""
+    try:
+        return RunDirectory(path, Study.from_dict(read_manifest(path)["study"]))
+    except (KeyError, SaemaError) as error:
+        raise ArtifactError(f"{path} holds no readable manifest ({error}). Leave it out or run it again.") from error
+
+
+# ---- the table -------------------------------------------------------------------------------------
+
+
+def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False) -> pd.DataFrame:
+    """Every effect and key metric of finished runs in one tidy table; each file is checked against its hash.
+
+    Parameters
+    ----------
+    paths
+        Run folders, or folders of runs.
+    leave_out_damaged
+        Leave a run out and say so, instead of raising.
+
+    Returns
+    -------
+    One row a run and metric. ``kind`` is ``claim`` (an effect with its 95 % interval over ``n`` units and
+    its verdict, for each claim whose table the run has) or ``sae`` (held-out quality, by representation).
+    Columns that a sweep changes follow, named as in the sweep file.
+
+    Raises
+    ------
+    ArtifactError
+        If a run is damaged, or no run has a table to compare.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for path in find_runs(paths):
+        try:
+            rows.extend(_rows(open_run_at(path), _changes(path)))
+        except SaemaError as error:
+            if not leave_out_damaged:
+                raise
+            print(f"{path.name} is left out: {error}")
+    if not rows:
+        raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
+
+
+def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
+    """Chapter 7: this run beside its neighbours (the first ``most``); kept as the table ``07_comparison``.
+
+    Raises
+    ------
+    MissingInputError
+        If this run has not finished chapter 2. (In Colab its tables are made instead.)
+    """
+    if in_colab():
+        from .stage6_scorecard import compute_inputs
+
+        compute_inputs(run)
+    run.check("tables/02_sae_eval.csv")
+    table = compare_runs(neighbouring_runs(run), leave_out_damaged=True)
+    chosen = list(table["run"].unique())[:most]
+    run.save_table("07_comparison", table[table["run"].isin(chosen)])
+    return run.table("07_comparison")
+
+
+def _changes(path: Path) -> dict[str, Any]:
+    """What a sweep changed in a run, if it belongs to one."""
+    plan = path.parent / PLAN_FILE
+    try:
+        changes = json.loads(plan.read_text(encoding="utf-8"))["runs"].get(path.name, {}).get("changes", {})
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS}
+
+
+def _plain(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _rows(run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    from .claims import judge, load_claims
+
+    study, claims = run.study, load_claims()
+    about = {
+        "run": run.path.name, "model": study.model, "layer": study.layer, "architecture": study.sae.architecture,
+        "d_sae": study.sae.d_sae, "k": study.sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
+    }  # fmt: skip
+    rows = []
+    if run.entry("tables/02_sae_eval.csv"):
+        evaluation = run.table("02_sae_eval").set_index("representation")
+        for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
+            value = float(evaluation.loc[representation, metric])
+            rows.append({"kind": "sae", "metric": metric, "representation": representation, "estimate": value})
+    tables = {
+        name: run.table(name) for name in sorted({claim.table for claim in claims}) if run.entry(f"tables/{name}.csv")
+    }
+    for claim in claims:
+        if claim.table in tables:
+            interval, verdict = judge(claim, tables[claim.table], seed=study.seed)
+            rows.append({
+                "kind": "claim", "metric": claim.id, "representation": "sae", **asdict(interval), "unit": claim.unit,
+                "direction": claim.direction, "margin": claim.margin, "verdict": verdict,
+            })  # fmt: skip
+    return [{**about, **row} for row in rows]
+
+
+# ---- agreement -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    r"""Do studies measure one effect? Cochran's Q and what follows from it.
+
+    ``pooled`` is the precision-weighted mean and ``error`` its standard error; ``q`` is
+    :math:`\sum_i (x_i - \bar x)^2 / s_i^2`, chi-squared with ``df`` = n - 1 degrees of freedom when all
+    studies share one effect, so that ``p`` is its tail; ``i_squared`` is the share of the spread beyond
+    the studies' own errors, :math:`\max(0, (Q - df) / Q)`.
+    """
+
+    pooled: float
+    error: float
+    q: float
+    df: int
+    p: float
+    i_squared: float
+
+
+def heterogeneity(estimates: Sequence[float], errors: Sequence[float]) -> Heterogeneity:
+    """Cochran's Q and Higgins and Thompson's I squared of independent studies.
+
+    Parameters
+    ----------
+    estimates, errors
+        Shape [n]: effects in one unit, and their standard errors, positive. Pairs that are not finite,
+        or whose error is zero, are left out.
+
+    Returns
+    -------
+    NaN in ``q``, ``p`` and ``i_squared`` with fewer than two studies: one cannot disagree with itself.
+
+    References
+    ----------
+    .. [1] Cochran, Biometrics 10, 1954. .. [2] Higgins and Thompson, Statistics in Medicine 21, 2002.
+    """
+    import numpy as np
+    from scipy.stats import chi2
+
+    x, s = np.asarray(estimates, dtype=float), np.asarray(errors, dtype=float)
+    if x.shape != s.shape or x.ndim != 1:
+        raise SaemaError(
+            f"estimates {x.shape} and errors {s.shape} differ in shape; allowed: two flat lists of one length."
+        )
+    usable = np.isfinite(x) & np.isfinite(s) & (s > 0)
+    x, s = x[usable], s[usable]
+    if len(x) == 0:
+        return Heterogeneity(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+    weights = 1 / s**2
+    pooled, error = float(np.average(x, weights=weights)), float(weights.sum() ** -0.5)
+    df = len(x) - 1
+    if df == 0:
+        return Heterogeneity(pooled, error, math.nan, 0, math.nan, math.nan)
+    q = float((((x - pooled) / s) ** 2).sum())
+    return Heterogeneity(pooled, error, q, df, float(chi2.sf(q, df)), max(0.0, (q - df) / q) if q > 0 else 0.0)
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Heterogeneity of every claim over the runs of :func:`compare_runs`; errors are read off the intervals.
+
+    Returns
+    -------
+    One row a claim: metric, runs, pooled, error, q, df, p, i_squared, lowest, highest (estimates), verdicts
+    (such as ``2 supported, 1 inconclusive``).
+    """
+    import pandas as pd
+
+    rows = []
+    for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
+        errors = (found["high"] - found["low"]) / (2 * _Z)
+        counts = found["verdict"].value_counts()
+        rows.append({
+            "metric": metric, "runs": len(found), **asdict(heterogeneity(found["estimate"], errors)),
+            "lowest": found["estimate"].min(), "highest": found["estimate"].max(),
+            "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ---- the command -----------------------------------------------------------------------------------
+
+
+def save_comparison(table: pd.DataFrame, figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``<name>.csv``, ``.svg`` and ``.png`` into a folder, whole or not at all."""
+    import matplotlib
+
+    made = [folder / f"{name}{suffix}" for suffix in (".csv", ".svg", ".png")]
+    with atomic_path(made[0]) as path:
+        table.to_csv(path, index=False)
+    with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
+        with atomic_path(made[1]) as path:
+            figure.savefig(path, metadata={"Date": None})
+        with atomic_path(made[2]) as path:
+            figure.savefig(path, dpi=160, metadata={"Software": None})
+    return made
+
+
+def by_run(table: pd.DataFrame) -> pd.DataFrame:
+    """Metrics as rows, runs as columns: estimates as text, with the sign of the verdict."""
+    signs = {"supported": " ✓", "not supported": " ✗", "inconclusive": " ?"}
+    shown = table[table["representation"] == "sae"]
+    text = [f"{row.estimate:.3g}{signs.get(row.verdict, '')}" for row in shown.itertuples()]
+    wide = shown.assign(text=text).pivot_table(
+        index="metric", columns="run", values="text", aggfunc="first", sort=False
+    )
+    return wide.fillna("").rename_axis(columns=None).reset_index()
+
+
+def compare_command(
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs, or of a sweep.")],
+    out: Annotated[str, typer.Option(help="Where the table and figure go.")] = "runs/comparison",
+) -> None:
+    """Put finished runs side by side: one table and one figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .plots_compare import effects_by_run
+
+    table = compare_runs(runs)
+    wide = by_run(table)
+    listing = Table(box=None, pad_edge=False)
+    for name in wide:
+        listing.add_column(name, overflow="fold")
+    for row in wide.itertuples(index=False):
+        listing.add_row(*map(str, row))
+    Console().print(listing)
+    typer.echo("✓ supported, ✗ not supported, ? inconclusive")
+    for path in save_comparison(table, effects_by_run(table), Path(out).expanduser().resolve(), "comparison"):
+        typer.echo(str(path))

@@ -1,0 +1,111 @@
+"""One look for every figure: same colour, same thing, across the whole book.
+
+Colours are Okabe and Ito's, distinguishable under the common colour-vision deficiencies (a test
+simulates them). Plots of one chapter live in ``plots_<topic>.py`` and are built from these parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {
+    "residual": "#595959",
+    "sae": "#0072B2",
+    "reconstruction": "#56B4E9",
+    "pca": "#E69F00",
+    "random_dictionary": "#009E73",
+    "shuffled": "#CC79A7",
+    "poles": "#0072B2",
+    "random_direction": "#009E73",
+    "permuted_labels": "#CC79A7",
+    "global_scaling": "#E69F00",
+    "accent": "#D55E00",
+    "muted": "#9a9a9a",
+}
+NAMES = {
+    "residual": "residual stream",
+    "sae": "SAE latents",
+    "reconstruction": "SAE reconstruction",
+    "pca": "PCA",
+    "random_dictionary": "random dictionary",
+    "shuffled": "shuffled latents",
+    "poles": "poles",
+    "random_direction": "random direction",
+    "permuted_labels": "permuted labels",
+    "global_scaling": "global scaling",
+}
+MAIN = ("residual", "sae", "poles")
+SEQUENTIAL = "viridis"
+DIVERGING = "RdBu_r"
+STYLE = {
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "figure.dpi": 110, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.labelsize": 10, "axes.edgecolor": "#444444", "axes.grid": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
+    "lines.linewidth": 1.8, "svg.fonttype": "path",
+}  # fmt: skip
+
+
+def panels(n_columns: int = 1, n_rows: int = 1, *, width: float = 7.2, height: float = 3.2, **options):
+    """A figure and its axes in the book's style; ``height`` is per row, both in inches.
+
+    The first call sets the style for the session (importing the package changes nobody's plots). The
+    figure is kept out of pyplot's registry, so that a notebook never shows it twice and a long run
+    never accumulates figures.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(width, height * n_rows))
+    return figure, figure.subplots(n_rows, n_columns, **options)
+
+
+def line_style(name: str) -> dict[str, object]:
+    """Colour and dash of a representation or an arm: solid for what is studied, dashed for controls."""
+    return {"color": COLORS[name], "linestyle": "-" if name in MAIN else "--"}
+
+
+def band(axes: Axes, x: Sequence[float], center, low, high, name: str, label: bool = True) -> None:
+    """A line with its band, in the colour of ``name``, labelled directly at its right end."""
+    axes.plot(x, center, **line_style(name))
+    axes.fill_between(x, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
+    if label:
+        direct_label(axes, x[-1], np.asarray(center)[-1], NAMES.get(name, name), COLORS[name])
+
+
+def direct_label(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    """Write the name of a line beside its end, instead of a legend."""
+    axes.annotate(
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=color, fontsize=9,
+        annotation_clip=False,
+    )  # fmt: skip
+
+
+def over_seeds(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Mean, smallest and largest ``y`` over the rows that share ``x`` (columns mean, min, max)."""
+    return table.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
+
+
+def noise_axis(axes: Axes, levels: Sequence[float], label: str = "noise / RMS of the activations") -> None:
+    """A logarithmic noise axis that still shows zero."""
+    positive = [level for level in levels if level > 0]
+    axes.set_xscale("symlog", linthresh=min(positive))
+    axes.set_xlim(0, max(positive))
+    axes.set_xlabel(label)
+
+
+def despined_grid(figure: Figure, axes: np.ndarray, used: int) -> None:
+    """Hide the panels of a grid that no item uses."""
+    for extra in np.ravel(axes)[used:]:
+        extra.set_visible(False)

@@ -1,0 +1,175 @@
+"""Where and how work runs: device, precision, seeds, memory-bounded batches, progress.
+
+The one place that knows about hardware. Nothing else in the package names a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import DeviceError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PROGRESS_FILE = "SAEMA_PROGRESS_FILE"
+_SHARE_OF_FREE_MEMORY = 0.25
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device to run on: ``auto`` prefers CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown or this machine has no such device.
+    """
+    import torch
+
+    kind, _, index = str(name).partition(":")
+    if kind not in DEVICES or (index and not index.isdigit()):
+        raise DeviceError(unknown_name("device", name, DEVICES))
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        return torch.device(next(candidate for candidate in ("cuda", "mps", "cpu") if has[candidate]))
+    if not has[kind]:
+        present = ", ".join(k for k, ok in has.items() if ok)
+        raise DeviceError(f"device {name!r} is not present; this machine has: {present}. Use --device auto.")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} is not present; CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+    return torch.device(name)
+
+
+def choose_dtype(device: torch.device, n_parameters: int) -> torch.dtype:
+    """Float32, except for models above a billion parameters on CUDA, which get bfloat16."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" and n_parameters > 1_000_000_000 else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, for libraries that take no generator."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (UMAP and others read the global state)
+    torch.manual_seed(seed)
+
+
+def generator(seed: int, stream: str = "") -> torch.Generator:
+    """A CPU generator for one named stream of one seed.
+
+    Draw on the CPU and move: the numbers are then the same on every device. Two streams of one
+    seed are independent (the name is hashed into the seed).
+    """
+    import hashlib
+
+    import torch
+
+    mixed = hashlib.sha256(f"{seed}:{stream}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:8], "little") >> 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def batch_size(bytes_per_item: int, device: torch.device, largest: int = 4096) -> int:
+    """Items that fit a quarter of the free memory: at least 1, at most ``largest``."""
+    return int(max(1, min(largest, _SHARE_OF_FREE_MEMORY * free_memory(device) // max(1, bytes_per_item))))
+
+
+def run_in_batches(
+    work: Callable[[int, int], None],
+    n_items: int,
+    size: int,
+    description: str = "",
+) -> None:
+    """Call ``work(start, stop)`` over consecutive slices of ``range(n_items)``.
+
+    When the device runs out of memory the slice is retried at half the size, down to one item;
+    if a single item does not fit, DeviceError says so. ``work`` must be safe to repeat on a slice.
+    """
+    import torch
+
+    start = 0
+    with progress_bar(n_items, description) as advance:
+        while start < n_items:
+            stop = min(start + size, n_items)
+            try:
+                work(start, stop)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if stop - start == 1:
+                    raise DeviceError(
+                        "one item alone does not fit in memory; use shorter prompts, a smaller model or --device cpu."
+                    ) from error
+                size = max(1, (stop - start) // 2)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            advance(stop - start)
+            start = stop
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar as a context: call what it yields with the number of finished items.
+
+    On a terminal it is a bar on standard error. Under ``saema run`` it is written to the file that
+    the parent process shows. In a notebook that is published it stays silent: pages carry results,
+    not bars.
+    """
+    target = os.environ.get(PROGRESS_FILE)
+    if not description:
+        yield lambda n: None
+    elif target:
+        done, last = 0, 0.0
+
+        def advance(n: int) -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            if now - last > 0.2 or done >= total:
+                last = now
+                Path(target).write_text(f"{description}\t{done}\t{total}")
+
+        yield advance
+    else:
+        from tqdm import tqdm
+
+        interactive = sys.stderr.isatty() or "google.colab" in sys.modules
+        with tqdm(total=total, desc=description, disable=not interactive, leave=False) as bar:
+            yield bar.update
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar (see :func:`progress_bar`)."""
+    total = len(items) if total is None and hasattr(items, "__len__") else (total or 0)
+    with progress_bar(total, description) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

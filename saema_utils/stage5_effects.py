@@ -1,0 +1,246 @@
+"""Chapter 5 of a run, what follows: every effect beside its control, with an interval and a verdict.
+
+Differences are paired (by concept, or by seed), a negative finding is stated as plainly as a positive
+one, and all p-values of the table are adjusted together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .artifacts import RunDirectory, digest, source_digest
+from .stage5_intervention import (
+    beyond_scaling_table,
+    correlation_table,
+    dose_response_table,
+    language_model_table,
+    optimised_table,
+    optimum_table,
+)
+from .stage5_training import (
+    gaming_table,
+    natural_variation_table,
+    reversed_cause_table,
+    training_table,
+)
+from .statistics import bootstrap_interval, cohens_d_paired, holm, paired_permutation_test
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTROLS = ("random_direction", "permuted_labels")
+FEW = 10  # below this many pairs a percentile bootstrap is too narrow; Student's t is used
+
+
+def paired_interval(differences: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of paired differences with its interval: Student's t below ten pairs, bootstrap from ten on."""
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    if len(d) >= FEW or len(d) < 2:
+        found = bootstrap_interval(d, level=level, seed=seed)
+        return found.estimate, found.low, found.high
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+
+
+def partial_correlation(table: pd.DataFrame, x: str, y: str, given: str) -> tuple[float, int]:
+    """Correlation of x and y within each level of ``given``: both as deviations from that level's mean.
+
+    Returns
+    -------
+    r (NaN when nothing varies) and its degrees of freedom (rows minus levels minus 1).
+    """
+    centred = table[[x, y]] - table.groupby(given)[[x, y]].transform("mean")
+    freedom = len(table) - table[given].nunique() - 1
+    sizes = np.sqrt((centred**2).sum())
+    if freedom < 1 or sizes[x] == 0 or sizes[y] == 0:
+        return float("nan"), max(0, freedom)
+    return float((centred[x] * centred[y]).sum() / (sizes[x] * sizes[y])), freedom
+
+
+def effects(
+    doses: pd.DataFrame,
+    best: pd.DataFrame,
+    losses: pd.DataFrame,
+    sweep: pd.DataFrame,
+    natural: pd.DataFrame,
+    joint: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """One row per effect and control.
+
+    Columns: effect, control, claimed (sign that the causal claim predicts), estimate, low, high, d (Cohen's,
+    paired), n, unit, p (sign flips), p_holm, verdict.
+    """
+    import pandas as pd
+
+    rows = [*_after_training(doses, best), *_language_model(losses), *_during_training(sweep), *_by_itself(natural)]
+    if joint is not None and len(joint):
+        wide = _wide(joint, "alpha")
+        name = "best dose alpha*, scaling fitted beside"
+        rows[3:3] = [_row(name, control, 1, wide["poles"] - wide[control], "concept") for control in CONTROLS]
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    return table
+
+
+def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit: str) -> dict[str, object]:
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    estimate, low, high = paired_interval(d)
+    return {
+        "effect": effect, "control": control, "claimed": claimed, "estimate": estimate, "low": low, "high": high,
+        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_permutation_test(d),
+    }  # fmt: skip
+
+
+def _verdict(row) -> str:
+    """By the interval: it leaves zero out on the claimed side, on the other side, or not at all."""
+    if not np.isfinite(row.low) or not np.isfinite(row.high):
+        return "no interval"
+    if row.low <= 0 <= row.high:
+        return "undecided"
+    return "supports" if np.sign(row.estimate) == row.claimed else "contradicts"
+
+
+def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Concepts by arms, seeds averaged."""
+    return table.groupby(["concept", "arm"])[value].mean().unstack("arm")
+
+
+def _after_training(doses: pd.DataFrame, best: pd.DataFrame) -> list[dict]:
+    rows = []
+    best = best[~best["preserve_sparsity"].astype(bool)]
+    if "alpha_star" in best:
+        stars, slopes = _wide(best, "alpha_star"), _wide(best, "slope")
+        rows.append(_row("best dose alpha*", "zero", 1, stars["poles"], "concept"))
+        for control in CONTROLS:
+            rows.append(_row("best dose alpha*", control, 1, stars["poles"] - stars[control], "concept"))
+            rows.append(_row("slope of MSE at 0", control, -1, slopes["poles"] - slopes[control], "concept"))
+    dense = doses[~doses["preserve_sparsity"].astype(bool)]
+    start = dense[dense["alpha"] == 0].groupby("concept")["mse"].mean()
+    apart = [alpha for alpha in dense["alpha"].unique() if alpha >= 0.5]
+    if apart:
+        change = _wide(dense[dense["alpha"] == min(apart)], "mse").div(start, axis=0) - 1
+        for control in CONTROLS:
+            name = f"relative change of MSE at alpha = {min(apart):g}"
+            rows.append(_row(name, control, -1, change["poles"] - change[control], "concept"))
+    return rows
+
+
+def _language_model(losses: pd.DataFrame) -> list[dict]:
+    rows = []
+    if "alpha" not in losses:
+        return rows
+    here = losses[(losses["position"] == "concept") & ~losses["error_term"].astype(bool)]
+    plain = here[here["arm"] == "unedited"].set_index("concept")["cross_entropy"]
+    for alpha in sorted(a for a in here["alpha"].unique() if a > 0):
+        wide = _wide(here[here["alpha"] == alpha], "cross_entropy")
+        rows.append(_row(f"cross-entropy at alpha = {alpha:g}", "unedited", -1, wide["poles"] - plain, "concept"))
+        for control in CONTROLS:
+            name = f"cross-entropy at alpha = {alpha:g}"
+            rows.append(_row(name, control, -1, wide["poles"] - wide[control], "concept"))
+    return rows
+
+
+def _during_training(sweep: pd.DataFrame) -> list[dict]:
+    rows = []
+    for measure, name in (
+        ("explained_variance", "held-out explained variance, corpus"),
+        ("ev_words", "held-out explained variance, unseen words"),
+        ("ev_sentences", "held-out explained variance, unseen sentences"),
+    ):
+        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure)
+        for coefficient in (c for c in wide.columns if c > 0):
+            label = f"{name}, coefficient {coefficient:g}"
+            rows.append(_row(label, "coefficient 0", 1, wide[coefficient] - wide[0.0], "seed"))
+            # Any extra term costs something; the opposite sign costs the same pressure without the separation.
+            if -coefficient in wide:
+                rows.append(
+                    _row(label, f"coefficient {-coefficient:g}", 1, wide[coefficient] - wide[-coefficient], "seed")
+                )
+    return rows
+
+
+def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
+    """Partial correlation given the step, its interval over seeds (jackknife), p by shuffling seeds within steps."""
+    r, freedom = partial_correlation(natural, "separation", "explained_variance", "step")
+    seeds = natural["seed"].unique()
+    low = high = p = float("nan")
+    if np.isfinite(r) and len(seeds) > 2:
+        left_out = [
+            partial_correlation(natural[natural["seed"] != s], "separation", "explained_variance", "step")[0]
+            for s in seeds
+        ]
+        z = np.arctanh(np.clip(left_out, -0.999999, 0.999999))
+        error = np.sqrt((len(z) - 1) / len(z) * ((z - z.mean()) ** 2).sum())
+        centre = np.arctanh(np.clip(r, -0.999999, 0.999999))
+        low, high = (float(np.tanh(centre + side * 1.96 * error)) for side in (-1, 1))
+        rng, null = np.random.default_rng(0), []
+        wide = natural.pivot_table(index="seed", columns="step", values="separation")
+        ev = natural.pivot_table(index="seed", columns="step", values="explained_variance")
+        a, b = (w.to_numpy() - w.to_numpy().mean(0) for w in (wide, ev))
+        for _ in range(n_resamples):
+            # A seed's whole course is moved: its checkpoints are not independent.
+            shuffled = a[rng.permutation(len(a))]
+            null.append((shuffled * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+        p = float((np.sum(np.abs(null) >= abs(r) - 1e-12) + 1) / (n_resamples + 1))
+    return [
+        {
+            "effect": "separation with explained variance, training step held fixed", "control": "no relation",
+            "claimed": 1, "estimate": r, "low": low, "high": high, "d": float("nan"), "n": freedom,
+            "unit": "degrees of freedom", "p": p,
+        }
+    ]  # fmt: skip
+
+
+def effects_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_effects`` (see :func:`effects`), from all other tables of the chapter."""
+    parts = [
+        dose_response_table(run), optimum_table(run), language_model_table(run), training_table(run),
+        natural_variation_table(run), beyond_scaling_table(run),
+    ]  # fmt: skip
+    key = digest([[part.to_csv() for part in parts], source_digest("statistics", "stage5_effects")])
+    return run.cached_table("05_effects", key, lambda: effects(*parts))
+
+
+def all_tables(run: RunDirectory) -> dict[str, pd.DataFrame]:
+    """Every table of the chapter, by name; made where missing."""
+    return {
+        "05_dose_response": dose_response_table(run),
+        "05_optimum": optimum_table(run),
+        "05_beyond_scaling": beyond_scaling_table(run),
+        "05_correlation": correlation_table(run),
+        "05_optimised": optimised_table(run),
+        "05_language_model": language_model_table(run),
+        "05_separability_training": training_table(run),
+        "05_gaming": gaming_table(run),
+        "05_natural_variation": natural_variation_table(run),
+        "05_reversed_cause": reversed_cause_table(run),
+        "05_effects": effects_table(run),
+    }
+
+
+def causal_verdict(table: pd.DataFrame) -> dict[str, str]:
+    """What the effects say together, after training, during training, and by itself.
+
+    Each is ``supports`` or ``contradicts`` when all decided rows agree and at least half are decided,
+    ``mixed`` when they disagree, else ``undecided``. The controls count, not the comparison with nothing.
+    """
+    parts = {
+        "after training": table[(table["unit"] == "concept") & table["control"].isin(CONTROLS)],
+        "during training": table[(table["unit"] == "seed") & (table["control"] == "coefficient 0")],
+        "by itself": table[~table["unit"].isin(["concept", "seed"])],
+    }
+    return {name: _together(rows["verdict"].tolist()) for name, rows in parts.items()}
+
+
+def _together(verdicts: list[str]) -> str:
+    decided = [verdict for verdict in verdicts if verdict in ("supports", "contradicts")]
+    if len(set(decided)) > 1:
+        return "mixed"
+    return decided[0] if decided and 2 * len(decided) >= len(verdicts) else "undecided"

@@ -1,0 +1,373 @@
+"""Chapter 5 of a run, during training: autoencoders trained to separate concepts, against equals that were not.
+
+All runs of one seed see the same batches from the same start; only the coefficient differs. A quarter
+of each concept's words, and a third of the sentences of the other words, are kept out of training.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .artifacts import RunDirectory, digest, source_digest
+from .coders import SaeCoder
+from .fidelity import explained_variance, mean_cosine, measure_fidelity
+from .geometry import find_local_representations, intrinsic_dimension, mst_weight_scale_free, procrustes_disparity
+from .runtime import progress
+from .separability import (
+    LabelledTokens,
+    SeparableTopKTrainingSAE,
+    activation_scale,
+    as_plain,
+    fresh,
+    train_separable,
+    warm_start,
+)
+from .separation import cluster_means, mean_pole_distance, separation_scale_free
+from .stage1_activations import concept_activations, concepts_key, corpus_activations, corpus_key, language_model
+from .stage2_sae import sae_key, study_sae
+from .stage5_intervention import label_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sae_lens import SAE
+    from torch import Tensor
+
+SWEEP_SEEDS = 3
+BATCH = 384
+CHECKPOINTS = 6
+SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
+WARM_RATE = 0.3  # of the study's learning rate, for fine-tuning
+HELD_OUT_WORD = 4  # every fourth word
+HELD_OUT_SHARE = 1 / 3  # of the sentences of each remaining word
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled concept tokens: those that training sees, unseen words, unseen sentences of seen words."""
+
+    train: LabelledTokens
+    words: LabelledTokens
+    sentences: LabelledTokens
+
+    @property
+    def all(self) -> LabelledTokens:
+        parts = (self.train, self.words, self.sentences)
+        return LabelledTokens(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "clusters", "concepts"))
+        )
+
+
+def split_tokens(run: RunDirectory) -> Split:
+    """Word tokens of all concepts, split by word and by sentence; no word and no sentence stands on both sides."""
+    parts: list[tuple[LabelledTokens, Tensor]] = []
+    first = 0
+    for number, activations in enumerate(concept_activations(run).values()):
+        vectors, words, prompts = label_words(activations)
+        n_words = len(activations.prompts.words)
+        place = torch.zeros(len(activations.prompts.prompts), dtype=torch.long)
+        for word in range(n_words):
+            own = (activations.prompt_words == word).nonzero()[:, 0]
+            held = max(1, int(len(own) * HELD_OUT_SHARE)) if len(own) > 1 else 0
+            place[own[len(own) - held :]] = 2
+        # With two or three words, holding one out would leave a concept without two poles to train on.
+        if n_words >= HELD_OUT_WORD:
+            place[activations.prompt_words % HELD_OUT_WORD == HELD_OUT_WORD - 1] = 1
+        tokens = LabelledTokens(vectors, words + first, torch.full_like(words, number))
+        parts.append((tokens, place[prompts]))
+        first += n_words
+
+    def gather(which: int) -> LabelledTokens:
+        return LabelledTokens(
+            *(
+                torch.cat([getattr(tokens, name)[place == which] for tokens, place in parts]).to(run.device)
+                for name in ("vectors", "clusters", "concepts")
+            )
+        )
+
+    return Split(gather(0), gather(1), gather(2))
+
+
+@torch.no_grad()
+def judge(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]:
+    """Reconstruction of corpus and concepts, and separation of concepts, on what training did not see.
+
+    ``explained_variance``, ``cosine``, ``mse``, ``l0``, ``dead_fraction`` are of the held-out corpus; ``ev_*`` of
+    concept tokens; ``separation_*`` (scale-free), ``aedp``, and chapter 4's ``mst_weight_scale_free``,
+    ``procrustes_disparity`` (to the dense residual's poles), ``n_local`` (direct clustering of the word tokens)
+    and ``intrinsic_dimension`` are means over concepts.
+    """
+    coder = SaeCoder(sae)
+    found = measure_fidelity(coder, heldout)
+    row = {
+        "explained_variance": found.explained_variance, "cosine": found.cosine, "mse": found.mse, "l0": found.l0,
+        "dead_fraction": found.dead_fraction,
+    }  # fmt: skip
+    for name in ("train", "words", "sentences"):
+        tokens: LabelledTokens = getattr(split, name)
+        latents = coder.encode(tokens.vectors)
+        decoded = coder.decode(latents, like=tokens.vectors)
+        row[f"ev_{name}"] = explained_variance(tokens.vectors, decoded)
+        row[f"cosine_{name}"] = mean_cosine(tokens.vectors, decoded)
+        row[f"separation_{name}"] = _mean_over_concepts(latents, tokens, separation_scale_free)
+    tokens = split.all
+    latents = coder.encode(tokens.vectors)
+    row["separation"] = _mean_over_concepts(latents, tokens, separation_scale_free)
+    row["aedp"] = _mean_over_concepts(latents, tokens, _pole_distance)
+    row["latent_rms"] = float(latents.double().square().sum(1).mean().sqrt())
+    row["mst_weight_scale_free"] = _mean_over_concepts(latents, tokens, _tree)
+    shapes = [_poles(latents, tokens, i) for i in tokens.concepts.unique()]
+    dense = [_poles(tokens.vectors, tokens, i) for i in tokens.concepts.unique()]
+    pairs = [procrustes_disparity(a, b) for a, b in zip(shapes, dense, strict=True) if len(a) > 2]
+    row["procrustes_disparity"] = sum(pairs) / len(pairs) if pairs else float("nan")
+    row["n_local"] = _mean_over_concepts(latents, tokens, _clusters)
+    row["intrinsic_dimension"] = _mean_over_concepts(latents, tokens, lambda z, _: intrinsic_dimension(z).estimate)
+    return row
+
+
+def _clusters(latents: Tensor, clusters: Tensor) -> float:
+    if len(latents) <= SMALLEST_CLUSTER:
+        return float("nan")
+    return find_local_representations(latents, method="direct", min_cluster_size=SMALLEST_CLUSTER).n_local
+
+
+def _mean_over_concepts(latents: Tensor, tokens: LabelledTokens, measure: Any) -> float:
+    values = []
+    for concept in tokens.concepts.unique():
+        here = tokens.concepts == concept
+        sizes = tokens.clusters[here].unique(return_counts=True)[1]
+        # One token a word has no scatter to compare the poles with.
+        if len(sizes) > 1 and int(sizes.max()) > 1:
+            values.append(float(measure(latents[here], tokens.clusters[here])))
+    values = [value for value in values if value == value]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _means(latents: Tensor, clusters: Tensor) -> Tensor:
+    names, labels = clusters.unique(return_inverse=True)
+    return cluster_means(latents.double(), labels, len(names))
+
+
+def _poles(latents: Tensor, tokens: LabelledTokens, concept: Tensor) -> Tensor:
+    here = tokens.concepts == concept
+    return _means(latents[here], tokens.clusters[here])
+
+
+def _pole_distance(latents: Tensor, clusters: Tensor) -> Tensor:
+    return mean_pole_distance(_means(latents, clusters))
+
+
+def _tree(latents: Tensor, clusters: Tensor) -> float:
+    spread = (latents - latents.mean(0)).double().square().sum(1).mean().sqrt()
+    return mst_weight_scale_free(_means(latents, clusters), float(spread))
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that the runs of one chapter share."""
+
+    start: SAE
+    corpus: Tensor
+    heldout: Tensor
+    split: Split
+    scale: float
+    steps: int
+    learning_rate: float
+    warm: bool
+
+    def begin(self, *, seed: int, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
+        """The common start: the study's own SAE, or fresh weights of its size where that is no TopK SAE."""
+        if self.warm:
+            return warm_start(self.start, self.scale, k=k, **choices)
+        return self.fresh(seed=seed, k=k, **choices)
+
+    def fresh(self, *, seed: int, k: int | None = None, d_sae: int | None = None, **choices: Any):
+        cfg = self.start.cfg
+        device = str(self.start.W_dec.device)
+        return fresh(cfg.d_in, d_sae or cfg.d_sae, k or getattr(cfg, "k", 32), seed=seed, device=device, **choices)
+
+    def train(self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, **options: Any) -> SAE:
+        rate = self.learning_rate * (WARM_RATE if self.warm and tokens is not None else 1.0)
+        options = {"steps": self.steps, "learning_rate": rate, **options}
+        batch = min(BATCH, len(self.corpus))
+        return train_separable(sae, self.corpus, tokens, scale=self.scale, batch=batch, seed=seed, **options)
+
+
+def bench(run: RunDirectory) -> Bench:
+    """Load what the runs share. A study whose SAE is not TopK starts from fresh weights."""
+    corpus, sae = corpus_activations(run), study_sae(run)
+    heldout = corpus.heldout[: run.study.intervention.judged_tokens].to(run.device).float()
+    warm = sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+    return Bench(
+        sae, corpus.train, heldout, split_tokens(run),
+        activation_scale(corpus.train), run.study.intervention.finetune_steps, run.study.sae.learning_rate, warm,
+    )  # fmt: skip
+
+
+def _key(run: RunDirectory, *more: object) -> str:
+    sources = source_digest("separation", "separability", "sparse_topk", "splice", "stage5_training")
+    recipe = run.study.intervention
+    choices = (recipe.finetune_steps, recipe.spliced_sequences, recipe.judged_tokens)
+    return digest([concepts_key(run), corpus_key(run), sae_key(run), run.study.seeds, choices, sources, *more])
+
+
+def training_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_separability_training``: the coefficient sweep, paired by seed.
+
+    Columns: coefficient, seed, steps, what :func:`judge` measures, and ``ce_recovered`` (0: as bad as zeros
+    at the layer, 1: as good as the clean model) on a few held-out sequences.
+    """
+    import pandas as pd
+
+    seeds, coefficients = run.study.seeds[:SWEEP_SEEDS], run.study.intervention.coefficients
+    key = _key(run, coefficients)
+
+    def whole() -> pd.DataFrame:
+        shared = bench(run)
+        jobs = progress(seeds, "separability-trained SAEs")
+        parts = [
+            run.cached_table(f"parts/05_training_{s}", digest([key, s]), lambda s=s: _sweep(run, shared, s))
+            for s in jobs
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    return run.cached_table("05_separability_training", key, whole)
+
+
+def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    rows, spliced = [], {}
+    corpus = corpus_activations(run)
+    count = run.study.intervention.spliced_sequences
+    sequences, mask = corpus.heldout_tokens[:count], corpus.heldout_mask[:count]
+    vectors = corpus.heldout[: int(mask.sum())].to(run.device).float()
+    for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
+        sae = shared.begin(seed=seed, separation_coefficient=coefficient)
+        plain = shared.train(sae, shared.split.train, seed)
+        facts = judge(plain, shared.heldout, shared.split)
+        rows.append({"coefficient": coefficient, "seed": seed, "steps": shared.steps, **facts})
+        whole = torch.zeros(*mask.shape, vectors.shape[1])
+        with torch.no_grad():
+            whole[mask] = plain.decode(plain.encode(vectors)).cpu()
+        spliced[str(coefficient)] = whole
+    table = pd.DataFrame(rows)
+    table["ce_recovered"] = _recovered(run, sequences, mask, spliced)
+    return table
+
+
+def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[str, Tensor]) -> list[float]:
+    from .splice import spliced_losses
+
+    replace = {**spliced, "zero": torch.zeros_like(next(iter(spliced.values())))}
+    losses = spliced_losses(language_model(run), tokens, run.study.hook_name, replace, where=mask)
+    means = {name: found.mean(mask)[0] for name, found in losses.items()}
+    return [(means["zero"] - means[name]) / (means["zero"] - means["clean"]) for name in spliced]
+
+
+def gaming_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_gaming``: what AEDP rewards that is not separation.
+
+    One row per autoencoder: the study's own; the same with latents doubled and decoder rows halved (no
+    reconstruction changes); and, from the same start, trained at the largest coefficient on AEDP, on the
+    scale-free measure, and on neither.
+    """
+    import pandas as pd
+
+    coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
+    sweep = training_table(run)
+
+    def compute() -> pd.DataFrame:
+        shared = bench(run)
+        plain = as_plain(shared.begin(seed=seed), shared.scale)
+        on_aedp = shared.begin(seed=seed, separation_coefficient=coefficient, separation_measure="aedp")
+        rows = [
+            {"autoencoder": name, **judge(sae, shared.heldout, shared.split)}
+            for name, sae in (
+                ("before", plain), ("latents doubled, decoder halved", _doubled(plain)),
+                ("trained on AEDP", shared.train(on_aedp, shared.split.train, seed)),
+            )
+        ]  # fmt: skip
+        paired = sweep[sweep["seed"] == seed].set_index("coefficient")
+        for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
+            rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
+        return pd.DataFrame(rows)
+
+    return run.cached_table("05_gaming", _key(run, "gaming", coefficient, digest(sweep.to_csv())), compute)
+
+
+@torch.no_grad()
+def _doubled(plain: SAE) -> SAE:
+    """The same autoencoder in other units: every latent twice as large, every decoder row half as long."""
+    other = copy.deepcopy(plain)
+    if other.cfg.rescale_acts_by_decoder_norm:
+        other.fold_W_dec_norm()
+        other.cfg.rescale_acts_by_decoder_norm = False
+    other.W_enc *= 2
+    other.b_enc *= 2
+    other.W_dec /= 2
+    return other
+
+
+def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_natural_variation``: checkpoints of plain TopK runs from fresh weights, no separation term.
+
+    Columns: seed, step, and what :func:`judge` measures.
+    """
+    import pandas as pd
+
+    def compute() -> pd.DataFrame:
+        shared, rows = bench(run), []
+        steps = shared.steps
+        marks = sorted({max(1, round(steps ** (i / CHECKPOINTS))) for i in range(2, CHECKPOINTS)} | {steps})
+        for seed in progress(run.study.seeds, "fresh SAEs"):
+
+            def watch(step: int, plain: SAE, seed: int = seed) -> None:
+                rows.append({"seed": seed, "step": step, **judge(plain, shared.heldout, shared.split)})
+
+            shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
+        return pd.DataFrame(rows)
+
+    return run.cached_table("05_natural_variation", _key(run, "natural"), compute)
+
+
+def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_reversed_cause``: improve reconstruction by other means, and watch separation.
+
+    Columns: change (``k``: the start fine-tuned with more or fewer active latents; ``width``: fresh weights of
+    another width; ``steps``: fresh weights trained longer), level, seed, and what :func:`judge` measures.
+    """
+    import pandas as pd
+
+    def compute() -> pd.DataFrame:
+        shared, rows = bench(run), []
+        cfg = shared.start.cfg
+        k = getattr(cfg, "k", 32)
+        jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
+        jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
+        for seed in run.study.seeds[:2]:
+            for change, level in progress(jobs, f"reversed cause, seed {seed}"):
+                if change == "k":
+                    plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
+                else:
+                    plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
+                facts = judge(plain, shared.heldout, shared.split)
+                rows.append({"change": change, "level": level, "seed": seed, **facts})
+        return pd.DataFrame(rows)
+
+    # Runs that other tables of the chapter already hold are taken from there.
+    table, sweep = run.cached_table("parts/05_reversed", _key(run, "reversed"), compute), training_table(run)
+    usual = sweep[(sweep["coefficient"] == 0) & sweep["seed"].isin(table["seed"])]
+    usual = usual.assign(change="k", level=getattr(study_sae(run).cfg, "k", 32))
+    natural = natural_variation_table(run)
+    steps = natural.rename(columns={"step": "level"}).assign(change="steps")
+    full = natural[natural["step"] == natural["step"].max()].rename(columns={"step": "level"})
+    full = full.assign(change="width", level=study_sae(run).cfg.d_sae)
+    whole = pd.concat([table, usual[table.columns], full[full["seed"].isin(table["seed"])], steps], ignore_index=True)
+    return run.cached_table("05_reversed_cause", digest(whole.to_csv()), lambda: whole)

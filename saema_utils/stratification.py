@@ -1,0 +1,390 @@
+"""Is the representation stratified? Spectra and ranks of the tensor's covariances, and how noise moves them.
+
+A concept's activations form a tensor Z[prompt, position, feature]. Its mode-n unfolding has the
+symmetric positive semidefinite (SSPD) covariance S_n. Matrices of one rank form a smooth manifold, and
+matrices of different ranks meet at its strata [1]_; a rank that changes under noise has left its stratum.
+
+Two rules hold everywhere below. *Masked tokens*: they are zero in modes 0 and 1, where a prompt or a
+position keeps its place, and they are dropped in mode 2, where they would be columns of no meaning.
+*Precision*: products are accumulated in float64, and eigenvalues below the rounding error of that
+accumulation are exactly zero.
+
+References
+----------
+.. [1] Shrivastava et al., arXiv 2412.04755 (rank as the test of a stratified space).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import ActivationError, EmptySpectrumError
+from .runtime import progress_bar
+from .token_grams import TokenCloud, cloud_grams, eigenvalues, gram_of_rows, one_thread_each
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+DEFAULT_RTOL = 1e-6
+"""An eigenvalue counts when it exceeds this share of the largest. In singular values that is one part in a
+thousand: above the rounding of float16 input (about 3e-4) and far above that of float32 (1e-7). For bfloat16
+input (rounding 4e-3) pass ``rtol=1e-4``."""
+
+MODES = ("prompt", "position", "feature")
+COLUMNS = (
+    "concept", "representation", "mode", "noise", "noise_rms", "seed",
+    "rank", "effective_rank", "participation_ratio", "l0",
+)  # fmt: skip
+_ENCODED_BYTES = 2**28
+
+
+def unfold(tensor: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "rows columns"]:
+    """Mode-n matricisation: one row for each index of ``mode``, all other axes in order as columns.
+
+    A view where the memory layout allows it (always for the first and the last mode of a contiguous
+    tensor).
+
+    Raises
+    ------
+    ActivationError
+        If the tensor has no such mode.
+    """
+    if not -1 < mode < tensor.dim():
+        allowed = f"0 to {tensor.dim() - 1}" if tensor.dim() else "none, for the tensor has no axes"
+        raise ActivationError(f"mode is {mode!r} for a tensor of shape {tuple(tensor.shape)}; allowed: {allowed}.")
+    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], math.prod(_others(tensor.shape, mode)))
+
+
+def _others(shape: Sequence[int], mode: int) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis != mode]
+
+
+def covariance_spectrum(tensor: Float[Tensor, "*shape"], mode: int, center: bool = True) -> Float[Tensor, " n"]:
+    r"""Eigenvalues, descending, of the SSPD covariance of a mode-n unfolding.
+
+    .. math:: S_n = \frac{1}{J-1} Z_{(n)} C Z_{(n)}^\top, \qquad C = I - \tfrac{1}{J} 1 1^\top
+
+    with I rows and J columns. :math:`Z^\top Z` has the same positive eigenvalues as :math:`Z Z^\top`, so
+    the smaller of the two Gram matrices is solved: with d_sae = 200,000 latents of 20 tokens that is 20 x 20.
+
+    Parameters
+    ----------
+    tensor
+        Any real dtype; computed in float64 block by block. Unit u gives eigenvalues in u squared.
+    center
+        Subtract each row's mean over the columns (``C`` above); without it ``C = I``.
+
+    Returns
+    -------
+    ``min(I, J)`` values in float64, none negative; below the rounding error they are exactly 0.
+
+    Raises
+    ------
+    ActivationError
+        If an entry is NaN or infinite, the tensor is empty or complex, or J = 1 (no covariance).
+    """
+    tensor = torch.as_tensor(tensor).detach()
+    if tensor.is_complex():
+        raise ActivationError(f"the tensor is {tensor.dtype}; allowed: real numbers. Pass its real part.")
+    matrix = unfold(tensor, mode)
+    rows, columns = matrix.shape
+    if rows == 0 or columns < 2:
+        raise ActivationError(
+            f"mode {mode} of a tensor of shape {tuple(tensor.shape)} has {rows} row(s) and {columns} column(s); "
+            "allowed: at least 1 row and 2 columns. Add prompts or positions, or unmask tokens."
+        )
+    if rows <= columns:
+        gram, floor = gram_of_rows(matrix, center_rows=center)
+    else:
+        gram, floor = gram_of_rows(matrix.T, center_columns=center)
+    return eigenvalues([gram / (columns - 1)], [floor / (columns - 1)])[0]
+
+
+def _positive(spectrum: Float[Tensor, " n"], what: str) -> Float[Tensor, " n"]:
+    spectrum = torch.as_tensor(spectrum).detach()
+    if spectrum.dim() != 1 or len(spectrum) == 0:
+        raise EmptySpectrumError(
+            f"{what} got a spectrum of shape {tuple(spectrum.shape)}; allowed: a flat list of one or more eigenvalues."
+        )
+    spectrum = spectrum.cpu().double()
+    if not torch.isfinite(spectrum).all():
+        raise ActivationError(f"{what} got a spectrum with NaN or infinite eigenvalues; check the activations.")
+    return spectrum.clamp(min=0)
+
+
+def numerical_rank(spectrum: Float[Tensor, " n"], rtol: float | None = None) -> int:
+    r"""Eigenvalues above a share ``rtol`` of the largest; 0 for a spectrum of zeros.
+
+    .. math:: r = \#\{i : \lambda_i > \mathrm{rtol}\,\lambda_1\}
+
+    Parameters
+    ----------
+    spectrum
+        Eigenvalues of an SSPD matrix in any order and unit.
+    rtol
+        Default :data:`DEFAULT_RTOL` = 1e-6, that is 1e-3 in singular values: it recovers a known rank from
+        float32 and from float16 input, and calls directions a thousand times weaker than the first absent.
+
+    Raises
+    ------
+    EmptySpectrumError
+        If the spectrum has no entries at all.
+    """
+    rtol = DEFAULT_RTOL if rtol is None else rtol
+    if not 0 <= rtol < 1:
+        raise ActivationError(f"rtol is {rtol!r}; allowed: 0 up to, not including, 1. The default is {DEFAULT_RTOL:g}.")
+    values = _positive(spectrum, "numerical_rank")
+    return int((values > rtol * values.max()).sum())
+
+
+def effective_rank(spectrum: Float[Tensor, " n"]) -> float:
+    r"""Effective rank: the exponential of the spectrum's entropy [1]_.
+
+    .. math:: \operatorname{erank}(S) = \exp\Bigl(-\sum_i p_i \log p_i\Bigr), \qquad
+              p_i = \lambda_i / \textstyle\sum_j \lambda_j
+
+    Between 1 and the rank, continuous in S, without a unit and without a tolerance.
+
+    Raises
+    ------
+    EmptySpectrumError
+        If no eigenvalue is positive (every token masked, or all tokens equal).
+
+    References
+    ----------
+    .. [1] Roy and Vetterli, The effective rank, EUSIPCO 2007.
+    """
+    shares = _shares(spectrum, "effective_rank")
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def participation_ratio(spectrum: Float[Tensor, " n"]) -> float:
+    r"""Participation ratio :math:`(\sum \lambda_i)^2 / \sum \lambda_i^2`: a rank that strong directions dominate.
+
+    Raises
+    ------
+    EmptySpectrumError
+        If no eigenvalue is positive.
+    """
+    return float(1 / (_shares(spectrum, "participation_ratio") ** 2).sum())
+
+
+def _shares(spectrum: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
+    values = _positive(spectrum, what)
+    if not (values > 0).any():
+        raise EmptySpectrumError(f"{what} got a spectrum without a positive eigenvalue; is every position masked?")
+    values = values / values.max()  # first, so that the sum of tiny or huge values neither vanishes nor overflows
+    values = values[values > 0]
+    return values / values.sum()
+
+
+# ---- noise -------------------------------------------------------------------------------------
+
+Encode = Callable[["Tensor"], "Tensor"]
+Measure = Callable[["Tensor"], Mapping[str, float]]
+Derive = Callable[["Tensor", TokenCloud], "tuple[Tensor, TokenCloud]"]
+
+
+def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
+    """The three ranks of the contract; a spectrum of zeros has rank 0 and no effective rank (NaN)."""
+    positive = spectrum[spectrum > 0]
+    if not len(positive):
+        return {"rank": 0, "effective_rank": math.nan, "participation_ratio": math.nan}
+    shares = positive / positive.sum()
+    return {
+        "rank": int((positive > DEFAULT_RTOL * positive.max()).sum()),
+        "effective_rank": float(torch.exp(-(shares * shares.log()).sum())),
+        "participation_ratio": float(1 / shares.square().sum()),
+    }
+
+
+def noise_rank_sweep(
+    residual: Float[Tensor, "P T D"],
+    encode: Encode,
+    *,
+    mask: Bool[Tensor, "P T"],
+    noise_levels: Sequence[float],
+    seeds: Sequence[int],
+    modes: Sequence[int] = (0, 1, 2),
+    concept: str = "",
+    representation: str = "",
+) -> pd.DataFrame:
+    r"""Ranks of a representation while isotropic Gaussian noise is added to the residual stream.
+
+    .. math:: X_s = X + s\,\varepsilon, \quad \varepsilon \sim N(0, I), \qquad Z_s = \mathrm{encode}(X_s)
+
+    The draw depends on the seed and the concept only: every representation meets the same noise, and
+    every level is the same draw scaled. Noise 0 is deterministic and computed once.
+
+    Parameters
+    ----------
+    residual, mask
+        Activations and which tokens are real; masked ones are zero in modes 0 and 1 and dropped in mode 2.
+    encode
+        Maps token vectors [n, D] to latents [n, F], each token by itself.
+    noise_levels
+        Standard deviations in the units of ``residual``.
+
+    Returns
+    -------
+    One row per mode, level and seed with columns concept, representation, mode, noise, noise_rms
+    (``noise`` over the root mean square of the unmasked activations), seed, rank, effective_rank,
+    participation_ratio (NaN where all latents are equal) and l0 (mean nonzero latents per token).
+
+    Raises
+    ------
+    ActivationError
+        If shapes disagree, fewer than two tokens are unmasked, values or latents are not finite, or
+        levels, seeds or modes are not allowed.
+    """
+    cloud = TokenCloud.of(residual, mask, concept)
+    return sweep_clouds([cloud], {representation: encode}, noise_levels=noise_levels, seeds=seeds, modes=modes)
+
+
+def sweep_clouds(
+    clouds: Sequence[TokenCloud],
+    encoders: Mapping[str, Encode],
+    *,
+    noise_levels: Sequence[float],
+    seeds: Sequence[int],
+    modes: Sequence[int] = (0, 1, 2),
+    derived: Mapping[str, tuple[str, Derive]] | None = None,
+    noise_shape: Float[Tensor, "D D"] | None = None,
+    measure: Measure = measure_spectrum,
+    description: str = "",
+) -> pd.DataFrame:
+    """:func:`noise_rank_sweep` of many concepts and representations at once: equal rows, far less time.
+
+    All concepts are encoded together, one call a level; one token Gram matrix serves the three modes;
+    eigenproblems of one size are solved as a batch, on as many threads as torch was given.
+
+    Parameters
+    ----------
+    derived
+        ``{name: (source, change)}``: further representations made from the latents of ``source``, without
+        encoding again; ``change(latents, cloud)`` returns new latents and the tokens that they belong to.
+    noise_shape
+        Square root of a covariance that shapes the noise (:meth:`TokenCloud.noise`); None is isotropic.
+    measure
+        From a spectrum to named numbers, one column each.
+    """
+    import pandas as pd
+
+    _check_sweep(noise_levels, seeds, modes)
+    derived = derived or {}
+    if not clouds or not encoders or any(source not in encoders for source, _ in derived.values()):
+        raise ActivationError(
+            f"the sweep has {len(clouds)} concept(s), encoders {list(encoders)}, derived {list(derived)}; "
+            "allowed: at least one concept and one encoder, and derived representations of those encoders."
+        )
+    names = [*encoders, *derived]
+    rows: dict[tuple, list[dict]] = {}
+    groups = {name: list(_groups(clouds, encode, name)) for name, encode in encoders.items()}
+    lock = threading.Lock()  # sae_lens keeps state in encode, so one thread encodes while others solve
+
+    def work(name: str, level: float, seed: int) -> None:
+        encode = encoders[name]
+        for group in groups[name]:
+            points = torch.cat([cloud.noisy(level, seed, noise_shape) for cloud in group])
+            with lock, torch.no_grad():
+                latents = encode(points)
+            _check_latents(latents, points, name, level)
+            parts = list(zip(group, latents.split([len(cloud) for cloud in group]), strict=True))
+            todo = [(cloud, name, part, cloud) for cloud, part in parts]
+            for new, (source, change) in derived.items():
+                if source == name:
+                    todo += [(cloud, new, *change(part, cloud)) for cloud, part in parts]
+            for found in _solve(todo, modes, measure, level):
+                key = (found["representation"], level, seed if level else None)
+                rows.setdefault(key, []).append(found)
+
+    tasks = [(name, level, seed) for level in noise_levels for seed in (seeds if level else seeds[:1])
+             for name in encoders]  # fmt: skip
+    with (
+        one_thread_each(clouds[0].points.device) as workers,
+        progress_bar(len(tasks), description) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for _ in pool.map(lambda task: work(*task), tasks):
+            advance(1)
+    order = {cloud.concept: i for i, cloud in enumerate(clouds)}
+    table = []
+    for name in names:
+        for level in noise_levels:
+            for seed in seeds:
+                table += [{**row, "seed": seed} for row in rows[(name, level, seed if level else None)]]
+    frame = pd.DataFrame(table)
+    frame["_order"] = frame["concept"].map(order)
+    frame["_name"] = frame["representation"].map({name: i for i, name in enumerate(names)})
+    frame = frame.sort_values(["_order", "_name", "mode", "noise", "seed"], kind="stable").reset_index(drop=True)
+    first = [c for c in COLUMNS if c in frame]
+    return frame[first + [c for c in frame if c not in first and not c.startswith("_")]]
+
+
+def _solve(
+    todo: list[tuple[TokenCloud, str, Tensor, TokenCloud]], modes: Sequence[int], measure: Measure, level: float
+) -> Iterator[dict]:
+    grams, floors, labels = [], [], []
+    for cloud, name, latents, tokens in todo:
+        l0 = float((latents != 0).sum()) / len(tokens)
+        for mode, (gram, floor, length) in cloud_grams(latents, tokens, modes).items():
+            grams.append(gram)
+            floors.append(floor)
+            labels.append((cloud, name, mode, length, l0))
+    for (cloud, name, mode, length, l0), spectrum in zip(labels, eigenvalues(grams, floors), strict=True):
+        yield {
+            "concept": cloud.concept, "representation": name, "mode": mode, "noise": float(level),
+            "noise_rms": float(level) / cloud.rms if cloud.rms else math.nan,
+            **measure(spectrum[:length]), "l0": l0,
+        }  # fmt: skip
+
+
+def _groups(clouds: Sequence[TokenCloud], encode: Encode, name: str) -> Iterator[list[TokenCloud]]:
+    """Runs of clouds whose latents together stay within a quarter of a gigabyte."""
+    one = clouds[0].points[:1]
+    with torch.no_grad():
+        latents = encode(one)
+    _check_latents(latents, one, name, 0)
+    width = latents.shape[-1]
+    size = max(1, _ENCODED_BYTES // (4 * max(1, width)))
+    group: list[TokenCloud] = []
+    for cloud in clouds:
+        if group and sum(map(len, group)) + len(cloud) > size:
+            yield group
+            group = []
+        group.append(cloud)
+    yield group
+
+
+def _check_sweep(noise_levels: Sequence[float], seeds: Sequence[int], modes: Sequence[int]) -> None:
+    if not len(noise_levels) or any(not (math.isfinite(s) and s >= 0) for s in noise_levels):
+        raise ActivationError(
+            f"noise_levels is {list(noise_levels)!r}; allowed: numbers of at least 0. Give one or more."
+        )
+    if len(set(noise_levels)) < len(noise_levels):
+        raise ActivationError(f"noise_levels is {list(noise_levels)!r}; allowed: each level once.")
+    if not len(seeds) or len(set(seeds)) < len(seeds):
+        raise ActivationError(f"seeds is {list(seeds)!r}; allowed: one or more, each once.")
+    if not len(modes) or any(mode not in (0, 1, 2) for mode in modes):
+        raise ActivationError(f"modes is {list(modes)!r}; allowed: any of 0 (prompt), 1 (position), 2 (feature).")
+
+
+def _check_latents(latents: Tensor, points: Tensor, name: str, level: float) -> None:
+    if latents.dim() != 2 or len(latents) != len(points):
+        raise ActivationError(
+            f"encode of {name or 'the representation'} gave shape {tuple(latents.shape)} for {tuple(points.shape)}; "
+            "allowed: [tokens, latents]."
+        )
+    if not torch.isfinite(latents).all():
+        raise ActivationError(
+            f"latents of {name or 'the representation'} at noise {level:g} hold NaN or infinite values; "
+            "check the activations and the encoder."
+        )

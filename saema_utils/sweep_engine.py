@@ -1,0 +1,322 @@
+"""The engines a sweep runs on: this process, or Dask on this machine or a running cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import SweepError
+from .schedule import UNKNOWN_MEMORY, Fit, fit_workers, remaining_path
+from .sweep_plan import Plan, Task
+from .sweep_tasks import Outcome, carry_out
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+INSTALL = 'pip install "saema_utils[sweep]"'
+GRACE = 20.0  # seconds without a scheduler after which it counts as lost
+POLL = 0.25
+KILLED = (
+    "the worker died each time it ran this, most often for lack of memory. Give fewer workers (--workers) or a smaller "
+    "study."
+)
+# A worker keeps memory that its libraries do not give back: pausing or spilling would stall it for good.
+DASK_SETTINGS = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.comm.timeouts.connect": "10s",
+}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A task that needs no more attention: ``done``, ``skipped`` (was finished), ``failed`` or ``not run``."""
+
+    task: Task
+    status: str
+    outcome: Outcome | None = None
+    error: str = ""
+
+
+OnSettled = Callable[[Settled], None]
+Watcher = Callable[[Mapping[str, Settled], set[str]], None]
+Work = Callable[..., Outcome]
+
+
+def require_dask() -> None:
+    """Refuse in one line when Dask is not installed."""
+    try:
+        import dask
+        import distributed
+
+        assert dask
+        assert distributed
+    except ImportError as error:
+        raise SweepError(f"a sweep runs on Dask, which is not installed ({error}). Run: {INSTALL}") from error
+
+
+# ---- this process ----------------------------------------------------------------------------------
+
+
+def run_serially(
+    plan: Plan, threads: int = 1, on_settled: OnSettled = lambda settled: None, work: Work = carry_out
+) -> dict[str, Settled]:
+    """Every unfinished task in this process, one after the other; a failed one stops only what needs it."""
+    settled = _begin(plan, on_settled)
+    for task in plan.todo:
+        result = _blocked(task, settled)
+        if result is None:
+            try:
+                outcome = work(plan.order(task, threads))
+                result = Settled(task, "skipped" if outcome.skipped else "done", outcome)
+            except Exception as error:
+                result = Settled(task, "failed", error=_one_line(error))
+        settled[task.id] = result
+        on_settled(result)
+    return settled
+
+
+def _begin(plan: Plan, on_settled: OnSettled) -> dict[str, Settled]:
+    plan.write()
+    settled = {task.id: Settled(task, "skipped") for task in plan.tasks if task.finished}
+    for result in settled.values():
+        on_settled(result)
+    return settled
+
+
+def _blocked(task: Task, settled: Mapping[str, Settled]) -> Settled | None:
+    """The verdict on a task one of whose needs did not come about."""
+    for needed in task.needs:
+        if needed in settled and settled[needed].status in ("failed", "not run"):
+            return Settled(task, "not run", error=f"needs {needed}, which did not finish")
+    return None
+
+
+# ---- Dask ------------------------------------------------------------------------------------------
+
+
+def run_on_dask(
+    plan: Plan,
+    client: Client,
+    *,
+    threads: int = 1,
+    retries: int = 1,
+    on_settled: OnSettled = lambda settled: None,
+    watch: Watcher | None = None,
+    work: Work = carry_out,
+) -> dict[str, Settled]:
+    """Send every unfinished task to a Dask cluster and wait until each is settled.
+
+    Dask places tasks, moves those of a dead worker to another, and retries those that raise. A task
+    whose worker died four times is given up: it most likely needs more memory than a worker has.
+
+    Raises
+    ------
+    SweepError
+        If the scheduler is lost. Finished tasks are kept; the same sweep resumes.
+    """
+    settled = _begin(plan, on_settled)
+    alive = _Alive(client)
+    _require_package(client, alive, plan, settled)
+    futures = _submit(plan, client, threads, retries, work)
+    while len(settled) < len(plan.tasks):
+        alive.check(futures.values(), plan, settled)
+        for task in plan.todo:  # in an order in which needs come first, so that causes are told before effects
+            if task.id not in settled and all(n in settled for n in task.needs if n in futures):
+                result = _blocked(task, settled) or _result(task, futures[task.id])
+                if result is not None:
+                    settled[task.id] = result
+                    on_settled(result)
+        if watch is not None:
+            watch(settled, _running(client, futures))
+        time.sleep(POLL)
+    return settled
+
+
+class _Alive:
+    """Tells a scheduler that is gone from one that is only slow to answer."""
+
+    def __init__(self, client: Client):
+        self.client, self.since = client, None
+        self.address = getattr(client.scheduler, "address", "its address")  # forgotten by Dask once it is gone
+
+    def check(self, futures: Iterable[Any], plan: Plan, settled: Mapping[str, Settled]) -> None:
+        """Raise SweepError once the scheduler has been away for too long."""
+        if self.client.status == "running" and not any(f.status in ("cancelled", "lost") for f in futures):
+            self.since = None
+            return
+        self.since = self.since or time.monotonic()
+        if self.client.status == "closed" or time.monotonic() - self.since > GRACE:
+            raise SweepError(_lost(self.address, plan, settled))
+
+
+def _require_package(client: Client, alive: _Alive, plan: Plan, settled: Mapping[str, Settled]) -> None:
+    """Ask the first worker whether it can import this package: without it, tasks would kill their workers."""
+    if not plan.todo:
+        return
+    probe = client.submit(pkgutil.resolve_name, f"{__package__}.sweep_tasks:PLAN_FILE", pure=False)
+    while probe.status not in ("finished", "error"):
+        alive.check([probe], plan, settled)
+        time.sleep(POLL)
+    if probe.status == "error":
+        raise SweepError(
+            f"the workers cannot import {__package__} ({_one_line(probe.exception())}). "
+            "Install the same version on the same Python there, start them again and rerun."
+        )
+
+
+def _submit(plan: Plan, client: Client, threads: int, retries: int, work: Work) -> dict[str, Any]:
+    """Futures by task. Long chains first: they decide when the sweep ends."""
+    path = remaining_path(plan.timed())
+    session = os.urandom(4).hex()  # two sweeps on one scheduler never mistake each other's tasks
+    futures: dict[str, Any] = {}
+    for task in plan.todo:
+        before = [futures[needed] for needed in task.needs if needed in futures]
+        futures[task.id] = client.submit(
+            work, plan.order(task, threads), *before, key=f"saema-{session}-{task.id}", retries=retries,
+            priority=path[task.id], pure=False,
+        )  # fmt: skip
+    return futures
+
+
+def _result(task: Task, future: Any) -> Settled | None:
+    if future.status == "finished":
+        outcome = future.result()
+        return Settled(task, "skipped" if outcome.skipped else "done", outcome)
+    if future.status == "error":
+        error = future.exception()
+        if type(error).__name__ == "KilledWorker":
+            return Settled(task, "failed", error=KILLED)
+        return Settled(task, "failed", error=_one_line(error))
+    return None
+
+
+def _running(client: Client, futures: Mapping[str, Any]) -> set[str]:
+    """Tasks that some worker has in hand."""
+    names = {future.key: name for name, future in futures.items()}
+    with contextlib.suppress(Exception):  # asking is a courtesy: a scheduler too busy to answer breaks nothing
+        return {names[keys[0]] for keys in client.processing().values() if keys and keys[0] in names}
+    return set()
+
+
+def _lost(address: str, plan: Plan, settled: Mapping[str, Settled]) -> str:
+    done = sum(result.status in ("done", "skipped") for result in settled.values())
+    return (
+        f"the scheduler at {address} is gone; {done} of {len(plan.tasks)} tasks are finished and kept. "
+        "Start it again and run the same command to resume."
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, SweepError) else f"{type(error).__name__}: {text[:600]}"
+
+
+# ---- clusters --------------------------------------------------------------------------------------
+
+
+def visible_gpus(device: str = "auto") -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none when ``device`` is the CPU."""
+    if device not in ("auto", "cuda"):
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(number) for number, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def fit_this_machine(plan: Plan, workers: int = 0) -> Fit:
+    """Processes and threads for this machine's cores, memory and GPUs."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return fit_workers(
+        len(plan.todo), cores, psutil.virtual_memory().available, plan.memory_per_task or UNKNOWN_MEMORY,
+        len(visible_gpus(plan.device)), workers,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def local_client(fit: Fit, gpus: list[str]) -> Iterator[Client]:
+    """A Dask cluster on this machine, reachable from it alone: ``fit.workers`` processes, one GPU each if any."""
+    import dask
+    import psutil
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    shared = {name: fit.threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    workers = {}
+    for number in range(fit.workers):
+        own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        memory = int(0.9 * psutil.virtual_memory().total / fit.workers)
+        options = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": memory, "env": {**shared, **own}}
+        options["silence_logs"] = logging.CRITICAL
+        workers[number] = {"cls": Nanny, "options": options}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:8787"}}
+    with (
+        dask.config.set(DASK_SETTINGS),
+        calm(),
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def existing_client(address: str) -> Iterator[Client]:
+    """A client of a running Dask scheduler."""
+    import dask
+    from distributed import Client
+
+    if not re.fullmatch(r"(tcp|tls|ws|wss)://\S+:\d+", address):
+        raise SweepError(f"scheduler is {address!r}; allowed: an address such as tcp://host:8786.")
+    with dask.config.set(DASK_SETTINGS), calm():
+        try:
+            client = Client(address, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise SweepError(
+                f"no Dask scheduler answers at {address}. Start one with 'dask scheduler' and workers with "
+                f"'dask worker {address} --nthreads 1', then run the same command again."
+            ) from error
+        with client:
+            yield client
+
+
+@contextlib.contextmanager
+def calm() -> Iterator[None]:
+    """Dask logs every lost connection and warns of a busy dashboard port; the sweep says it in its own line."""
+    import warnings
+
+    names = (
+        "distributed",
+        "distributed.client",
+        "distributed.core",
+        "distributed.comm",
+        "distributed.nanny",
+        "tornado.application",
+    )
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,274 @@
+"""Gram matrices of token vectors: dense or sparse, in float64, one for all three modes.
+
+Why it is fast. For tokens z_i with place (prompt p_i, position t_i) the N x N matrix G of inner
+products holds everything that the three unfoldings need, however many latents there are:
+
+    mode 2 (features)    centre G on both sides
+    mode 0 (prompts)     add up G[i, j] over pairs with equal position
+    mode 1 (positions)   add up G[i, j] over pairs of one prompt
+
+With TopK latents G comes from a sparse product whose cost does not grow with d_sae.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .errors import ActivationError
+from .runtime import generator
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+_BLOCK_BYTES = 2**24
+_SPARSE_BELOW = 0.05  # share of nonzero latents below which the sparse product wins (measured)
+_COMMON_ABOVE = 0.1  # latents that fire on more tokens than this are multiplied densely
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class TokenCloud:
+    """The unmasked tokens of one concept with their places in the prompt x position tensor."""
+
+    concept: str
+    points: Float[Tensor, "N D"]
+    prompt: Int[Tensor, " N"]
+    position: Int[Tensor, " N"]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, residual: Float[Tensor, "P T D"], mask: Bool[Tensor, "P T"], concept: str = "") -> TokenCloud:
+        """Take the unmasked tokens; refuses shapes that disagree, values that are not finite, and an empty mask."""
+        if residual.dim() != 3 or tuple(mask.shape) != tuple(residual.shape[:2]):
+            raise ActivationError(
+                f"residual has shape {tuple(residual.shape)} and mask {tuple(mask.shape)}; "
+                "allowed: [prompts, positions, width] and [prompts, positions]."
+            )
+        prompt, position = mask.to(residual.device).bool().nonzero(as_tuple=True)
+        if len(prompt) < 2:
+            raise ActivationError(
+                f"{len(prompt)} of {mask.numel()} tokens of {concept or 'this concept'} are unmasked; "
+                "allowed: at least 2. Check the mask or add prompts."
+            )
+        points = residual.detach()[prompt, position]
+        points = points if points.dtype == torch.float64 else points.float()
+        if not torch.isfinite(points).all():
+            raise ActivationError(
+                f"activations of {concept or 'this concept'} hold NaN or infinite values at unmasked tokens; "
+                "mask those tokens or capture them again."
+            )
+        return cls(concept, points, prompt, position, tuple(mask.shape))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @functools.cached_property
+    def rms(self) -> float:
+        """Root mean square of one coordinate of one token."""
+        return (
+            float(self.points.double().pow(2).mean().sqrt())
+            if self.points.device.type != "mps"
+            else float(self.points.pow(2).mean().sqrt())
+        )
+
+    def noise(self, seed: int, shape: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "N D"]:
+        """Standard normal noise of one seed; with ``shape``, along a covariance at equal norm per token.
+
+        Drawn on the CPU for the whole tensor, so that a token's noise depends neither on the mask nor
+        on the device. ``shape`` is a square root of a covariance: each token's draw is multiplied by it
+        and scaled back to the length that it had.
+        """
+        size = (*self.shape, self.points.shape[1])
+        draw = torch.randn(size, generator=generator(seed, f"noise:{self.concept}"))
+        draw = draw[self.prompt.cpu(), self.position.cpu()].to(self.points)
+        if shape is None:
+            return draw
+        shaped = draw @ shape.to(draw)
+        return shaped * (draw.norm(dim=1, keepdim=True) / shaped.norm(dim=1, keepdim=True).clamp(min=1e-30))
+
+    def noisy(self, level: float, seed: int, shape: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "N D"]:
+        """The points with noise of standard deviation ``level``; the points themselves at level 0."""
+        return self.points + level * self.noise(seed, shape) if level else self.points
+
+    @functools.cached_property
+    def first_of_each(self) -> Int[Tensor, " M"]:
+        """Rows of the first of tokens that stand in one context (equal up to a thousandth of the RMS).
+
+        A causal model gives the shared beginning of two prompts the same activations: they are the same
+        point, and noise parts them.
+        """
+        grid = (self.points / (1e-3 * max(self.rms, 1e-30))).round().cpu().numpy()
+        _, first = np.unique(grid, axis=0, return_index=True)
+        return torch.from_numpy(np.sort(first)).to(self.points.device)
+
+    @functools.cached_property
+    def distinct(self) -> TokenCloud:
+        """The tokens of :attr:`first_of_each` only."""
+        keep = self.first_of_each
+        return TokenCloud(self.concept, self.points[keep], self.prompt[keep], self.position[keep], self.shape)
+
+    @functools.cached_property
+    def same_position(self) -> tuple[Tensor, Tensor]:
+        """Where in the N x N Gram matrix pairs with equal position stand, and which prompts they join."""
+        return _pairs(self.position, self.prompt, self.shape[0])
+
+    @functools.cached_property
+    def same_prompt(self) -> tuple[Tensor, Tensor]:
+        """Where pairs of one prompt stand, and which positions they join."""
+        return _pairs(self.prompt, self.position, self.shape[1])
+
+
+def _pairs(equal: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    i, j = (equal[:, None] == equal[None, :]).nonzero(as_tuple=True)
+    return i * len(equal) + j, target[i] * size + target[j]
+
+
+def gram_of_rows(
+    matrix: Float[Tensor, "n m"], *, center_rows: bool = False, center_columns: bool = False
+) -> tuple[Float[Tensor, "n n"], float]:
+    """``A A^T`` in float64 after centring rows or columns of ``A``, and the floor of its rounding.
+
+    Sparse input is multiplied sparsely; otherwise one block of columns at a time is held in float64,
+    centred before it is multiplied.
+    """
+    if matrix.device.type == "mps":  # has no float64
+        matrix = matrix.cpu()
+    n, m = matrix.shape
+    if (gram := _sparse_gram(matrix)) is not None:
+        floor = rounding_floor(float(gram.diagonal().sum()))
+        if center_columns:
+            gram = center_both(gram)
+        if center_rows:
+            totals = matrix.sum(1, dtype=torch.float64)
+            gram = gram - torch.outer(totals, totals) / m
+        return gram, floor
+    gram = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
+    energy, mean = 0.0, 0.0
+    if center_rows:
+        mean = matrix.mean(1, dtype=torch.float64)[:, None]
+    width = max(1, _BLOCK_BYTES // (8 * max(1, n)))
+    for start in range(0, m, width):
+        block = matrix[:, start : start + width].double()
+        energy += float(block.pow(2).sum())
+        block = block - (block.mean(0) if center_columns else mean)
+        gram.addmm_(block, block.T)
+    _require_finite(gram)
+    # Centring is exact to eps of each entry, so its error enters squared.
+    return gram, rounding_floor(float(gram.diagonal().sum())) + 16 * n * (_EPS**2) * energy
+
+
+def _require_finite(gram: Tensor) -> None:
+    if not torch.isfinite(gram).all():
+        raise ActivationError(
+            "the tensor holds NaN or infinite values (or its squares overflow float64); mask those tokens, "
+            "or look for the layer that made them."
+        )
+
+
+def _sparse_gram(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n n"] | None:
+    """``A A^T`` from the nonzero entries, or None where the dense product is faster."""
+    if matrix.device.type != "cpu" or matrix.shape[1] < 256:
+        return None
+    if float(torch.count_nonzero(matrix)) > _SPARSE_BELOW * matrix.numel():
+        return None
+    from scipy.sparse import csr_matrix
+
+    n, m = matrix.shape
+    row, column = matrix.nonzero(as_tuple=True)
+    values = matrix[row, column].double()
+    fires = torch.bincount(column, minlength=m)
+    common = (fires > _COMMON_ABOVE * n).nonzero()[:, 0]
+    rare = (fires <= _COMMON_ABOVE * n)[column]
+    dense = matrix[:, common].double()
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row[rare].numpy(), minlength=n))])
+    sparse = csr_matrix((values[rare].numpy(), column[rare].numpy(), starts), shape=(n, m))
+    gram = torch.from_numpy((sparse @ sparse.T).toarray())
+    gram.addmm_(dense, dense.T)
+    _require_finite(gram)
+    return gram
+
+
+def center_both(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Gram matrix of the rows after subtracting their mean: ``H G H`` with ``H = I - 11^T / n``."""
+    mean = gram.mean(0)
+    return gram - mean[None, :] - mean[:, None] + mean.mean()
+
+
+def rounding_floor(energy: float) -> float:
+    """Below this an eigenvalue is rounding: ``energy``, the sum of all squares, was accumulated in float64."""
+    return 16 * _EPS * energy
+
+
+def cloud_grams(
+    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int]
+) -> dict[int, tuple[Float[Tensor, "n n"], float, int]]:
+    """For each mode: a matrix with the covariance's positive eigenvalues, its rounding floor, and ``min(I, J)``."""
+    latents = latents.cpu() if latents.device.type == "mps" else latents
+    (n, width), (prompts, positions) = latents.shape, cloud.shape
+    found = {}
+    gram = gram_of_rows(latents)[0] if n <= width else None
+    energy = float(gram.diagonal().sum()) if gram is not None else float(latents.double().pow(2).sum())
+    floor = rounding_floor(energy)  # of the uncentred matrix: it is centred after multiplying
+    for mode in modes:
+        if mode == 2:
+            if gram is not None:
+                square = center_both(gram)
+            else:
+                centred = latents.double() - latents.mean(0, dtype=torch.float64)
+                square = centred.T @ centred
+            found[mode] = (square / (n - 1), floor / (n - 1), min(n, width))
+            continue
+        size, others = (prompts, positions) if mode == 0 else (positions, prompts)
+        place, across = (cloud.prompt, cloud.position) if mode == 0 else (cloud.position, cloud.prompt)
+        columns = others * width
+        if columns < 2:
+            raise ActivationError(f"mode {mode} has {columns} column; allowed: at least 2. Add prompts or positions.")
+        if gram is not None:
+            source, target = cloud.same_position if mode == 0 else cloud.same_prompt
+            square = gram.new_zeros(size * size).index_add_(0, target, gram.reshape(-1)[source]).view(size, size)
+        else:
+            square = torch.zeros(size, size, dtype=torch.float64, device=latents.device)
+            for part in range(others):
+                here = (across == part).nonzero()[:, 0]
+                block = latents[here].double()
+                square[place[here][:, None], place[here][None, :]] += block @ block.T
+        totals = torch.zeros(size, dtype=torch.float64, device=latents.device)
+        totals.index_add_(0, place, latents.sum(1, dtype=torch.float64))
+        square = square - torch.outer(totals, totals) / columns
+        found[mode] = (square / (columns - 1), floor / (columns - 1), min(size, columns))
+    return found
+
+
+def eigenvalues(grams: Sequence[Float[Tensor, "n n"]], floors: Sequence[float]) -> list[Float[Tensor, " n"]]:
+    """Eigenvalues, descending and never negative, of symmetric matrices; equal sizes are solved as one batch."""
+    solved: list[Tensor] = [torch.empty(0)] * len(grams)
+    sizes: dict[int, list[int]] = {}
+    for index, gram in enumerate(grams):
+        sizes.setdefault(len(gram), []).append(index)
+    for members in sizes.values():
+        batch = torch.stack([grams[i] for i in members]) if len(members) > 1 else grams[members[0]][None]
+        for i, values in zip(members, torch.linalg.eigvalsh(batch).flip(-1), strict=True):
+            solved[i] = torch.where(values > floors[i], values, 0.0)
+    return solved
+
+
+@contextlib.contextmanager
+def one_thread_each(device: torch.device) -> Iterator[int]:
+    """Many small eigenproblems run faster side by side than each one split; results then do not depend on threads."""
+    before = torch.get_num_threads()
+    if device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
