@@ -1,0 +1,27 @@
+"""Sphinx extension: give the footnotes of each docstring names of their own.
+
+NumPy style numbers references from 1 in every docstring; on a page with several docstrings the
+numbers would clash.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def rename_footnotes(app, what, name, obj, options, lines):
+    """Turn ``.. [1]`` and ``[1]_`` into auto-numbered footnotes named after the object.
+
+    A source that the text does not point at becomes an item of a list: footnotes need a mark.
+    """
+    prefix = re.sub(r"\W", "-", name)
+    marked = set(re.findall(r"\[(\d+)\]_", "\n".join(lines)))
+    for i, line in enumerate(lines):
+        line = re.sub(r"^(\s*)\.\. \[(\d+)\]", lambda m: m[0] if m[2] in marked else f"{m[1]}{m[2]}.", line)
+        line = re.sub(r"^(\s*\.\. )\[(\d+)\]", rf"\1[#{prefix}-\2]", line)
+        lines[i] = re.sub(r"\[(\d+)\]_", rf"[#{prefix}-\1]_", line)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", rename_footnotes, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,30 @@
+/* Small repairs that keep every page usable by keyboard and screen reader. */
+(() => {
+  "use strict";
+
+  /* The theme's fold-out marks in the sidebar carry an icon and no name. */
+  function nameToggles() {
+    for (const summary of document.querySelectorAll(".bd-sidebar summary")) {
+      const entry = summary.closest("li")?.querySelector("a");
+      summary.setAttribute("aria-label", `Pages under ${entry ? entry.textContent.trim() : "this entry"}`);
+    }
+  }
+
+  /* What scrolls sideways in its own box must be reachable by keyboard. */
+  function reachScrollable() {
+    const boxes = ".bd-article pre, .saema-table-wrap, .pst-scrollable-table-container, .bd-article figure, div.math";
+    for (const box of document.querySelectorAll(boxes)) {
+      if (box.scrollWidth > box.clientWidth + 1 && !box.hasAttribute("tabindex")) {
+        box.tabIndex = 0;
+        if (!box.hasAttribute("aria-label") && box.tagName !== "PRE" && box.tagName !== "FIGURE") {
+          box.setAttribute("role", "region");
+          box.setAttribute("aria-label", "Scrolls sideways");
+        }
+      }
+    }
+  }
+
+  document.addEventListener("DOMContentLoaded", nameToggles);
+  window.addEventListener("load", reachScrollable);
+  window.addEventListener("resize", reachScrollable);
+})();
