@@ -1,0 +1,91 @@
+"""All geometry of one concept from distances made once, beside the same measures called one by one.
+
+UMAP runs on both sides and is left out: it is handed a distance matrix on one side and the points on the
+other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.measure import QUICK, compare, sides
+from saema_utils.clouds import pairwise_distances, rms_radius, rms_radius_of
+from saema_utils.concept_geometry import geometry_row, local_spectra
+from saema_utils.dimension import intrinsic_dimension, local_dimensions, mean_dimension
+from saema_utils.geometry import (
+    aedp,
+    average_geodesic_distance,
+    find_local_representations,
+    mst_weight,
+    poles,
+)
+from saema_utils.topology import betti_numbers
+
+SIZES = [(150, 1024)] if QUICK else [(420, 4608), (420, 16_384), (900, 4608)]
+COMPARED = (
+    "aedp", "mst_weight", "radius", "average_geodesic_distance", "dimension", "cloud", "betti1", "rank", "resampled",
+)  # fmt: skip
+SMALLEST, NEIGHBOURS, RESAMPLES = 10, 10, 4
+
+
+def sparse_codes(n: int, width: int, k: int = 32, seed: int = 0) -> np.ndarray:
+    """Clusters of tokens that share most of their k active latents."""
+    rng = np.random.default_rng(seed)
+    z = np.zeros((n, width), dtype=np.float32)
+    for cluster in range(n // 15):
+        shared = rng.choice(width, k, replace=False)
+        for row in range(15 * cluster, 15 * cluster + 15):
+            own = rng.choice(width, k // 4, replace=False)
+            z[row, shared] = rng.uniform(1, 2, k)
+            z[row, own] = rng.uniform(0, 1, k // 4)
+    z[15 * (n // 15) :, rng.choice(width, k, replace=False)] = 1.5
+    return z + 1e-3 * (z > 0) * rng.normal(size=z.shape).astype(np.float32)
+
+
+def measure_once(z: np.ndarray) -> dict[str, float]:
+    """The package's way: silent latents dropped, one distance matrix, everything from it."""
+    d = pairwise_distances(z[:, (z != 0).any(axis=0)])
+    local = find_local_representations(None, method="direct", min_cluster_size=SMALLEST, distances=d)
+    row = geometry_row(local.labels, d, NEIGHBOURS)
+    row["dimension"] = mean_dimension(local_dimensions(local.labels, d)).estimate
+    row["cloud"] = intrinsic_dimension(None, distances=d).estimate
+    row["betti1"] = float(betti_numbers(None, 1, distances=d)[1])
+    row["rank"] = float(np.mean([s["effective_rank"] for s in local_spectra(local.labels, d)]))
+    rng = np.random.default_rng(0)
+    part = [np.sort(rng.choice(len(z), int(0.8 * len(z)), replace=False)) for _ in range(RESAMPLES)]
+    row["resampled"] = float(np.mean([intrinsic_dimension(None, distances=d[np.ix_(i, i)]).estimate for i in part]))
+    return row | {"radius": rms_radius_of(d)}
+
+
+def measure_naively(z: np.ndarray) -> dict[str, float]:
+    """The plain way: each measure is given the points and finds its own distances."""
+    from saema_utils.stratification import covariance_spectrum, effective_rank
+
+    labels = find_local_representations(z, method="direct", min_cluster_size=SMALLEST).labels
+    centres = poles(z, labels)
+    members = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    row = {"aedp": aedp(centres), "mst_weight": mst_weight(centres), "radius": rms_radius(z)}
+    row["average_geodesic_distance"] = average_geodesic_distance(z, labels, NEIGHBOURS)
+    row["dimension"] = mean_dimension([intrinsic_dimension(z[m]) for m in members]).estimate
+    row["cloud"] = intrinsic_dimension(z).estimate
+    row["betti1"] = float(betti_numbers(z, 1)[1])
+    import torch
+
+    spectra = [covariance_spectrum(torch.as_tensor(z[m]).double().T, 0) for m in members]
+    row["rank"] = float(np.mean([effective_rank(s) for s in spectra]))
+    rng = np.random.default_rng(0)
+    part = [np.sort(rng.choice(len(z), int(0.8 * len(z)), replace=False)) for _ in range(RESAMPLES)]
+    row["resampled"] = float(np.mean([intrinsic_dimension(z[i]).estimate for i in part]))
+    return row
+
+
+@sides
+@pytest.mark.parametrize(("tokens", "width"), SIZES)
+def test_geometry(benchmark, tokens, width, side):
+    z = sparse_codes(tokens, width)
+    way = {"ours": measure_once, "plain": measure_naively}[side]
+    compare(
+        benchmark, f"geometry of one concept, {tokens} tokens, {width:,} latents", side, lambda: way(z),
+        numbers=lambda row: [row[name] for name in COMPARED],
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""How far a sweep scales: measured task times, scheduled by simulation on 1 to 64 workers.
+
+    python -m benchmarks.bench_sweep [RUNS] [--sweep FILE]
+
+Task times come from manifests under RUNS (default ``runs``): those of a sweep, or of any run of the
+same model. The schedule is that of a work-conserving scheduler that prefers long chains, which is how
+the sweep orders its tasks on Dask; communication is left out, because tasks take seconds and send bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from saema_utils.schedule import Timed, makespan, read_records, remaining_path
+from saema_utils.sweep_plan import plan_sweep
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+DEMANDED = """
+base: smoke
+grid:
+  layer: [3, 9, 15, 21]
+  sae.architecture: [topk, batchtopk, jumprelu, gated]
+  seed: [0, 1, 2, 3, 4]
+chapters: 1-6
+"""
+STARTUP = 12.0  # seconds a worker loses once: importing torch and transformer_lens, loading the model
+
+
+def scaling(tasks: list[Timed], startup: float = STARTUP) -> pd.DataFrame:
+    """Makespan, speed-up and what limits it, for each number of workers."""
+    total, longest = sum(task.seconds for task in tasks), max(remaining_path(tasks).values())
+    alone = makespan(tasks, 1, startup=startup)
+    rows = []
+    for workers in WORKERS:
+        seconds = makespan(tasks, workers, startup=startup)
+        share, chain = startup + total / workers, startup + longest
+        limit = "number of workers" if share >= chain else "longest chain"
+        speedup = alone / seconds
+        rows.append({
+            "workers": workers, "makespan": seconds, "speedup": speedup, "efficiency": speedup / workers,
+            "lower_bound": max(share, chain), "limited_by": limit,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def planned(folder: Path, sweep: str) -> tuple[list[Timed], str]:
+    """The tasks of a sweep with the times that manifests under ``folder`` give them."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(sweep) if sweep else Path(place) / "sweep.yaml"
+        if not sweep:
+            file.write_text(DEMANDED)
+        records = read_records([folder])
+        plan = plan_sweep(file, folder=Path(place) / "runs", records=records)
+    unknown = sorted({task.chapter for task in plan.todo if task.expected.seconds is None})
+    if unknown:
+        raise SystemExit(
+            f"no manifest under {folder} tells how long chapters {unknown} take. Run: saema run --study smoke"
+        )
+    return plan.timed(), f"{len(plan.runs)} runs, {len(plan.todo)} tasks"
+
+
+def main() -> None:
+    """Print the scaling curve."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="?", default="runs", type=Path, help="folder of finished runs")
+    parser.add_argument("--sweep", default="", help="a sweep file instead of the built-in grid")
+    parser.add_argument("--figure", default="", help="also write the curve to this file")
+    given = parser.parse_args()
+    tasks, what = planned(given.runs, given.sweep)
+    table = scaling(tasks)
+    longest = max(remaining_path(tasks).values())
+    print(f"{what}; work {sum(t.seconds for t in tasks):.0f} s, longest chain {longest:.0f} s")
+    print(table.round(2).to_string(index=False))
+    if given.figure:
+        from saema_utils.plots_compare import scaling_curve
+
+        scaling_curve(table, longest + STARTUP).savefig(given.figure)
+
+
+if __name__ == "__main__":
+    main()
