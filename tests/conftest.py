@@ -1,0 +1,66 @@
+"""The one expensive thing that several tests share: the smoke study, really run, and the book built from it.
+
+``SAEMA_TEST_RUN`` names a folder to keep them in, so that a second session finds them finished. Workers of
+pytest-xdist share one folder and wait for whoever came first.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from saema_utils.artifacts import RunDirectory
+from saema_utils.execution import ChapterResult, run_notebooks
+from saema_utils.study import STUDIES
+
+CHAPTERS = range(1, 7)
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """The run, how its chapters went in this session, and the folder that the site is built in."""
+
+    run: RunDirectory
+    results: list[ChapterResult]
+    build_dir: Path
+
+
+def pytest_collection_modifyitems(items):
+    """The browser's tests first: one worker runs the study that many tests share, the others need not wait for it."""
+    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path.parent.name != "unit"))
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> SmokeRun:
+    """The ``smoke`` study through papermill, all six chapters."""
+    given = os.environ.get("SAEMA_TEST_RUN")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = Path(given).resolve() if given else shared / "smoke-run"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".tests.lock"):
+        run = RunDirectory(folder / "run", STUDIES["smoke"], device="cpu")
+        return SmokeRun(run, run_notebooks(run, CHAPTERS, device="cpu"), folder / "build")
+
+
+@pytest.fixture(scope="session")
+def site(request) -> Path:
+    """The folder of the built site, from the smoke study; ``SAEMA_TEST_SITE`` names one that exists."""
+    from saema_utils.book import build_book
+
+    given = os.environ.get("SAEMA_TEST_SITE")
+    if given:
+        return Path(given).resolve()
+    smoke_run: SmokeRun = request.getfixturevalue("smoke_run")
+    with FileLock(smoke_run.build_dir.parent / ".tests.lock"):
+        done = smoke_run.build_dir / "html" / "index.html"
+        stamp = smoke_run.build_dir / "stamp"
+        current = "".join(str(record["stamp"]) for record in smoke_run.run.manifest()["chapters"].values())
+        if not (done.exists() and stamp.exists() and stamp.read_text() == current):
+            done = build_book(smoke_run.run, build_dir=smoke_run.build_dir)
+            stamp.write_text(current)
+    return done.parent

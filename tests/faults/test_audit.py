@@ -1,0 +1,51 @@
+"""The stored audit speaks of the releases that are pinned, and calls nothing clean that was not asked about."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import audit
+
+# Vulnerabilities that do not reach us: (package, identifier) and why.
+ACCEPTED: dict[tuple[str, str], str] = {}
+
+
+def test_the_stored_audit_covers_what_is_pinned():
+    packages = json.loads(audit.STORED.read_text())["packages"]
+    assert {name: entry["version"] for name, entry in packages.items()} == audit.pins(), "run: make audit"
+    assert len(packages) > 100
+    for name, entry in packages.items():
+        assert (entry["asked"] is None) == (entry["verdict"] == audit.UNKNOWN), name
+        if entry["verdict"] not in (audit.CLEAN, audit.UNKNOWN):
+            open_ones = [v for v in entry["verdict"].split(", ") if (name, v) not in ACCEPTED]
+            assert not open_ones, f"{name} {entry['version']}: {open_ones}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ('{"dependencies": [{"name": "a", "skip_reason": "not found"}]}', audit.UNKNOWN),
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', audit.CLEAN),
+        ('{"dependencies": [{"name": "A", "version": "1", "vulns": [{"id": "X-1"}, {"id": "X-2"}]}]}', "X-1, X-2"),
+        ("", audit.UNKNOWN),
+    ],
+)
+def test_only_an_answer_counts(monkeypatch, answer, verdict):
+    class Done:
+        stdout, stderr = answer, "no route"
+
+    monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: Done)
+    assert audit.ask({"a": "1"}) == {"a": verdict}
+
+
+def test_silence_is_never_called_clean(tmp_path, monkeypatch, capsys):
+    """Where the release with famous vulnerabilities looks clean, nothing is."""
+    monkeypatch.setattr(audit, "STORED", tmp_path / "audit.json")
+    monkeypatch.setattr(audit, "pins", lambda: {"a": "1"})
+    monkeypatch.setattr(audit, "ask", lambda packages: dict.fromkeys(packages, audit.CLEAN))
+    assert audit.main() == 2
+    assert "OFFLINE" in capsys.readouterr().out
+    assert json.loads(audit.STORED.read_text())["packages"]["a"]["verdict"] == audit.UNKNOWN

@@ -1,0 +1,51 @@
+"""Ctrl-C while a chapter runs: one line that says how to resume, no traceback, and nothing left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.model
+SECONDS_INSIDE = 2  # past the kernel's start, in the cells that import and load
+
+
+@pytest.mark.parametrize("to", ["the program", "its whole group"])
+def test_ctrl_c_says_how_to_resume_and_leaves_nothing_running(tmp_path, to):
+    """A terminal sends the signal to the group; ``kill -INT`` and many schedulers only to the program."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "saema_utils", "run", "--study", "smoke", "--chapters", "1",
+         "--run-dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        kernel = wait_for_kernel(running)
+        (os.kill if to == "the program" else os.killpg)(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130, err
+    assert out == ""
+    assert err.splitlines() == [
+        "chapter 1 ...",
+        "saema: interrupted; finished parts are kept. Run the same command again to resume.",
+    ]
+    _, alive = psutil.wait_procs([kernel], timeout=10)
+    assert not alive
+    assert {p.name for p in (tmp_path / "run/notebooks").iterdir()} == set()
+
+
+def wait_for_kernel(running):
+    """The kernel's process, once it has run for a while."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert running.poll() is None, running.communicate()
+        for child in psutil.Process(running.pid).children(recursive=True):
+            old = time.time() - child.create_time() > SECONDS_INSIDE
+            if old and any("ipykernel" in part for part in child.cmdline()):
+                return child
+        time.sleep(0.1)
+    raise AssertionError("no kernel started")

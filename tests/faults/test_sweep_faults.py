@@ -1,0 +1,192 @@
+"""Sweeps that go wrong, with the real chapters on tiny studies: a dead worker, a poisoned task, a lost scheduler."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from saema_utils.schedule import Fit
+from saema_utils.sweep_plan import plan_sweep
+
+pytest.importorskip("distributed")
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+TINY = {
+    "base": "smoke", "name": "tiny", "concepts": ["days"], "templates": 2, "n_seeds": 1,
+    "corpus.tokens": 1000, "corpus.heldout_tokens": 500, "corpus.context": 32,
+    "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 1, "sae.batch": 64,
+}  # fmt: skip
+SEEDS = "base: tiny.json\ngrid: {seed: [0, 1]}\nchapters: 1-2\n"
+POISONED = "base: tiny.json\ngrid: {seed: [0, 1]}\ncases: [{layer: 15}, {layer: 99}]\nchapters: 1-2\n"
+
+
+@pytest.fixture(scope="module")
+def converted():
+    """The embedded model, converted once for all tests."""
+    from saema_utils.models import model_folder
+    from saema_utils.study import EMBEDDED_MODEL
+
+    return model_folder(EMBEDDED_MODEL).parent
+
+
+@pytest.fixture
+def workplace(tmp_path, converted, monkeypatch):
+    """A folder with the study, and a cache of its own: nothing is read that another run computed."""
+    return fresh_place(tmp_path, converted, monkeypatch)
+
+
+def fresh_place(folder, converted, monkeypatch):
+    (folder / "cache").mkdir()
+    (folder / "cache/models").symlink_to(converted)
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    (folder / "sweep.yaml").write_text(SEEDS)
+    (folder / "poisoned.yaml").write_text(POISONED)
+    monkeypatch.setenv("SAEMA_CACHE", str(folder / "cache"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial_tables(tmp_path_factory, converted):
+    """Tables by seed, from one process and one thread."""
+    folder = tmp_path_factory.mktemp("serial")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fresh_place(folder, converted, monkeypatch)
+        done = sweep(folder, "--serial", "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tables_by_seed(plan_sweep(folder / "sweep.yaml", folder=folder / "runs"))
+
+
+def sweep(folder, *arguments, file="sweep.yaml"):
+    return subprocess.run(command(folder, *arguments, file=file), capture_output=True, text=True, cwd=folder)
+
+
+def command(folder, *arguments, file="sweep.yaml"):
+    return [
+        sys.executable,
+        "-m",
+        "saema_utils",
+        "sweep",
+        file,
+        "--out",
+        str(folder / "runs"),
+        "--device",
+        "cpu",
+        *arguments,
+    ]
+
+
+def tables_by_seed(plan):
+    """The bytes of every table of every run that was to finish."""
+    found = {}
+    for name, study in plan.runs.items():
+        if study.layer < 30:
+            tables = {p.name: p.read_bytes() for p in sorted((plan.folder / name / "tables").glob("*.csv"))}
+            found[study.seed] = tables
+    assert all("02_sae_eval.csv" in tables for tables in found.values())
+    return found
+
+
+def test_two_workers_give_the_serial_tables_and_a_poisoned_task_fails_alone(workplace, serial_tables):
+    import pandas as pd
+
+    done = sweep(workplace, "--workers", "2", file="poisoned.yaml")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "http://127.0.0.1:" in done.stdout  # the dashboard
+    plan = plan_sweep(workplace / "poisoned.yaml", folder=workplace / "runs", device="cpu")
+    assert tables_by_seed(plan) == serial_tables
+
+    tasks = pd.read_csv(workplace / "runs/sweep_tasks.csv").set_index("task")
+    sound = [task.id for task in plan.tasks if task.run and plan.runs[task.run].layer == 15 and task.kind == "chapter"]
+    assert set(tasks.loc[sound, "status"]) == {"done"}
+    assert tasks.loc[sound, "where"].nunique() == 2
+    failed = tasks[tasks["status"] == "failed"]
+    assert failed["error"].str.contains(r"layer 99 does not exist.*allowed: 0 to 29").all()
+    assert len(failed) == 2
+    assert "Traceback" not in done.stderr
+    gathered = pd.read_csv(workplace / "runs/sweep.csv")
+    assert set(gathered["layer"]) == {15}
+    assert set(gathered["seed"]) == {0, 1}
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(workplace, serial_tables):
+    from saema_utils.sweep_engine import local_client, run_on_dask
+
+    plan = plan_sweep(workplace / "sweep.yaml", folder=workplace / "runs", device="cpu")
+    killed = []
+    with local_client(Fit(2, 1, "test"), []) as client:
+        client.wait_for_workers(2, timeout=300)
+
+        def kill_once(settled, running):
+            """Kill the worker that captures activations, once it says that it is in the middle of it."""
+            progress = plan.folder / plan.tasks[1].run / ".chapter-1.progress"
+            if not killed and progress.exists():
+                for worker, keys in client.processing().items():
+                    if any(str(key).endswith(plan.tasks[1].id) for key in keys):
+                        killed.append(client.run(os.getpid, workers=[worker])[worker])
+                        os.kill(killed[0], signal.SIGKILL)
+
+        settled = run_on_dask(plan, client, threads=1, retries=0, watch=kill_once)
+    assert len(killed) == 1
+    assert {result.status for result in settled.values()} <= {"done", "skipped"}, settled
+    assert tables_by_seed(plan) == serial_tables
+
+
+def test_a_lost_scheduler_is_one_line_and_the_rerun_resumes(workplace, serial_tables):
+    def dask(what, *arguments):
+        module = f"distributed.cli.dask_{what}"
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=workplace,
+        )
+
+    with ExitStack() as stack:
+        file = workplace / "scheduler.json"
+        scheduler = dask(
+            "scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)
+        )
+        stack.callback(scheduler.kill)
+        wait_for(file.exists)
+        address = json.loads(file.read_text())["address"]
+        worker = dask("worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny", "--death-timeout", "5")
+        stack.callback(worker.kill)
+        log = workplace / "out.txt"
+        with log.open("w") as out:
+            running = subprocess.Popen(
+                command(workplace, "--scheduler", address, "--chapters", "1"), stdout=out, stderr=out, cwd=workplace
+            )
+        stack.callback(running.kill)
+        wait_for(lambda: "/1 (" in log.read_text() or running.poll() is not None)
+        scheduler.kill()
+        assert running.wait(timeout=300) == 2, log.read_text()
+    said = log.read_text()
+    assert f"saema: the scheduler at {address} is gone; " in said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith("run the same command to resume.")
+
+    again = sweep(workplace, "--serial", "--workers", "2", "--chapters", "1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert " skipped" in again.stdout
+    for name, study in plan_sweep(workplace / "sweep.yaml", folder=workplace / "runs").runs.items():
+        made = (workplace / "runs" / name / "tables/01_concepts.csv").read_bytes()
+        assert made == serial_tables[study.seed]["01_concepts.csv"]
+
+
+def test_no_scheduler_at_the_address_is_one_line(workplace):
+    refused = sweep(workplace, "--scheduler", "tcp://127.0.0.1:9")
+    assert refused.returncode == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def wait_for(condition, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -1,0 +1,220 @@
+"""Tiny stand-ins for the paper's models and releases, laid out in a hub cache exactly as the real ones are.
+
+Weights are random and widths tiny; file names, folders, configuration keys and tensor names are those of the real
+repositories, as the libraries that read them expect (the reading function is named beside each).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ENDOFTEXT = "<|endoftext|>"
+# What prompts are made of, so that some words are one token and others several.
+TEXT = (
+    "January February March April May June July August September October November December Monday Tuesday Wednesday "
+    "Thursday Friday Saturday Sunday red green blue yellow the of and a in is was it they said that he she we on as "
+    "word month day year colour often called before after between everyone knows letter number"
+)
+WORDS = TEXT.split()
+
+
+@dataclass(frozen=True)
+class Release:
+    """One of the paper's three studies, shrunk: repository of its model, of its SAE, and sizes."""
+
+    study: str
+    model_repo: str
+    sae_repo: str
+    sae_folder: str
+    d_model: int = 32
+    d_sae: int = 96
+    k: int = 8
+
+
+# Repositories and folders as sae_lens/pretrained_saes.yaml lists them under the release's name.
+RELEASES = {
+    release.study: release
+    for release in (
+        Release("gpt2-small", "gpt2", "jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs", "v5_32k_layer_11.pt"),
+        Release(
+            "pythia-70m", "EleutherAI/pythia-70m-deduped", "ctigges/pythia-70m-deduped__res-sm_processed", "5-res-sm",
+        ),
+        Release(
+            "gemma-2-2b", "google/gemma-2-2b", "canrager/saebench_gemma-2-2b_width-2pow16_date-1109",
+            "gemma-2-2b_topk_width-2pow16_date-1109/resid_post_layer_19/trainer_0",
+        ),
+    )
+}  # fmt: skip
+
+
+def snapshot(hub: Path, repo: str) -> Path:
+    """The folder of a repository's only revision: ``models--ORG--REPO/{refs/main,snapshots/<40 hex>}``.
+
+    Read by ``huggingface_hub.snapshot_download`` and ``hf_hub_download`` with ``HF_HUB_OFFLINE=1``.
+    """
+    root = hub / f"models--{repo.replace('/', '--')}"
+    commit = hashlib.sha1(repo.encode()).hexdigest()
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text(commit)
+    folder = root / "snapshots" / commit
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def lay_out(hub: Path, release: Release) -> None:
+    """Model and SAE of a release, in a hub cache."""
+    write_model(snapshot(hub, release.model_repo), release.study, release.d_model)
+    write_sae(snapshot(hub, release.sae_repo) / release.sae_folder, release)
+
+
+# ---- models ------------------------------------------------------------------------------------
+
+
+def write_model(folder: Path, kind: str, d_model: int = 32) -> Path:
+    """A random checkpoint of an architecture (a study's name, or ``llama``) with its tokenizer, as safetensors."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = sentencepiece_like_tokenizer() if kind == "gemma-2-2b" else byte_level_tokenizer()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(model_config(kind, d_model, len(tokenizer)))
+    with torch.no_grad():  # residual streams of ordinary size, so that nothing rounds away in float16
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    if kind == "pythia-70m":
+        model = model.half()  # the hub's checkpoint is stored in float16
+    # gemma-2-2b comes in several shards with an index.
+    model.save_pretrained(folder, max_shard_size="40KB" if kind == "gemma-2-2b" else "5GB")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def model_config(kind: str, d_model: int, vocabulary: int):
+    """As many layers as the real model has, so that the study's own layer exists."""
+    from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+    match kind:
+        case "gpt2-small":
+            return GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=d_model, n_layer=12, n_head=2)
+        case "pythia-70m":
+            return GPTNeoXConfig(
+                vocab_size=vocabulary + 50, hidden_size=d_model, num_hidden_layers=6, num_attention_heads=2,
+                intermediate_size=2 * d_model, max_position_embeddings=128, rotary_pct=0.25, use_parallel_residual=True,
+                tie_word_embeddings=False,
+            )  # fmt: skip
+        case "gemma-2-2b":
+            return Gemma2Config(
+                vocab_size=vocabulary, hidden_size=d_model, num_hidden_layers=26, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=16, intermediate_size=2 * d_model, max_position_embeddings=128,
+                sliding_window=32, query_pre_attn_scalar=16, bos_token_id=2, eos_token_id=1, pad_token_id=0,
+            )  # fmt: skip
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=d_model, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=2 * d_model, max_position_embeddings=128,
+    )  # fmt: skip
+
+
+def byte_level_tokenizer():
+    """GPT-2's and Pythia's kind: byte-level BPE, one special token, no BOS added by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=[ENDOFTEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS for _ in range(3)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=ENDOFTEXT, eos_token=ENDOFTEXT, unk_token=ENDOFTEXT, model_max_length=128
+    )
+
+
+def sentencepiece_like_tokenizer():
+    """Gemma's kind: spaces become a letter, unknown characters become bytes, BOS is put in front of every text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    tokenizer.train_from_iterator([f" {word}" for word in WORDS for _ in range(3)], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+# ---- SAEs --------------------------------------------------------------------------------------
+
+
+def write_sae(folder: Path, release: Release) -> None:
+    """A random SAE in the format of the release."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(1)
+    decoder = torch.randn(release.d_sae, release.d_model, generator=generator)
+    decoder /= decoder.norm(dim=-1, keepdim=True)
+    bias = torch.randn(release.d_model, generator=generator) / 10
+    if release.study == "gemma-2-2b":
+        _write_dictionary_learning(folder, release, decoder, bias)
+        return
+    from safetensors.torch import save_file
+
+    # sae_lens.loading.pretrained_sae_loaders.sae_lens_huggingface_loader: cfg.json, sae_weights.safetensors and,
+    # where there is one, sparsity.safetensors (Pythia's release has none).
+    weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_enc": torch.zeros(release.d_sae), "b_dec": bias}
+    save_file(weights, folder / "sae_weights.safetensors")
+    if release.study == "gpt2-small":
+        save_file({"sparsity": torch.full((release.d_sae,), -2.0)}, folder / "sparsity.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(_config_before_version_6(release)))
+
+
+def _config_before_version_6(release: Release) -> dict:
+    """Keys of releases older than sae_lens 6, renamed and filled in by ``handle_pre_6_0_config``."""
+    common = {
+        "d_in": release.d_model, "d_sae": release.d_sae, "dtype": "torch.float32", "device": "cuda",
+        "context_size": 64, "prepend_bos": True, "dataset_path": "Skylion007/openwebtext",
+    }  # fmt: skip
+    if release.study == "gpt2-small":
+        # OpenAI's autoencoders normalise every token; activation_fn topk makes the architecture topk.
+        return {
+            **common, "architecture": "standard", "model_name": "gpt2-small", "hook_name": "blocks.11.hook_resid_post",
+            "hook_layer": 11, "hook_head_index": None, "activation_fn_str": "topk",
+            "activation_fn_kwargs": {"k": release.k}, "apply_b_dec_to_input": True,
+            "finetuning_scaling_factor": False, "normalize_activations": "layer_norm",
+        }  # fmt: skip
+    return {
+        **common, "model_name": "pythia-70m-deduped", "hook_point": "blocks.5.hook_resid_post", "hook_point_layer": 5,
+        "hook_point_head_index": None, "activation_fn_str": "relu", "normalize_activations": "none",
+    }  # fmt: skip
+
+
+def _write_dictionary_learning(folder: Path, release: Release, decoder: torch.Tensor, bias: torch.Tensor) -> None:
+    """``config.json`` and ``ae.pt`` as ``dictionary_learning_sae_huggingface_loader_1`` reads them.
+
+    Configuration keys: ``get_dictionary_learning_config_1_from_hf``. The weights are the state of
+    dictionary_learning's AutoEncoderTopK: linear layers (transposed to sae_lens's), b_dec, k, threshold.
+    """
+    trainer = {
+        "trainer_class": "TrainerTopK", "dict_class": "AutoEncoderTopK", "activation_dim": release.d_model,
+        "dict_size": release.d_sae, "k": release.k, "layer": 19, "lm_name": "google/gemma-2-2b",
+        "submodule_name": "resid_post_layer_19", "device": "cuda:0", "seed": 0,
+    }  # fmt: skip
+    buffer = {"d_submodule": release.d_model, "io": "out", "n_ctxs": 2000, "ctx_len": 128, "device": "cuda:0"}
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": buffer}))
+    state = {
+        "encoder.weight": decoder.clone(), "encoder.bias": torch.zeros(release.d_sae),
+        "decoder.weight": decoder.T.contiguous(), "b_dec": bias, "k": torch.tensor(release.k),
+        "threshold": torch.tensor(-1.0),
+    }  # fmt: skip
+    torch.save(state, folder / "ae.pt")

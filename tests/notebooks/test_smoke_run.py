@@ -1,0 +1,108 @@
+"""The smoke study through the real pipeline: what a run leaves behind, and that it is not done twice."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from saema_utils.execution import chapter_notebooks, find_root, run_notebooks
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+# Columns that tests and readers outside this repository rely on.
+TABLES = {
+    "01_concepts": {"concept"},
+    "02_sae_training": set(),
+    "02_sae_eval": {"representation", "explained_variance", "l0"},
+    "03_noise_rank": {
+        "concept", "representation", "mode", "noise", "noise_rms", "seed",
+        "rank", "effective_rank", "participation_ratio", "l0",
+    },
+    "03_stratification": {"concept", "representation", "mode"},
+    "04_geometry": {
+        "concept", "protocol", "representation", "seed", "n_local", "betti0", "intrinsic_dimension",
+        "mst_weight", "mst_weight_scale_free", "average_geodesic_distance", "procrustes_disparity",
+    },
+    "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
+    "05_optimum": {"arm"},
+    "06_claims": {"claim", "estimate", "low", "high", "verdict"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def executed(smoke_run):
+    return {r.chapter: nbformat.read(r.path, as_version=4) for r in smoke_run.results}
+
+
+def printed(notebook) -> str:
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return "".join(o.text for o in outputs if o.output_type == "stream")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_there_with_its_columns(smoke_run, name):
+    table = smoke_run.run.table(name)
+    assert len(table) > 0
+    assert TABLES[name] <= set(table.columns), TABLES[name] - set(table.columns)
+
+
+@pytest.mark.parametrize("name", ["03_noise_rank", "04_geometry"])
+def test_tables_hold_all_concepts_and_at_least_three_seeds(smoke_run, name):
+    table: pd.DataFrame = smoke_run.run.table(name)
+    assert set(table["concept"]) == set(smoke_run.run.study.concepts)
+    assert table["seed"].nunique() >= 3
+    assert {"residual", "sae"} <= set(table["representation"])
+
+
+def test_the_tree_of_a_run_is_complete(smoke_run):
+    path = smoke_run.run.path
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
+    for record in manifest["chapters"].values():
+        assert record["seconds"] > 0
+        assert record["peak_memory"] > 0
+    for name in manifest["artifacts"]:
+        smoke_run.run.check(name)
+    for number in range(1, 6):
+        figures = {p.stem for p in (path / "figures").glob(f"{number:02}_*.svg")}
+        assert len(figures) >= 3, f"chapter {number} has figures {figures}"
+        assert figures == {p.stem for p in (path / "figures").glob(f"{number:02}_*.png")}
+    assert list((path / "tensors").glob("*.safetensors"))
+    assert list((path / "sae").rglob("*.safetensors"))
+
+
+def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed):
+    for number, notebook in executed.items():
+        text = printed(notebook)
+        names = set(re.findall(rf'check\("({number}\.\d+)"', "\n".join(c.source for c in notebook.cells)))
+        assert len(names) >= 3, f"chapter {number}"
+        for name in names:
+            assert f"{name}: correct." in text, f"the solution of {name} is not accepted"
+            assert f"{name}: not answered yet" in text, name
+
+
+def test_pages_show_no_error_and_no_warning(executed):
+    from saema_utils.cleaning import clean_notebook
+
+    for notebook in executed.values():
+        assert clean_notebook(notebook).cells
+
+
+def test_running_again_runs_nothing(smoke_run):
+    again = run_notebooks(smoke_run.run, range(1, 7), device="cpu")
+    assert all(result.skipped for result in again)
+    assert [r.path for r in again] == [r.path for r in smoke_run.results]
+
+
+def test_a_chapter_says_which_chapter_it_misses(tmp_path):
+    from saema_utils.artifacts import RunDirectory
+    from saema_utils.errors import BookError
+    from saema_utils.study import STUDIES
+
+    run = RunDirectory(tmp_path / "empty", STUDIES["smoke"], device="cpu")
+    assert 6 in chapter_notebooks(find_root())
+    with pytest.raises(BookError, match=r"chapter 6 .*MissingInputError.*saema run --study smoke --chapters 1-"):
+        run_notebooks(run, [6], device="cpu")

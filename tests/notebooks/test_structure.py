@@ -1,0 +1,192 @@
+"""What every source notebook must be before anybody runs it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from saema_utils import address
+from saema_utils.errors import BookError
+from saema_utils.execution import chapter_notebooks
+from saema_utils.parameters import check_parameters, parameter_names
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = chapter_notebooks(ROOT)
+CHAPTERS = [1, 2, 3, 4, 5, 6]
+NOTEBOOK_METADATA = {"kernelspec", "language_info", "colab"}
+CELL_METADATA = {"tags", "mystnb"}
+TAGS = {
+    "parameters", "setup", "definition", "exercise", "solution",
+    "hide-input", "hide-cell", "hide-output", "remove-output",
+}  # fmt: skip
+# Verbs that a title opens with: a chapter is something that one does.
+VERB = re.compile(r"^# [A-Z][a-z]+(?<!ing)(?<!tion)(?<!ity) \w+")
+SHOWS = re.compile(r"^\s*(?:\w+ = )?(?:show|interactive)\(", re.M)
+
+
+@pytest.fixture(params=sorted(NOTEBOOKS), ids=lambda n: NOTEBOOKS[n].stem)
+def number(request) -> int:
+    return request.param
+
+
+@pytest.fixture
+def notebook(number):
+    return nbformat.read(NOTEBOOKS[number], as_version=4)
+
+
+def code(notebook, tag: str | None = None):
+    return [c for c in notebook.cells if c.cell_type == "code" and (tag is None or tag in c.metadata.get("tags", []))]
+
+
+def markdown(notebook) -> str:
+    return "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+
+
+def test_all_six_chapters_are_there():
+    assert set(CHAPTERS) <= set(NOTEBOOKS), "the book's six chapters"
+
+
+def test_format_is_4_5_with_readable_unique_ids(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    ids = [cell["id"] for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    odd = [i for i in ids if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", i) or re.fullmatch(r"[0-9a-f]{8}", i)]
+    assert not odd, f"ids that say nothing: {odd}"
+
+
+def test_carries_no_outputs_and_no_stray_metadata(notebook):
+    assert set(notebook.metadata) <= NOTEBOOK_METADATA
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= CELL_METADATA, cell["id"]
+        assert set(cell.metadata.get("tags", [])) <= TAGS, cell["id"]
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None), cell["id"]
+
+
+def test_cells_are_short_and_valid_python(notebook):
+    for cell in code(notebook):
+        assert cell.source.count("\n") < 25, f"{cell['id']} is longer than 25 lines"
+        python = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
+        ast.parse(python)
+
+
+def test_parameters_are_four_literals(number, notebook):
+    assert parameter_names(notebook, NOTEBOOKS[number].stem) == ["study", "run_dir", "device", "seed"]
+    (cell,) = code(notebook, "parameters")
+    assert cell is code(notebook)[0], "parameters come before any other code"
+
+
+def test_unknown_parameters_are_refused(number, notebook):
+    with pytest.raises(BookError, match=r"no parameter of .* named 'sed'. Did you mean 'seed'"):
+        check_parameters(notebook, NOTEBOOKS[number].stem, {"study": "smoke", "sed": 1})
+
+
+def test_setup_is_the_same_everywhere(notebook):
+    (cell,) = code(notebook, "setup")
+    assert cell is code(notebook)[1]
+    lines = cell.source.splitlines()
+    reference = nbformat.read(NOTEBOOKS[min(NOTEBOOKS)], as_version=4)
+    assert cell.source == code(reference, "setup")[0].source
+    assert len(lines) <= 6
+    assert address.release_requirement() in cell.source, "the setup cell installs from the book's address"
+
+
+def test_opens_with_a_verb_and_says_what_to_expect(notebook):
+    opening = notebook.cells[0]
+    assert opening.cell_type == "markdown"
+    assert VERB.match(opening.source), "the title opens with a verb: " + opening.source.splitlines()[0]
+    for needed in ("<!-- badges -->", "**You will be able to**", "**Before:**", "**Time:**", "<!-- time -->"):
+        assert needed in opening.source, needed
+    assert len(re.findall(r"^# ", markdown(notebook), re.M)) == 1, "one title"
+
+
+def test_opens_with_a_figure_of_its_own(notebook):
+    opening = re.search(r"^<!-- opening: (\w+) -->$", notebook.cells[0].source, re.M)
+    assert opening, "a comment '<!-- opening: NAME -->' says which figure stands at the top of the page"
+    assert any(f'show(run, "{opening[1]}"' in cell.source for cell in code(notebook)), opening[1]
+
+
+def test_no_section_starts_with_code(notebook):
+    for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
+        bare_heading = before.cell_type == "markdown" and re.fullmatch(r"#+ [^\n]+\n*", before.source)
+        if bare_heading and cell.cell_type == "code":
+            # A cell whose whole point is to say something with measured numbers is text on the page.
+            speaks = "say(" in cell.source and "hide-input" in cell.metadata.get("tags", [])
+            assert speaks, f"section {before.source.strip()!r} starts with code ({cell['id']})"
+
+
+def test_ends_with_what_was_learned_what_could_be_wrong_and_what_is_next(notebook):
+    text = markdown(notebook)
+    found = [
+        re.search(rf"^(## |\*\*){heading}", text, re.M)
+        for heading in ("What we learned", "What could be wrong", "Next")
+    ]
+    assert all(found), found
+    places = [match.start() for match in found]
+    assert places == sorted(places), places
+
+
+def test_every_figure_has_caption_name_and_description(notebook):
+    names = []
+    for cell in code(notebook):
+        if not SHOWS.search(cell.source) or "interactive(" in cell.source:
+            continue
+        facts = cell.metadata.get("mystnb", {})
+        figure, alt = facts.get("figure", {}), facts.get("image", {}).get("alt", "")
+        assert figure.get("caption"), f"{cell['id']} has no caption"
+        assert re.fullmatch(r"fig-[a-z0-9-]+", figure.get("name", "")), f"{cell['id']} has no name"
+        assert len(alt.split()) >= 8, f"{cell['id']}: describe the finding in words: {alt!r}"
+        assert alt.strip(". ") != figure["caption"].strip(". "), f"{cell['id']}: the description repeats the caption"
+        names.append(figure["name"])
+    assert len(names) >= 3, "at least three figures a chapter"
+    assert len(set(names)) == len(names)
+
+
+def test_names_of_figures_are_unique_in_the_book():
+    names = [
+        cell.metadata["mystnb"]["figure"]["name"]
+        for path in NOTEBOOKS.values()
+        for cell in code(nbformat.read(path, as_version=4))
+        if "figure" in cell.metadata.get("mystnb", {})
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
+    headings = re.findall(rf"^### Exercise ({number}\.\d+) \((easy|medium|hard), (\d+) min\)", markdown(notebook), re.M)
+    assert len(headings) >= 3
+    for name, _, _ in headings:
+        call = f'check("{name}", '
+        for tag in ("exercise", "solution"):
+            cells = [c for c in code(notebook, tag) if call in c.source]
+            assert len(cells) == 1, f"exercise {name} has {len(cells)} cells tagged {tag!r} that call {call}"
+        assert "answer = None" in next(c for c in code(notebook, "exercise") if call in c.source).source
+    for cell in code(notebook, "solution"):
+        assert "hide-cell" in cell.metadata["tags"], f"{cell['id']}: a solution is hidden until asked for"
+
+
+def test_shows_its_core_formula_as_a_function(notebook):
+    cells = code(notebook, "definition")
+    assert cells, "the core formula stands in a cell tagged 'definition'"
+    for cell in cells:
+        assert any(isinstance(s, ast.FunctionDef) for s in ast.parse(cell.source).body), cell["id"]
+
+
+def test_links_between_chapters_lead_somewhere(notebook):
+    for target in re.findall(r"\]\(([^)\s]+)\)", markdown(notebook)):
+        if not re.match(r"(https?:|mailto:|#)", target):
+            path = (ROOT / "notebooks" / target.split("#")[0]).resolve()
+            assert path.exists(), f"link to {target}"
+
+
+def test_no_number_with_decimals_is_typed_into_prose_about_results(notebook):
+    """Measured numbers come from tables; sentences that report say so by being computed."""
+    learned = [c for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("## What we learned")]
+    for cell in learned:
+        assert not re.search(r"\d\.\d", cell.source), f"{cell['id']} has a typed result"

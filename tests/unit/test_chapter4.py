@@ -1,0 +1,361 @@
+"""Chapter 4: what its page defines equals the package, and one concept's tables follow from its tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from saema_utils import concept_geometry as cg
+from saema_utils import geometry_findings as findings
+from saema_utils import prompt_resamples as pr
+from saema_utils.activations import ConceptActivations
+from saema_utils.clouds import pairwise_distances
+from saema_utils.concepts import ConceptPrompts, Prompt
+from saema_utils.dimension import intrinsic_dimension, spectrum_from_distances
+from saema_utils.errors import GeometryError
+from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.geometry_verdicts import RATIOS, compare_representations, paired_changes
+from saema_utils.shapes import ordered_circle, random_rotation, sphere
+from saema_utils.study import STUDIES
+from saema_utils.topology import circularity
+from saema_utils.word_circles import circle_rows, cycle_of
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_local_and_global_geometry.ipynb"
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November")
+TEMPLATES = ("In {} it rains.", "Nobody left in {} .", "{} was cold.", "Call me by {} .")
+D = 24
+
+
+def tagged(tag):
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if tag in c["metadata"].get("tags", [])]
+
+
+@pytest.fixture(scope="module")
+def page():
+    names: dict = {}
+    for source in tagged("definition"):
+        exec(source, names)
+    return names
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
+def test_circularity_on_the_page_is_the_packages(page, noise):
+    x = ordered_circle(np.random.default_rng(1), 12, noise)
+    by_hand = page["circularity_by_hand"](torch.tensor(x))
+    assert by_hand == pytest.approx(circularity(x, np.arange(12), n_resamples=19).score, abs=1e-9)
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 8])
+def test_dimension_on_the_page_is_the_packages(page, dimension):
+    x = sphere(np.random.default_rng(dimension), 120, dimension)
+    assert page["two_nn_by_hand"](torch.tensor(x)) == pytest.approx(float(intrinsic_dimension(x)), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["4.1", "4.2", "4.3", "4.4"])
+def test_wrong_answers_are_refused_and_solutions_accepted(name, page):
+    with pytest.raises(Wrong):
+        EXERCISES[name].judge(EXERCISES[name].wrong)
+    solution = next(s for s in tagged("solution") if f'check("{name}"' in s)
+    names = dict(page) | {"check": lambda *_: True}
+    exec(solution, names)
+    EXERCISES[name].judge(names["answer"])
+
+
+# ---- a concept of known geometry ---------------------------------------------------------------
+
+
+class Rotated:
+    """A coder that keeps every distance: what it shows must be what the residual stream shows."""
+
+    name = "sae"
+
+    def __init__(self, seed=0):
+        self.turn = torch.tensor(random_rotation(np.random.default_rng(seed), D), dtype=torch.float32)
+
+    def encode(self, x):
+        return torch.cat([x @ self.turn, x.new_zeros(*x.shape[:-1], 40)], dim=-1)
+
+    def decode(self, z, like=None):
+        return z[..., :D] @ self.turn.T
+
+
+class Nothing(Rotated):
+    """A coder that gives every token the same code."""
+
+    name = "random_dictionary"
+
+    def encode(self, x):
+        return x.new_ones(*x.shape[:-1], 3)
+
+    def decode(self, z, like=None):
+        return z.new_zeros(*z.shape[:-1], D)
+
+
+def made_up_activations(words=MONTHS, templates=TEMPLATES, seed=0):
+    """Four tokens a prompt: a BOS, a shared prefix (the same for every word), the word on a circle, an ending."""
+    rng = np.random.default_rng(seed)
+    circle = 6 * ordered_circle(rng, 12, 0.0, D)[: len(words)]
+    prefixes, endings = 10 * rng.normal(size=(2, len(templates), D))
+    residual = np.zeros((len(words) * len(templates), 4, D), dtype=np.float32)
+    prompts = []
+    for p, (w, t) in enumerate((w, t) for w in range(len(words)) for t in range(len(templates))):
+        residual[p] = np.full(D, 100.0), prefixes[t], endings[t] + circle[w], endings[t] + 0.3 * circle[w] + 5
+        residual[p, 2:] += 0.2 * rng.normal(size=(2, D))
+        prompts.append(Prompt(templates[t].format(words[w]), words[w], templates[t], "months"))
+    mask = torch.ones(residual.shape[:2], dtype=torch.bool)
+    mask[:, 0] = False
+    word_mask = torch.zeros_like(mask)
+    word_mask[:, 2] = True
+    strings = [["<s>", "pre", f" {p.word}", " end"] for p in prompts]
+    return ConceptActivations(
+        ConceptPrompts("months", tuple(prompts)), torch.tensor(residual), torch.zeros_like(mask, dtype=torch.long),
+        mask, word_mask, strings, len(prompts), 0, 0, 1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    return cg.concept_clouds(made_up_activations(), {"sae": Rotated(), "random_dictionary": Nothing()})
+
+
+def test_a_prefix_shared_by_all_words_counts_once(clouds):
+    n_words, n_templates = len(MONTHS), len(TEMPLATES)
+    assert clouds.n_copies == n_templates * (n_words - 1)
+    assert len(clouds.tokens) == n_templates + 2 * n_templates * n_words
+    assert clouds.is_word.sum() == n_templates * n_words
+    assert all(clouds.tokens[i].strip() == clouds.words[clouds.word_of[i]] for i in np.flatnonzero(clouds.is_word))
+
+
+def test_representations_share_tokens_and_drop_silent_latents(clouds):
+    assert list(clouds.points) == ["residual", "sae", "reconstruction", "random_dictionary"]
+    assert len({len(x) for x in clouds.points.values()}) == 1
+    assert clouds.points["sae"].shape[1] == D
+
+
+def test_distances_are_made_once(clouds):
+    assert clouds.distances("residual") is clouds.distances("residual")
+    assert clouds.distances("sae") == pytest.approx(clouds.distances("residual"), abs=1e-3)
+
+
+def test_a_rotation_changes_no_measure_of_clusters_or_words(clouds):
+    local = {name: cg.cluster_cloud(clouds, name, "direct", min_cluster_size=5, seed=0) for name in ("residual", "sae")}
+    rows = {name: cg.cluster_row(clouds, name, found, local["residual"], 5) for name, found in local.items()}
+    words = {name: cg.word_row(clouds, name, 5) for name in ("residual", "sae")}
+    for before, after in ((rows["residual"], rows["sae"]), (words["residual"], words["sae"])):
+        for column in ("n_local", "betti0", "intrinsic_dimension", "mst_weight", "average_geodesic_distance"):
+            assert after[column] == pytest.approx(before[column], rel=1e-3, nan_ok=True)
+        assert after["procrustes_disparity"] == pytest.approx(0, abs=1e-6)
+
+
+def test_words_far_apart_are_not_merged_and_equal_codes_say_why(clouds):
+    row, labels = cg.word_merging_row(clouds, "sae")
+    assert row["ami"] == pytest.approx(1)
+    assert row["purity"] == 1
+    assert len(np.unique(labels)) == len(MONTHS)
+    lost = cg.cluster_cloud(clouds, "random_dictionary", "direct", min_cluster_size=5, seed=0)
+    found = cg.cluster_row(clouds, "random_dictionary", lost, lost, 5)
+    assert lost.n_local == 0
+    assert np.isnan(found["mst_weight"])
+    assert "equal" in found["reason"]
+
+
+def test_too_few_tokens_give_a_row_with_a_reason():
+    few = cg.concept_clouds(made_up_activations(MONTHS[:2], TEMPLATES[:2]), {"sae": Rotated()})
+    for protocol in ("direct", "paper"):
+        local = cg.cluster_cloud(few, "sae", protocol, min_cluster_size=10, seed=0)
+        row = cg.cluster_row(few, "sae", local, local, 10)
+        assert "allowed: at least 11" in row["reason"]
+        assert np.isnan(row["intrinsic_dimension"])
+        assert np.isnan(row["average_geodesic_distance"])
+
+
+def test_one_point_is_refused_with_the_concepts_name():
+    found = made_up_activations(MONTHS[:2], TEMPLATES[:1])
+    same = replace(found, residual=torch.ones_like(found.residual))
+    with pytest.raises(GeometryError, match="'months' has 1 distinct"):
+        cg.concept_clouds(same, {})
+
+
+def test_a_word_whose_tokens_are_all_masked_is_left_out():
+    found = made_up_activations()
+    hidden = found.mask.clone()
+    hidden[0, 2] = False
+    clouds = cg.concept_clouds(replace(found, mask=hidden, word_mask=found.word_mask & hidden), {"sae": Rotated()})
+    assert clouds.n_prompts == len(found.mask) - 1
+    assert torch.isfinite(clouds.word_vectors["sae"]).all()
+
+
+def test_template_centring_removes_the_sentence_and_needs_shared_ones():
+    found = made_up_activations()
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).double()
+    templates = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    centred, done = cg.centred_by_template(x + 100 * torch.tensor(templates)[:, None], templates)
+    assert done
+    assert centred[:4].mean(0).numpy() == pytest.approx(np.zeros(3), abs=1e-9)
+    assert not cg.centred_by_template(x, np.arange(8))[1]
+    assert len(found.prompts.words) == len(MONTHS)
+
+
+def test_spectrum_needs_distances_only():
+    x = np.random.default_rng(0).normal(size=(12, 40))
+    expected = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2 / 11
+    assert spectrum_from_distances(pairwise_distances(x)) == pytest.approx(expected, abs=1e-9)
+    assert spectrum_from_distances(np.zeros((3, 3))) == pytest.approx(np.zeros(3))
+
+
+def test_spectra_of_clusters_come_in_order_of_label(clouds):
+    labels = np.where(clouds.is_word, 1, -1)
+    labels[:5] = 0
+    found = cg.local_spectra(labels, clouds.distances("residual"))
+    assert [f["n_tokens"] for f in found] == [(labels == 0).sum(), (labels == 1).sum()]
+    assert all(1 <= f["participation_ratio"] <= f["effective_rank"] for f in found)
+    assert np.isnan(cg.local_spectra(np.zeros(3, dtype=int), np.zeros((3, 3)))[0]["effective_rank"])
+
+
+# ---- errors over prompts -----------------------------------------------------------------------
+
+
+def test_leaving_prompts_out_gives_the_standard_error_of_a_mean():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=100)
+    means = [x[keep].mean() for keep in pr.dropped_prompts(100, 400, 0)]
+    assert pr.delete_error(means, 100) == pytest.approx(x.std(ddof=1) / 10, rel=0.15)
+    assert np.isnan(pr.delete_error([1.0, np.nan], 100))
+
+
+def test_the_bootstrap_gives_the_standard_error_of_a_mean_and_loses_no_word():
+    rng = np.random.default_rng(0)
+    x, words = rng.normal(size=100), np.repeat([0, 1], 50)
+    draws = list(pr.drawn_prompts(words, 400, 0))
+    assert all((np.bincount(words[draw]) == 50).all() for draw in draws)
+    assert np.std([x[draw].mean() for draw in draws]) == pytest.approx(x.std() / 10, rel=0.15)
+
+
+def test_bootstrap_of_the_words_starts_from_their_own_measure_and_is_paired(clouds):
+    found = pr.bootstrap_rows(clouds, ("residual", "sae"), 30, 0)
+    own = cg.word_row(clouds, "residual", 3)
+    assert found["residual"][0]["mst_weight_scale_free"] == pytest.approx(own["mst_weight_scale_free"])
+    twice = replace(clouds, word_vectors={**clouds.word_vectors, "sae": 2 * clouds.word_vectors["residual"]})
+    same = pr.bootstrap_rows(twice, ("residual", "sae"), 30, 0)
+    for a, b in zip(same["residual"], same["sae"], strict=True):
+        assert a == pytest.approx(b)  # the same draws, and no unit
+
+
+# ---- circles -----------------------------------------------------------------------------------
+
+
+def test_cycles_are_known_by_their_words():
+    name, places, period = cycle_of(["monday", "Tuesday", "Friday", "Sunday", "Saturday", "payday"])
+    assert (name, period) == ("week", 7)
+    assert places.tolist() == [0, 1, 4, 6, 5, -1]
+    name, places, period = cycle_of(["blue", "red", "green", "yellow", "purple", "white"])
+    assert (name, period, places.tolist()) == ("hue", 5, [3, 0, 2, 1, 4, -1])
+    assert cycle_of(["Monday", "Tuesday", "hydrogen"]) is None
+
+
+def test_a_circle_in_the_words_is_found_in_a_rotated_code(clouds):
+    for name in ("residual", "sae"):
+        (row,), points = circle_rows(clouds, name, n_resamples=20, seed=0)
+        assert row["score"] > 0.95
+        assert row["p_value"] < 0.01
+        assert row["low"] <= row["high"]
+        assert [p["word"] for p in points] == list(MONTHS)
+    (lost,), _ = circle_rows(clouds, "random_dictionary", n_resamples=20, seed=0)
+    assert np.isnan(lost["score"])
+    assert "same vector" in lost["reason"]
+
+
+# ---- comparison --------------------------------------------------------------------------------
+
+
+def made_up_tables(ratio=0.5, n=8, seed=0):
+    rng = np.random.default_rng(seed)
+    rows, scores = [], []
+    for concept in range(n):
+        for protocol in ("paper", "direct", "words"):
+            base = rng.uniform(5, 10)
+            for name, factor in (("residual", 1.0), ("sae", ratio), ("pca", 1.0), ("random_dictionary", 1.0)):
+                for s in range(2):
+                    value = base * factor * np.exp(0.02 * rng.normal())
+                    head = {"concept": f"c{concept}", "protocol": protocol, "representation": name, "seed": s}
+                    measures = tuple(RATIOS)
+                    rows.append(head | dict.fromkeys(measures, value))
+                    scores.append(head | dict.fromkeys(("ami", "purity", "ami_token"), 0.5 + 0.01 * rng.normal()))
+    return pd.DataFrame(rows), pd.DataFrame(scores)
+
+
+def test_a_halving_is_found_and_its_ratio_is_right():
+    table = compare_representations(*made_up_tables(0.5)).set_index(["protocol", "measure", "against"])
+    row = table.loc[("direct", "intrinsic_dimension", "residual")]
+    assert row["ratio"] == pytest.approx(0.5, rel=0.05)
+    assert row["verdict"] == "SAE lower"
+    assert table.loc[("words", "ami", "residual"), "verdict"] == "no clear difference"
+    assert ("words", "n_local", "residual") not in table.index
+
+
+def test_no_change_is_not_called_one_and_few_concepts_call_nothing():
+    same = compare_representations(*made_up_tables(1.0, seed=3))
+    assert same["verdict"].str.startswith("SAE").mean() < 0.1
+    few = compare_representations(*made_up_tables(0.5, n=3))
+    assert set(few["verdict"]) == {"too few concepts"}
+
+
+def test_concepts_without_a_value_are_left_out_of_their_pair():
+    geometry, _ = made_up_tables(0.5)
+    geometry.loc[geometry["concept"] == "c0", "n_local"] = np.nan
+    geometry.loc[(geometry["concept"] == "c1") & (geometry["representation"] == "sae"), "n_local"] = 0
+    assert len(paired_changes(geometry, "paper", "n_local", "residual")) == 6
+    assert len(paired_changes(geometry, "paper", "n_local", "unknown")) == 0
+
+
+def test_fresh_merges_were_apart_before():
+    rows = [("residual", "June, July"), ("sae", "June, July"), ("sae", "May, April")]
+    merged = pd.DataFrame([{"concept": "months", "representation": r, "words": w} for r, w in rows])
+    assert findings.fresh_merges(merged) == ["May and April (months)"]
+    assert findings.fresh_merges(merged[:0]) == []
+
+
+def test_a_study_without_a_cycle_says_so():
+    empty = pd.DataFrame(columns=["concept", "representation", "p_value", "score"])
+    assert "no cycle" in findings.circles_sentence(empty)
+    assert "no cycle" in findings.distances_sentence(empty)
+
+
+@pytest.mark.slow
+def test_every_table_of_a_concept_is_made_even_when_a_code_is_degenerate(clouds):
+    from saema_utils.stage4_geometry import TABLES, concept_tables
+
+    tables = concept_tables(clouds, STUDIES["smoke"])
+    assert set(tables) == set(TABLES)
+    assert all(len(tables[name]) for name in TABLES if name not in ("04_merged_words",))
+    geometry = tables["04_geometry"]
+    missing = geometry[geometry["mst_weight"].isna()]
+    assert (missing["reason"] != "").all()
+    paper = geometry[(geometry["protocol"] == "paper") & (geometry["representation"] == "sae")]
+    assert len(paper) == STUDIES["smoke"].n_seeds
+
+
+def test_number_of_clusters_is_split_by_the_number_of_words():
+    rows = [("residual", "words", c, n) for c, n in (("days", 7), ("months", 12))]
+    rows += [("residual", "paper", c, n) for c, n in (("days", 4), ("months", 28))]
+    geometry = pd.DataFrame(rows, columns=["representation", "protocol", "concept", "n_local"])
+    assert "**4.0**" in findings.size_sentence(geometry, 10)
+    assert "**28.0**" in findings.size_sentence(geometry, 10)
+    assert "as large as there are words" in findings.size_sentence(geometry, 4)
+
+
+def test_kept_circles_are_counted_among_those_that_were_there():
+    rows = [("residual", "months", 0.001), ("residual", "color", 0.4), ("sae", "months", 0.2), ("sae", "color", 0.001)]
+    circles = pd.DataFrame(rows, columns=["representation", "concept", "p_value"])
+    assert "Of 1 circle in the residual stream, the SAE's latents keep **0**" in findings.kept_circles(circles)
+    assert "no cycle" in findings.kept_circles(circles[:0])

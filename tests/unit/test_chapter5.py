@@ -1,0 +1,179 @@
+"""Chapter 5: what its pages define equals the package, and its judgements follow from the numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.intervention import optimum, scale_separation
+from saema_utils.separation import separation_scale_free
+from saema_utils.stage5_effects import causal_verdict, effects, paired_interval, partial_correlation
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "05_separability_interventions.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return json.loads(NOTEBOOK.read_text())["cells"]
+
+
+def tagged(cells, tag):
+    return ["".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", [])]
+
+
+@pytest.fixture(scope="module")
+def page(cells):
+    names: dict = {}
+    for source in tagged(cells, "definition"):
+        exec(source, names)
+    return names
+
+
+@pytest.fixture
+def clusters():
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 5
+    return torch.randn(5, 8, generator=draws).double()[labels] + torch.randn(60, 8, generator=draws).double(), labels
+
+
+def test_the_edit_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    for alpha in (-1.0, 0.0, 0.3, 2.0):
+        by_hand = page["scale_separation_by_hand"](latents, labels, alpha)
+        assert torch.allclose(by_hand, scale_separation(latents, labels, alpha))
+
+
+def test_the_best_dose_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    decoder = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
+    target = torch.randn(60, 6, generator=torch.Generator().manual_seed(2)).double()
+    step = (scale_separation(latents, labels, 1.0) - latents) @ decoder
+    by_hand = page["best_dose_by_hand"](latents @ decoder - target, step)
+    assert by_hand == pytest.approx(optimum(latents, labels, lambda z: z @ decoder, target).alpha)
+
+
+def test_the_separation_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    uneven = labels.clone()
+    uneven[:20] = 0
+    for names in (labels, uneven):
+        by_hand = page["separation_by_hand"](latents, names)
+        assert by_hand == pytest.approx(float(separation_scale_free(latents, names)))
+
+
+def test_solutions_pass_and_wrong_answers_get_a_hint(cells, page):
+    for number, source in enumerate(tagged(cells, "solution"), start=1):
+        names = dict(page)
+        exec(source, {**names, "check": lambda name, answer: EXERCISES[name].judge(answer)})
+        with pytest.raises(Wrong):
+            EXERCISES[f"5.{number}"].judge(EXERCISES[f"5.{number}"].wrong)
+
+
+# ---- judgement -------------------------------------------------------------------------------------
+
+
+def course(seeds, steps, slope_between, slope_along, noise, seed=0):
+    """Runs whose seeds differ in separation by u, and in explained variance by slope_between * u."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(seeds):
+        u = rng.normal()
+        for step in range(steps):
+            rows.append(
+                {
+                    "seed": s, "step": step, "separation": step + u,
+                    "explained_variance": slope_along * step + slope_between * u + noise * rng.normal(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_time_alone_is_no_relation_once_the_step_is_held_fixed():
+    table = course(8, 6, slope_between=0, slope_along=1, noise=0.3)
+    raw = table["separation"].corr(table["explained_variance"])
+    r, freedom = partial_correlation(table, "separation", "explained_variance", "step")
+    assert raw > 0.8
+    assert abs(r) < 0.4
+    assert freedom == 48 - 6 - 1
+
+
+def test_a_relation_between_seeds_is_found_against_the_course_of_time():
+    table = course(8, 6, slope_between=1, slope_along=-5, noise=0.05)
+    assert table["separation"].corr(table["explained_variance"]) < -0.5
+    assert partial_correlation(table, "separation", "explained_variance", "step")[0] > 0.95
+
+
+def test_partial_correlation_equals_that_of_regression_residuals():
+    table = course(5, 4, 0.5, 1, 1.0)
+    dummies = pd.get_dummies(table["step"]).to_numpy(dtype=float)
+    left = [
+        table[c] - dummies @ np.linalg.lstsq(dummies, table[c], rcond=None)[0]
+        for c in ("separation", "explained_variance")
+    ]
+    r, _ = partial_correlation(table, "separation", "explained_variance", "step")
+    assert r == pytest.approx(np.corrcoef(*left)[0, 1])
+
+
+def test_without_variation_there_is_no_correlation():
+    table = course(1, 3, 1, 1, 0)
+    assert np.isnan(partial_correlation(table, "separation", "explained_variance", "step")[0])
+
+
+def test_few_pairs_get_students_interval():
+    estimate, low, high = paired_interval(np.array([1.0, 2.0, 3.0]))
+    assert estimate == pytest.approx(2)
+    assert (low, high) == (pytest.approx(2 - 4.302653 / np.sqrt(3)), pytest.approx(2 + 4.302653 / np.sqrt(3)))
+    assert np.isnan(paired_interval(np.array([1.0]))[1])
+
+
+def made_tables(best: float, gain_of_training: float, punish: float):
+    """A study of eight concepts and three seeds in which poles have a given best dose."""
+    rng = np.random.default_rng(0)
+    doses, stars, losses = [], [], []
+    for concept in map(str, range(8)):
+        for arm, centre in (("poles", best), ("random_direction", 0), ("permuted_labels", 0), ("global_scaling", 0)):
+            star = centre + 0.02 * rng.normal()
+            common = {"concept": concept, "arm": arm, "seed": 0, "preserve_sparsity": False}
+            stars.append({**common, "alpha_star": star, "slope": -2 * star})
+            doses += [{**common, "alpha": a, "mse": 1 + (a - star) ** 2 - star**2} for a in (-0.5, 0, 0.5)]
+            spliced = {"position": "concept", "error_term": False, "cross_entropy": 3 - star + 0.01 * rng.normal()}
+            losses.append({**common, **spliced, "alpha": 0.5})
+        losses.append({**common, **spliced, "arm": "unedited", "alpha": 0.0, "cross_entropy": 3.0})
+    sweep = [
+        {"seed": s, "coefficient": c, **dict.fromkeys(("explained_variance", "ev_words", "ev_sentences"), value)}
+        for s in range(3)
+        for c, shift in ((-0.1, punish), (0.0, 0.0), (0.1, gain_of_training))
+        for value in (0.7 + shift + 1e-4 * rng.normal(),)
+    ]
+    return [pd.DataFrame(rows) for rows in (doses, stars, losses, sweep)] + [course(5, 4, 0, 1, 0.1)]
+
+
+def test_a_world_in_which_separation_is_the_cause_is_recognised():
+    found = effects(*made_tables(best=0.4, gain_of_training=0.05, punish=-0.05))
+    verdicts = causal_verdict(found)
+    assert verdicts["after training"] == "supports"
+    assert verdicts["during training"] == "supports"
+    assert (found["p_holm"].dropna() >= found["p"].dropna() - 1e-12).all()
+
+
+def test_a_world_in_which_any_pressure_costs_is_not_mistaken_for_support():
+    """Rewarding and punishing separation both lose: the comparison with zero contradicts, the twin decides nothing."""
+    found = effects(*made_tables(best=0.0, gain_of_training=-0.03, punish=-0.03))
+    verdicts = causal_verdict(found)
+    assert verdicts["during training"] == "contradicts"
+    twin = found[found["control"] == "coefficient -0.1"]
+    assert len(twin) == 3
+    assert (twin["verdict"] == "undecided").all()
+    assert verdicts["after training"] == "undecided"
+
+
+def test_separation_that_hurts_is_said_to_contradict():
+    found = effects(*made_tables(best=-0.4, gain_of_training=-0.05, punish=0.05))
+    assert causal_verdict(found)["after training"] == "contradicts"
+    assert set(found.loc[found["unit"] == "seed", "verdict"]) == {"contradicts"}

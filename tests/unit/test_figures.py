@@ -1,0 +1,54 @@
+"""Colours that stay apart for readers who see fewer of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from saema_utils.figures import COLORS, MAIN, line_style
+
+# Machado, Oliveira and Fernandes 2009, full severity, on linear RGB.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TOGETHER = {
+    "representations": ("residual", "sae", "reconstruction", "pca", "random_dictionary", "shuffled"),
+    "arms": ("poles", "random_direction", "permuted_labels", "global_scaling"),
+    "verdicts": ("sae", "accent", "muted"),
+}
+# CIE76; 2.3 is just noticeable. Under 20, two lines need something else to tell them apart as well.
+CLEAR, DISTINCT = 20, 10
+
+
+def lab(name: str, deficiency: str) -> np.ndarray:
+    srgb = np.array(to_rgb(COLORS[name]))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = (np.array(DEFICIENCIES[deficiency]) @ linear).clip(0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    t = np.array(to_xyz) @ seen / (0.95047, 1.0, 1.08883)
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_the_simulation_brings_red_and_green_together():
+    full, seen = (
+        np.linalg.norm(lab("accent", how) - lab("random_dictionary", how)) for how in ("none", "deuteranopia")
+    )
+    assert seen < 0.8 * full
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize("group", TOGETHER)
+def test_colours_that_stand_together_stay_apart(group, deficiency):
+    for a, b in combinations(TOGETHER[group], 2):
+        distance = np.linalg.norm(lab(a, deficiency) - lab(b, deficiency))
+        assert distance > DISTINCT, f"{a} and {b} look alike under {deficiency}: {distance:.0f}"
+        if group != "verdicts" and {a, b} & set(MAIN):  # what is studied against its controls
+            dashes = line_style(a)["linestyle"] != line_style(b)["linestyle"]
+            assert distance > CLEAR or dashes, f"{a} and {b} differ in hue only, and little, under {deficiency}"

@@ -1,0 +1,120 @@
+"""Intervals and tests against known answers."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saema_utils.errors import SaemaError
+from saema_utils.statistics import (
+    bootstrap_interval,
+    cohens_d_paired,
+    holm,
+    label_permutation_test,
+    paired_permutation_test,
+)
+
+numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(3, 2, (300, 40))
+    hits = [not bootstrap_interval(d, n_resamples=400, seed=i).excludes(3) for i, d in enumerate(draws)]
+    assert 0.90 <= np.mean(hits) <= 0.98
+
+
+@given(numbers, st.floats(-50, 50))
+def test_the_interval_moves_with_the_data(values, shift):
+    here = bootstrap_interval(values, n_resamples=200)
+    there = bootstrap_interval(np.array(values) + shift, n_resamples=200)
+    assert there.estimate == pytest.approx(here.estimate + shift, abs=1e-6)
+    assert there.low == pytest.approx(here.low + shift, abs=1e-6)
+    assert there.high == pytest.approx(here.high + shift, abs=1e-6)
+
+
+def test_constant_values_have_a_point_interval():
+    interval = bootstrap_interval([2.0, 2.0, 2.0])
+    assert (interval.low, interval.estimate, interval.high, interval.n) == (2, 2, 2, 3)
+
+
+def test_one_value_has_no_interval_and_none_has_no_estimate():
+    one = bootstrap_interval([1.0, float("nan")])
+    assert one.estimate == 1
+    assert math.isnan(one.low)
+    assert not one.excludes(99)
+    assert math.isnan(bootstrap_interval([]).estimate)
+    assert bootstrap_interval([]).n == 0
+
+
+def test_a_table_is_refused():
+    with pytest.raises(SaemaError, match="one dimension"):
+        bootstrap_interval(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("n", [3, 5, 9])
+def test_all_signs_alike_gives_the_smallest_exact_p(n):
+    assert paired_permutation_test(np.arange(1, n + 1), alternative="greater") == pytest.approx(2.0**-n)
+    assert paired_permutation_test(np.arange(1, n + 1)) == pytest.approx(2.0 ** (1 - n))
+    assert paired_permutation_test(np.arange(1, n + 1), alternative="less") == 1
+
+
+@given(numbers)
+def test_the_permutation_test_is_symmetric_and_ignores_scale(values):
+    array = np.array(values)
+    p = paired_permutation_test(array)
+    assert p == pytest.approx(paired_permutation_test(-array))
+    assert p == pytest.approx(paired_permutation_test(4 * array))
+    assert 0 < p <= 1
+
+
+def test_p_values_under_the_null_are_uniform_enough():
+    rng = np.random.default_rng(1)
+    p = np.array([paired_permutation_test(rng.normal(size=20), n_resamples=500, seed=i) for i in range(300)])
+    assert 0.02 <= (p <= 0.05).mean() <= 0.09
+    assert p.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_an_unknown_alternative_is_refused():
+    with pytest.raises(SaemaError, match="allowed"):
+        paired_permutation_test([1.0], alternative="bigger")
+
+
+def test_labels_that_matter_are_found_and_others_are_not():
+    values = np.concatenate([np.zeros(10), np.ones(10)])
+    truth = np.repeat([0, 1], 10)
+
+    def gap(labels):
+        return abs(values[labels == 1].mean() - values[labels == 0].mean())
+
+    assert label_permutation_test(gap, truth, n_resamples=199, seed=1)[1] == pytest.approx(1 / 200)
+    assert label_permutation_test(gap, np.tile([0, 1], 10), n_resamples=199)[1] > 0.5
+
+
+def test_effect_size_of_known_differences():
+    assert cohens_d_paired([1.0, 3.0]) == pytest.approx(2 / math.sqrt(2))
+    assert cohens_d_paired([2.0, 2.0]) == math.inf
+    assert cohens_d_paired([0.0, 0.0]) == 0
+    assert math.isnan(cohens_d_paired([1.0]))
+
+
+def test_holm_on_the_textbook_example():
+    adjusted = holm([0.01, 0.04, 0.03, 0.005])
+    assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_only_raises_and_keeps_order(p_values):
+    p = np.array(p_values)
+    adjusted = holm(p)
+    assert (adjusted >= p - 1e-12).all()
+    assert (adjusted <= 1).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= -1e-12).all()
+
+
+def test_holm_leaves_unknown_values_out():
+    adjusted = holm([0.01, float("nan"), 0.02])
+    assert math.isnan(adjusted[1])
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.02])
