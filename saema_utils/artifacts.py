@@ -169,6 +169,30 @@ class RunDirectory:
         if known is None:
             self._update_manifest(lambda m: m.update(_birth_certificate(study)))
 
+    @classmethod
+    def at(cls, path: Path) -> RunDirectory:
+        """The run in a folder, with the study that its manifest records.
+
+        Raises
+        ------
+        ArtifactError
+            If the folder holds no manifest of a study that can be read.
+        """
+        from .study import Study
+
+        try:
+            return cls(path, Study.from_dict(read_manifest(path)["study"]))
+        except (KeyError, SaemaError) as error:
+            raise ArtifactError(
+                f"{path} holds no readable manifest ({error}). Leave it out or run it again."
+            ) from error
+
+    def neighbours(self, *, sweeps: bool = False) -> list[Path]:
+        """Folders of the runs beside this one; with ``sweeps`` also those of sweeps beside it."""
+        places = ("*", "*/*") if sweeps else ("*",)
+        found = sorted(path.parent for place in places for path in self.path.parent.glob(f"{place}/manifest.json"))
+        return [path for path in found if path != self.path]
+
     @property
     def device(self) -> torch.device:
         from .runtime import choose_device

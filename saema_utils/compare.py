@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .artifacts import RunDirectory, atomic_path, read_manifest
+from .artifacts import RunDirectory, atomic_path
 from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
-from .study import Study
 from .sweep_tasks import PLAN_FILE
 
 if TYPE_CHECKING:
@@ -53,21 +52,6 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def neighbouring_runs(run: RunDirectory) -> list[Path]:
-    """This run, the runs beside it, and those of sweeps beside it."""
-    root = run.path.parent
-    others = sorted(path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/manifest.json"))
-    return [run.path, *(path for path in others if path != run.path)]
-
-
-def open_run_at(path: Path) -> RunDirectory:
-    """The run in a folder, with the study that its manifest records."""
-    try:
-        return RunDirectory(path, Study.from_dict(read_manifest(path)["study"]))
-    except (KeyError, SaemaError) as error:
-        raise ArtifactError(f"{path} holds no readable manifest ({error}). Leave it out or run it again.") from error
-
-
 # ---- the table -------------------------------------------------------------------------------------
 
 
@@ -97,7 +81,7 @@ def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False
     rows: list[dict[str, Any]] = []
     for path in find_runs(paths):
         try:
-            rows.extend(_rows(open_run_at(path), _changes(path)))
+            rows.extend(_rows(RunDirectory.at(path), _changes(path)))
         except SaemaError as error:
             if not leave_out_damaged:
                 raise
@@ -121,7 +105,7 @@ def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
 
         compute_inputs(run)
     run.check("tables/02_sae_eval.csv")
-    table = compare_runs(neighbouring_runs(run), leave_out_damaged=True)
+    table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True)
     chosen = list(table["run"].unique())[:most]
     run.save_table("07_comparison", table[table["run"].isin(chosen)])
     return run.table("07_comparison")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import address
-from .artifacts import PACKAGE_DIR, RunDirectory, digest, file_digest, source_digest, write_json
+from .artifacts import PACKAGE_DIR, RunDirectory, digest, file_digest, read_manifest, source_digest, write_json
 from .errors import ArtifactError, BookError, unknown_name
 from .interactive import PUBLISHING
 from .parameters import check_parameters, read_notebook
@@ -98,8 +98,21 @@ def chapter_stamp(run: RunDirectory, root: Path, chapter: int) -> str:
             "package": [source_digest(), *map(file_digest, data)],
             "pins": [file_digest(path) for path in pins if path.exists()],
             "notebooks": [(path.name, file_digest(path)) for n, path in sources.items() if n <= chapter],
+            "neighbours": _tables_beside(run, chapter),
         }
     )
+
+
+def _tables_beside(run: RunDirectory, chapter: int) -> dict[str, dict[str, str]]:
+    """Hashes of the tables of other runs, for the chapters that show them: 6 those beside it, 7 those of sweeps too."""
+    if chapter not in (6, 7):
+        return {}
+    found = {}
+    for path in run.neighbours(sweeps=chapter == 7):
+        with contextlib.suppress(ArtifactError):  # the chapter itself names a run that cannot be read
+            artifacts = read_manifest(path).get("artifacts", {})
+            found[str(path)] = {name: made["sha256"] for name, made in artifacts.items() if name.startswith("tables/")}
+    return found
 
 
 def is_done(run: RunDirectory, root: Path, chapter: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ from .artifacts import RunDirectory, digest, source_digest
 from .chapter import in_colab
 from .claims import VERDICTS, judge, load_claims
 from .errors import ArtifactError
-from .study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,14 +73,13 @@ def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     verdicts = {run.study.name: scorecard(run).set_index("claim")["verdict"]}
-    for manifest in sorted(run.path.parent.glob("*/manifest.json")):
-        if manifest.parent == run.path or not (manifest.parent / "tables/06_claims.csv").exists():
+    for path in run.neighbours():
+        if not (path / "tables/06_claims.csv").exists():
             continue
         try:
-            other = RunDirectory(manifest.parent, Study.from_dict(json.loads(manifest.read_text())["study"]))
-            verdicts[other.path.name] = other.table("06_claims").set_index("claim")["verdict"]
+            verdicts[path.name] = RunDirectory.at(path).table("06_claims").set_index("claim")["verdict"]
         except ArtifactError as error:
-            print(f"{manifest.parent.name} is left out: {error}")
+            print(f"{path.name} is left out: {error}")
     return pd.DataFrame(verdicts).rename_axis("claim").reset_index()
 
 

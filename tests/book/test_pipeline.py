@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -77,6 +78,25 @@ def test_a_later_chapter_depends_on_the_sources_of_earlier_ones(root, run):
     second = execution.chapter_stamp(run, root, 2)
     write_chapter(root, "01_first", "0")
     assert execution.chapter_stamp(run, root, 2) != second
+
+
+def test_a_chapter_that_shows_other_runs_runs_again_when_they_change(root, run):
+    for number in range(2, 8):
+        write_chapter(root, f"0{number}_chapter", "1")
+
+    def stamps():
+        return [execution.chapter_stamp(run, root, n) for n in (5, 6, 7)]
+
+    alone = stamps()
+    beside = RunDirectory(run.path.parent / "beside", STUDIES["smoke"])
+    beside.save_table("06_claims", pd.DataFrame({"claim": ["a"]}))
+    with_one = stamps()
+    RunDirectory(run.path.parent / "sweep/inside", STUDIES["smoke"]).save_table("02_sae_eval", pd.DataFrame({"x": [1]}))
+    with_sweep = stamps()
+    (beside.path / "manifest.json").write_text("damaged")
+    assert [a == b for a, b in zip(alone, with_one, strict=True)] == [True, False, False]
+    assert [a == b for a, b in zip(with_one, with_sweep, strict=True)] == [True, True, False]
+    assert [a == b for a, b in zip(with_sweep, stamps(), strict=True)] == [True, False, False]
 
 
 def test_a_damaged_table_makes_its_chapter_run_again(root, run):

@@ -22,7 +22,6 @@ from saema_utils.compare import (
     comparison,
     find_runs,
     heterogeneity,
-    neighbouring_runs,
 )
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
 from saema_utils.study import STUDIES
@@ -134,7 +133,8 @@ def test_chapter_seven_finds_neighbours_and_sweeps(tmp_path):
     own = make_run(tmp_path, "own")
     make_run(tmp_path, "beside")
     make_run(tmp_path / "sweep", "inside")
-    assert neighbouring_runs(own) == [own.path, tmp_path / "beside", tmp_path / "sweep/inside"]
+    assert own.neighbours(sweeps=True) == [tmp_path / "beside", tmp_path / "sweep/inside"]
+    assert own.neighbours() == [tmp_path / "beside"]
     assert list(comparison(own)["run"].unique()) == ["own", "beside", "inside"]
     assert list(comparison(own, most=2)["run"].unique()) == ["own", "beside"]
     with pytest.raises(MissingInputError, match="--chapters 1-2"):

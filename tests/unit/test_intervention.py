@@ -404,6 +404,16 @@ def test_search_moves_its_objective_and_stays_within_the_radius(objective, direc
     )  # fmt: skip
 
 
+def test_the_random_control_walks_straight_to_the_sphere_of_the_same_radius():
+    z, y, decode, target = linear_world()
+    found = optimise_separability(z, y, decode, target, objective="random", radius=0.4, steps=20, restarts=2)
+    np.testing.assert_allclose(found.history["edit_norm"], 0.4 * found.history["step"] / 20, atol=1e-9)
+    support = cluster_means((z != 0).double(), y, 4) > 0
+    assert torch.equal(found.shifts != 0, support), "the same latents as the search itself may move"
+    ends = found.history.query("step == 20")["separation_scale_free"]
+    assert ends.nunique() == 2, "each restart goes its own way"
+
+
 def test_raising_the_distance_reaches_the_known_best_of_two_poles():
     """With two poles the farthest they can come within a root-mean-square shift r is 2 r (in pole units)."""
     z = torch.tensor([[3.0, 1, 1], [3, 1, 1], [1, 1, 3], [1, 1, 3]], dtype=torch.float64)
