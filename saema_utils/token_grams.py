@@ -100,14 +100,22 @@ class TokenCloud:
 
     @functools.cached_property
     def first_of_each(self) -> Int[Tensor, " M"]:
-        """Rows of the first of tokens that stand in one context (equal up to a thousandth of the RMS).
+        """Rows of the first of tokens that stand in one context (closer than a thousandth of the RMS).
 
-        A causal model gives the shared beginning of two prompts the same activations: they are the same
-        point, and noise parts them.
+        A causal model gives the shared beginning of two prompts the same activations up to rounding: they
+        are the same point, and noise parts them. A row is kept if no earlier row lies within
+        ``1e-3 rms sqrt(D)`` of it.
         """
-        grid = (self.points / (1e-3 * max(self.rms, 1e-30))).round().cpu().numpy()
-        _, first = np.unique(grid, axis=0, return_index=True)
-        return torch.from_numpy(np.sort(first)).to(self.points.device)
+        points = (self.points.cpu() if self.points.device.type == "mps" else self.points).double()
+        near = (1e-3 * self.rms) ** 2 * points.shape[1]
+        squared = points.pow(2).sum(1)
+        repeats = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        rows = max(1, _BLOCK_BYTES // (8 * len(points)))
+        for start in range(0, len(points), rows):
+            stop = min(start + rows, len(points))
+            distance = squared[start:stop, None] + squared[:stop] - 2 * points[start:stop] @ points[:stop].T
+            repeats[start:stop] = (distance <= near).tril(start - 1).any(1)
+        return (~repeats).nonzero()[:, 0].to(self.points.device)
 
     @functools.cached_property
     def distinct(self) -> TokenCloud:

@@ -295,6 +295,22 @@ def test_noise_is_paired_across_representations_levels_and_masks():
     assert draw.std() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("rows_at_once", [1, 7, 10**6])
+def test_tokens_of_one_context_count_once(scale, rows_at_once, monkeypatch):
+    """Rounding parts equal contexts by about 1e-5 of the RMS, wherever they stand; different ones lie far apart."""
+    monkeypatch.setattr(token_grams, "_BLOCK_BYTES", 8 * 24 * rows_at_once)
+    first = random_tensor((8, 1, 64), seed=1)
+    rounding = 1e-5 * random_tensor((16, 1, 64), seed=2)
+    copies = torch.cat([first, first, first]) + torch.cat([torch.zeros_like(first), rounding])
+    cloud = TokenCloud.of(scale * copies, torch.ones(24, 1, dtype=torch.bool))
+    assert cloud.first_of_each.tolist() == list(range(8))
+    assert torch.equal(cloud.distinct.prompt, torch.arange(8))
+    apart = first + 1e-2 * random_tensor(tuple(first.shape), seed=3)
+    cloud = TokenCloud.of(scale * torch.cat([first, apart]), torch.ones(16, 1, dtype=torch.bool))
+    assert len(cloud.first_of_each) == 16
+
+
 def test_many_concepts_at_once_give_the_rows_of_single_calls():
     tensors = {name: random_tensor((5, n, 30), n) for name, n in (("a", 3), ("b", 4))}
     mask = {name: torch.ones(t.shape[:2], dtype=torch.bool) for name, t in tensors.items()}
