@@ -154,3 +154,14 @@ def test_sweep(benchmark, plain, side, device):
         warmup=0 if slow else 1, device=device, numbers=numbers, rtol=1e-4, memory=not slow, scale=scale, note=note,
         **({"aim": 20} if plain == "one call a spectrum" else {}),
     )  # fmt: skip
+
+
+@devices
+def test_encoder_products_of_a_sweep(benchmark, device):
+    """Two products a draw of noise, the SAE's and the random dictionary's: what no sweep that encodes can leave out."""
+    points = torch.cat([cloud.noisy(1.0, 0) for cloud in concept_clouds(device)])
+    weights = torch.randn(D_IN, D_SAE, generator=generator(0, "bench-sweep")).to(device)
+    compare(
+        benchmark, f"{SWEEP}: encoder products alone", "ours", lambda: [points @ weights for _ in range(2)],
+        device=device, scale=DRAWS, memory=False, note=f"the floor; from 1 of {DRAWS} draws of noise",
+    )  # fmt: skip

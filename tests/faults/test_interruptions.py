@@ -69,22 +69,25 @@ def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
     whole = time.monotonic() - started
 
     draw = random.Random(0)
-    kills, before = 0, {}
-    for _ in range(KILLS):
-        finished = run_study(tmp_path / "killed", draw.uniform(0.02, 0.12) * whole)
-        after = finished_tables(tmp_path / "killed")
-        assert {name: after.get(name) for name in before} == before, "a finished table was made again"
-        before = after
-        kills += not finished
-    assert kills >= 5
-    assert run_study(tmp_path / "killed")
+    kills, folders = 0, []
+    while kills < KILLS:  # a study that finished before enough kills is followed by another
+        folders.append(tmp_path / f"killed{len(folders)}")
+        finished, before = False, {}
+        while kills < KILLS and not finished:
+            finished = run_study(folders[-1], draw.uniform(0.02, 0.12) * whole)
+            kills += not finished
+            after = finished_tables(folders[-1])
+            assert {name: after.get(name) for name in before} == before, "a finished table was made again"
+            before = after
+        assert finished or run_study(folders[-1])
 
-    expected, found = tmp_path / "whole/tables", tmp_path / "killed/tables"
-    assert [p.name for p in (tmp_path / "killed").rglob(".unfinished-*")] == []
+    expected = tmp_path / "whole/tables"
     names = {p.name for p in expected.glob("*.csv")}
-    assert names == {p.name for p in found.glob("*.csv")}
-    for name in names:
-        _assert_equal_tables(pd.read_csv(expected / name), pd.read_csv(found / name), name)
+    for folder in folders:
+        assert [p.name for p in folder.rglob(".unfinished-*")] == []
+        assert names == {p.name for p in folder.glob("tables/*.csv")}
+        for name in names:
+            _assert_equal_tables(pd.read_csv(expected / name), pd.read_csv(folder / "tables" / name), name)
 
 
 def _assert_equal_tables(a, b, name):
