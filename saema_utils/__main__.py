@@ -45,7 +45,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
 ) -> None:
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
-    from . import artifacts, preflight, runtime
+    from . import artifacts, files, preflight, runtime
 
     wanted = parse_chapters(chapters)
     runtime.choose_device(device)
@@ -58,7 +58,7 @@ def run(
     from . import book
 
     study_file = directory.path / "study.json"
-    artifacts.write_json(study_file, chosen.as_dict())
+    files.write_json(study_file, chosen.as_dict())
     with directory.locked(), _chapter_progress() as on_progress:
         results = book.run_notebooks(
             directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)

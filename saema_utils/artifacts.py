@@ -1,4 +1,4 @@
-"""The files of a run: written atomically, hashed, checked when read, reused when nothing changed. ::
+"""The artifacts of a run: written atomically, hashed, checked when read, reused when nothing changed. ::
 
     runs/<study>/manifest.json          what was made, from what, when, with which versions
                  tables/*.csv           figures/*.{svg,png}   tensors/*.safetensors
@@ -11,11 +11,8 @@ modules involved, keys of earlier artifacts). A file is reused only when its key
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
+from .files import UNFINISHED, atomic_path, cannot_write, file_digest, read_json, source_digest, write_json
 from .study import Study
 
 if TYPE_CHECKING:
@@ -33,85 +31,10 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
 VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
-PACKAGE_DIR = Path(__file__).parent
-UNFINISHED = ".unfinished-"
 SAE_WEIGHTS = "sae/sae_weights.safetensors"
 FIRST_CHAPTER_WITH_SAE = 2
 # By model source, filled in by models.model_digest, on which every key of a measured artifact depends.
 MODEL_DIGESTS: dict[str, str] = {}
-
-
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits of any JSON-ready value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def source_digest(*modules: str) -> str:
-    """Digest of the source of modules of this package (all of it without arguments)."""
-    names = sorted(modules) or sorted(path.stem for path in PACKAGE_DIR.glob("*.py"))
-    return digest([(name, file_digest(PACKAGE_DIR / f"{name}.py")) for name in names])
-
-
-def cache_dir() -> Path:
-    """Where things shared by all runs live (converted models, corpus activations)."""
-    import platformdirs
-
-    return Path(os.environ.get("SAEMA_CACHE") or platformdirs.user_cache_dir("saema"))
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling that replaces ``path`` when the block succeeds and vanishes when it fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise ArtifactError(_cannot_write(path, error)) from error
-    os.close(handle)
-    temporary = Path(name)
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep results from everybody else
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArtifactError(_cannot_write(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"cannot write {path} ({error.strerror or error}); earlier files are whole. "
-        "Free some space or choose another --run-dir, then run the same command again to resume."
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
-
-
-def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file (empty where there is none), or one line that says what is wrong with it."""
-    try:
-        if not path.exists():
-            return {}
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not {what} ({error}). {remedy}") from error
-    if not isinstance(plain, dict):
-        raise ArtifactError(f"{path} is not {what} (it holds a {type(plain).__name__}). {remedy}")
-    return plain
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -216,7 +139,7 @@ class RunDirectory:
                 change(manifest)
                 write_json(self.path / "manifest.json", manifest)
         except OSError as error:
-            raise ArtifactError(_cannot_write(self.path / "manifest.json", error)) from error
+            raise ArtifactError(cannot_write(self.path / "manifest.json", error)) from error
 
     def record_chapter(self, chapter: str, **facts: Any) -> None:
         """Note how a chapter ran: seconds, peak memory, device, its stamp."""

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import address, fragments
-from .artifacts import PACKAGE_DIR, RunDirectory, write_json
+from .artifacts import RunDirectory
 from .cleaning import clean_notebook, default_build_paths
 from .errors import BookError
 from .execution import ChapterResult, chapter_notebooks, find_root, is_done, run_notebooks
+from .files import PACKAGE_DIR, write_json
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

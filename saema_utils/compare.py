@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .artifacts import RunDirectory, atomic_path
+from .artifacts import RunDirectory
 from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
+from .files import atomic_path
 from .sweep_tasks import PLAN_FILE
 
 if TYPE_CHECKING:

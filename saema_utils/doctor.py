@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from .artifacts import VERSIONED, cache_dir
+from .artifacts import VERSIONED
+from .files import cache_dir
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import address
-from .artifacts import PACKAGE_DIR, RunDirectory
+from .artifacts import RunDirectory
 from .errors import BookError
+from .files import PACKAGE_DIR
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from .activations import SINK_FACTOR, capture_concept, capture_residual_stream, find_sinks, special_tokens
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .coders import SaeCoder
 from .concepts import build_prompts
 from .corpus import corpus_tokens
 from .families import small_recipe
 from .family_measures import concept_measures
 from .fidelity import measure_fidelity
+from .files import digest, source_digest
 from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model

@@ -20,8 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import MODEL_DIGESTS, cache_dir, digest, file_digest, write_json
+from .artifacts import MODEL_DIGESTS
 from .errors import DeviceError, HubUnreachableError, ModelError, unknown_name
+from .files import cache_dir, digest, file_digest, write_json
 from .runtime import choose_device, choose_dtype
 from .study import EMBEDDED_MODEL, Study
 

@@ -20,10 +20,11 @@ from .activations import (
     special_tokens,
     unpack,
 )
-from .artifacts import RunDirectory, atomic_path, cache_dir, digest, file_digest, source_digest, write_json
+from .artifacts import RunDirectory
 from .concepts import ConceptPrompts, Prompt, build_prompts
 from .corpus import corpus_tokens
 from .errors import ActivationError, ArtifactError
+from .files import atomic_path, cache_dir, digest, file_digest, source_digest, write_json
 from .models import check_layer, digest_once, load_language_model, model_digest
 from .runtime import progress
 from .statistics import label_permutation_test

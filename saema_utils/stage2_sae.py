@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .activations import ConceptActivations, special_tokens
-from .artifacts import RunDirectory, digest, file_digest, source_digest
+from .artifacts import RunDirectory
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
+from .files import digest, file_digest, source_digest
 from .runtime import generator
 from .saes import SAE_FILES, load_sae, train_sae
 from .splice import spliced_losses

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
+from .files import digest, source_digest
 from .rank_anatomy import covariance_root, only_distinct, shuffle_latents, subspace_drift, where_rank_moves
 from .rank_verdicts import (
     EVERY_CONCEPT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .clouds import pairwise_distances
 from .concept_geometry import (
     ConceptClouds,
@@ -26,6 +26,7 @@ from .concept_geometry import (
     word_row,
 )
 from .dimension import local_dimensions
+from .files import digest, source_digest
 from .geometry import umap_embedding
 from .geometry_verdicts import compare_representations
 from .matching import merged_words

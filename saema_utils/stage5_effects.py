@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
+from .files import digest, source_digest
 from .stage5_intervention import (
     beyond_scaling_table,
     correlation_table,

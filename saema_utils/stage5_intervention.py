@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from .activations import ConceptActivations
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .beyond_scaling import dose_beyond_scaling
 from .edits import ARMS, apply_edit, edit_direction
 from .errors import InterventionError
+from .files import digest, source_digest
 from .intervention import dose_response, optimise_separability, optimum, separation_error_correlation
 from .runtime import progress
 from .separation import check_labelled, cluster_means, distance_matrix

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .coders import SaeCoder
 from .fidelity import explained_variance, mean_cosine, measure_fidelity
+from .files import digest, source_digest
 from .geometry import find_local_representations, intrinsic_dimension, mst_weight_scale_free, procrustes_disparity
 from .runtime import progress
 from .separability import (

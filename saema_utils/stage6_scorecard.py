@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .chapter import in_colab
 from .claims import VERDICTS, judge, load_claims
 from .errors import ArtifactError
+from .files import digest, source_digest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import RunDirectory, digest, source_digest
+from .artifacts import RunDirectory
 from .coders import SaeCoder
 from .families import MatchedSae, small_recipe, train_to_l0
 from .family_measures import concept_measures, mean_over_concepts
 from .fidelity import measure_fidelity
+from .files import digest, source_digest
 from .runtime import progress
 from .saes import DEFAULT_PENALTY, SAE_FILES, load_sae
 from .stage1_activations import concept_activations, concepts_key, corpus_activations, corpus_key

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .artifacts import atomic_path
 from .errors import RunLockedError, SweepError
+from .files import atomic_path
 from .schedule import Fit, makespan
 from .sweep_engine import (
     Settled,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifacts import digest
 from .chapter import resolve_study
 from .errors import StudyError, SweepError, unknown_name
+from .files import digest
 from .study import Study
 
 SWEEP_KEYS = ("base", "grid", "cases", "chapters", "device", "slurm")

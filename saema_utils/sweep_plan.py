@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .artifacts import PACKAGE_DIR, RunDirectory, digest, file_digest, source_digest, write_json
+from .artifacts import RunDirectory
 from .chapter import default_run_dir, resolve_study
 from .errors import SweepError
+from .files import PACKAGE_DIR, digest, file_digest, source_digest, write_json
 from .schedule import Estimate, Record, Timed, estimate, read_records
 from .study import Study
 from .sweep_file import expand, read_sweep_file

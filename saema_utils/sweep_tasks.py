@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifacts import RunDirectory, source_digest, write_json
+from .artifacts import RunDirectory
 from .errors import ArtifactError, SaemaError, SweepError
+from .files import source_digest, write_json
 from .runtime import PROGRESS_FILE, peak_memory
 from .study import Study
 

@@ -104,7 +104,7 @@ def _assert_equal_tables(a, b, name):
 
 def _shared_model_cache(tmp_path):
     """The converted model is shared with other tests; activations of this study are its own."""
-    from saema_utils.artifacts import cache_dir
+    from saema_utils.files import cache_dir
 
     own = tmp_path / "cache"
     own.mkdir()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from saema_utils import artifacts
-from saema_utils.artifacts import RunDirectory, atomic_path, digest, forget, source_digest
+from saema_utils.artifacts import RunDirectory, forget
 from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
+from saema_utils.files import atomic_path, digest, file_digest, source_digest
 from saema_utils.study import STUDIES
 
 SMOKE = STUDIES["smoke"]
@@ -93,7 +94,7 @@ def test_the_manifest_says_where_a_table_came_from(run):
     entry = manifest["artifacts"]["tables/01_x.csv"]
     assert entry["study_digest"] == SMOKE.digest
     assert entry["code"] == source_digest()
-    assert entry["sha256"] == artifacts.file_digest(run.path / "tables/01_x.csv")
+    assert entry["sha256"] == file_digest(run.path / "tables/01_x.csv")
     assert manifest["study"] == SMOKE.as_dict()
     assert manifest["versions"]["torch"]
 
@@ -114,7 +115,7 @@ def test_every_table_names_the_code_study_model_and_sae_it_came_from(run):
         assert entry["model"] == digest_of_model
     assert "sae" not in before
     for entry in after:
-        assert entry["sae"] == artifacts.file_digest(run.path / "sae/sae_weights.safetensors")
+        assert entry["sae"] == file_digest(run.path / "sae/sae_weights.safetensors")
 
 
 def test_a_manifest_of_an_earlier_version_still_reads(run):

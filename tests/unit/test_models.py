@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hub_layout
 
 from saema_utils import models
-from saema_utils.artifacts import file_digest
 from saema_utils.errors import ModelError
+from saema_utils.files import file_digest
 from saema_utils.models import load_language_model, model_digest, model_folder
 from saema_utils.study import EMBEDDED_MODEL, STUDIES
 
