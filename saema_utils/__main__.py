@@ -6,7 +6,6 @@ Start-up stays light: everything heavy is imported inside the commands.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ import typer
 from .chapter import default_run_dir, parse_chapters, resolve_study
 from .compare import compare_command
 from .errors import SaemaError, StudyError
+from .files import expand
 from .study import DEFAULT_STUDY, STUDIES, Study
 from .sweep import sweep_command
 
@@ -51,7 +51,7 @@ def run(
     runtime.choose_device(device)
     chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus)
     preflight.check_study(chosen)
-    target = Path(run_dir) if run_dir else default_run_dir(chosen)
+    target = expand(run_dir) if run_dir else default_run_dir(chosen)
     if force:
         artifacts.forget(target)
     directory = artifacts.RunDirectory(target, chosen, device=device)
@@ -59,10 +59,13 @@ def run(
 
     study_file = directory.path / "study.json"
     files.write_json(study_file, chosen.as_dict())
+    remarks = directory.remarks()
     with directory.locked(), _chapter_progress() as on_progress:
         results = book.run_notebooks(
             directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)
         )
+    for remark in directory.remarks()[len(remarks) :]:
+        typer.echo(remark, err=True)
     for result in results:
         typer.echo(
             f"chapter {result.chapter}: " + ("unchanged, skipped" if result.skipped else f"{result.seconds:.0f} s")
@@ -74,7 +77,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     """A study with the user's own model, layer, SAE, prompts or corpus; named after what it changes."""
     changes: dict[str, Any] = {}
     if prompts:
-        path = Path(prompts).expanduser()
+        path = expand(prompts)
         if not path.is_file():
             raise StudyError(f"prompts file {prompts!r} does not exist. Pass a JSON file {{concept: [prompt, ...]}}.")
         changes["prompts_file"] = str(path.resolve())
@@ -85,7 +88,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     if sae:
         changes["sae.source"] = _absolute(sae)
     if corpus:
-        path = Path(corpus).expanduser()
+        path = expand(corpus)
         if not path.is_file():
             raise StudyError(f"corpus file {corpus!r} does not exist. Pass a .txt file.")
         changes["corpus.source"] = str(path.resolve())
@@ -101,7 +104,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
 
 def _absolute(source: str) -> str:
     """A folder by its whole path, so that the study can be run again from anywhere; other names as they are."""
-    path = Path(source).expanduser()
+    path = expand(source)
     return str(path.resolve()) if path.is_dir() else source
 
 
@@ -144,7 +147,7 @@ def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> Non
     from .book import build_book
 
     chosen = resolve_study(study)
-    path = Path(run_dir) if run_dir else default_run_dir(chosen)
+    path = expand(run_dir) if run_dir else default_run_dir(chosen)
     if run_dir and (path / "study.json").exists():
         chosen = resolve_study(str(path / "study.json"))
     index = build_book(artifacts.RunDirectory(path, chosen))
@@ -159,7 +162,7 @@ def studies() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from . import artifacts
+    from . import manifest
 
     listing = Table(box=None, pad_edge=False)
     for heading in ("study", "model", "layer", "SAE", "tokens", "hardware", "time"):
@@ -167,7 +170,7 @@ def studies() -> None:
     for study in STUDIES.values():
         chapters: dict[str, Any] = {}
         with suppress(SaemaError):  # a damaged manifest tells no time; the list is shown all the same
-            chapters = artifacts.read_manifest(default_run_dir(study)).get("chapters", {})
+            chapters = manifest.read_manifest(default_run_dir(study)).get("chapters", {})
         seconds = sum(chapter.get("seconds", 0) for chapter in chapters.values())
         recipe = study.sae
         trained = f"trained: {recipe.architecture} {recipe.d_sae}, k {recipe.k}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -20,7 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
-from .files import UNFINISHED, atomic_path, cannot_write, file_digest, read_json, source_digest, write_json
+from .files import (
+    atomic_path,
+    cannot_write,
+    expand,
+    file_digest,
+    source_digest,
+    sweep_up,
+    write_json,
+    write_tensors,
+)  # fmt: skip
+from .interactive import publishing
+from .manifest import birth_certificate, name_of, now, read_manifest
 from .study import Study
 
 if TYPE_CHECKING:
@@ -28,41 +39,14 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-FORMAT_VERSION = 1
 LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
-VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
 SAE_WEIGHTS = "sae/sae_weights.safetensors"
 FIRST_CHAPTER_WITH_SAE = 2
+FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
+RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
+REMARKS = "remarks.log"
 # By model source, filled in by models.model_digest, on which every key of a measured artifact depends.
 MODEL_DIGESTS: dict[str, str] = {}
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run directory, checked for the shape that is relied on (empty before the first write).
-
-    Raises
-    ------
-    ArtifactError
-        If it cannot be read, has another format, or a part of it is not what a run writes.
-    """
-    path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
-    manifest = read_json(path, "a readable manifest", remedy)
-    if manifest and manifest.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
-            "Choose another --run-dir."
-        )
-    for part, needed in (("artifacts", {"sha256": str, "key": str}), ("chapters", {}), ("tasks", {})):
-        entries = manifest.get(part, {})
-        sound = isinstance(entries, dict) and all(
-            isinstance(entry, dict)
-            and all(isinstance(entry.get(name), kind) for name, kind in needed.items())
-            and isinstance(entry.get("seconds", 0), int | float)
-            for entry in entries.values()
-        )
-        if not sound:
-            raise ArtifactError(f"{path} is not a readable manifest (its {part!r} are malformed). {remedy}")
-    return manifest
 
 
 class RunDirectory:
@@ -79,18 +63,18 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path, study: Study, device: str = "auto"):
-        self.path = Path(path).expanduser().resolve()
+        self.path = expand(path).resolve()
         self.study = study
         self._device = device
         manifest = self.manifest()
         known = manifest.get("study_digest")
         if known is not None and known != study.digest:
             raise ArtifactError(
-                f"{self.path} belongs to study {_name_of(manifest)} with other choices "
+                f"{self.path} belongs to study {name_of(manifest)} with other choices "
                 f"(digest {known}, this one has {study.digest}). Choose another --run-dir or pass --force."
             )
         if known is None:
-            self._update_manifest(lambda m: m.update(_birth_certificate(study)))
+            self._update_manifest(lambda m: m.update(birth_certificate(study)))
 
     @classmethod
     def at(cls, path: Path) -> RunDirectory:
@@ -153,29 +137,23 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process and its children; a second process gets RunLockedError.
 
-        Half-written files that a killed process left behind are removed: nobody else can be writing them.
+        Half-written files that a killed process left behind are removed: nobody else can be writing them,
+        not even the workers of a sweep, which must not be at work on a run of theirs.
         """
-        from filelock import FileLock, Timeout
-
         token = str(self.path)
         if os.environ.get(LOCK_HELD) == token:
             yield
             return
-        lock = FileLock(self.path / ".run.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunLockedError(
-                f"{self.path} is in use by another process. Wait for it, or choose another --run-dir."
-            ) from error
-        os.environ[LOCK_HELD] = token
-        try:
-            for leftover in self.path.rglob(f"{UNFINISHED}*"):
-                leftover.unlink(missing_ok=True)
-            yield
-        finally:
-            del os.environ[LOCK_HELD]
-            lock.release()
+        with _held(self.path / RUN_LOCK, f"{self.path} is in use by another process"):
+            if (self.path.parent / SWEEP_LOCK).exists():
+                with _held(self.path.parent / SWEEP_LOCK, f"a sweep is at work in {self.path.parent}"):
+                    pass  # it has ended; one that begins later sees the lock of this run
+            os.environ[LOCK_HELD] = token
+            try:
+                sweep_up(self.path)
+                yield
+            finally:
+                del os.environ[LOCK_HELD]
 
     # ---- artifacts -----------------------------------------------------------------------------
 
@@ -186,13 +164,15 @@ class RunDirectory:
             entry = {
                 "sha256": file_digest(temporary), "bytes": temporary.stat().st_size, "key": key,
                 "study_digest": self.study.digest, "code": source_digest(), "version": _version(),
-                "model": MODEL_DIGESTS.get(self.study.model), "written": _now(), **facts,
+                "model": MODEL_DIGESTS.get(self.study.model), "written": now(), **facts,
             }  # fmt: skip
 
         def note(manifest: dict[str, Any]) -> None:
             known = manifest.setdefault("artifacts", {})
             if path.name[:2].isdigit() and int(path.name[:2]) >= FIRST_CHAPTER_WITH_SAE:
                 entry["sae"] = known.get(SAE_WEIGHTS, {}).get("sha256")
+            if entry["model"] is None:  # this process read tables only; a run has one model
+                entry["model"] = next((e["model"] for e in known.values() if e.get("model")), None)
             known[relative] = entry
 
         self._update_manifest(note)
@@ -236,10 +216,26 @@ class RunDirectory:
             return False
         try:
             self.check(relative)
-        except ArtifactError as error:
-            print(f"{error} It is made anew.")
+        except ArtifactError:
+            self.remark(f"{relative} is damaged or missing; it is made anew.")
             return False
         return True
+
+    def remark(self, text: str) -> None:
+        """Say something about this run to who runs it: on the screen, or in ``remarks.log`` while a page is made.
+
+        What a page shows must not depend on what happened to a file before.
+        """
+        if publishing():
+            with open(self.path / REMARKS, "a", encoding="utf-8") as log:
+                log.write(f"{text}\n")
+        else:
+            print(text)
+
+    def remarks(self) -> list[str]:
+        """What :meth:`remark` wrote into ``remarks.log`` so far."""
+        log = self.path / REMARKS
+        return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
     def _cached(self, relative: str, key: str, load: Callable, compute: Callable, save: Callable) -> Any:
         if self.is_fresh(relative, key):
@@ -268,10 +264,8 @@ class RunDirectory:
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "", **facts: Any) -> Path:
         """Write ``tensors/<name>.safetensors``."""
-        from safetensors.torch import save_file
-
-        whole = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-        return self._write(f"tensors/{name}.safetensors", lambda p: save_file(whole, p), key, **facts)
+        whole = {k: v.detach().cpu() for k, v in tensors.items()}
+        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key, **facts)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read ``tensors/<name>.safetensors``, checked."""
@@ -302,13 +296,40 @@ class RunDirectory:
         return self._write(relative, write, key, **facts)
 
     def save_numbers(self, **numbers: Any) -> None:
-        """Merge named numbers into ``numbers.json``, from which prose quotes them."""
-        merged = {**self.numbers(), **numbers}
-        self._write("numbers.json", lambda p: write_json(p, merged), "")
+        """Merge named numbers into the manifest, from which prose quotes them, and into ``numbers.json`` for others."""
+        self._update_manifest(lambda m: m.setdefault("numbers", {}).update(numbers))
+        self._write("numbers.json", lambda p: write_json(p, self.numbers()), "")
 
     def numbers(self) -> dict[str, Any]:
-        """Read ``numbers.json`` (empty before the first chapter that writes it)."""
-        return read_json(self.path / "numbers.json", "a file of numbers", "Delete it and run chapter 6 again.")
+        """Named numbers of the chapters so far (empty before the first)."""
+        return self.manifest().get("numbers", {})
+
+
+def chapter_of(relative: str) -> int | None:
+    """The chapter that makes an artifact, from its name; None for what several make.
+
+    >>> chapter_of("tables/parts/03_noise_rank.months.csv"), chapter_of("sae/cfg.json"), chapter_of("numbers.json")
+    (3, 2, None)
+    """
+    path = Path(relative)
+    number = path.name[:2]
+    return int(number) if number.isdigit() else FOLDERS_OF_CHAPTERS.get(path.parts[0])
+
+
+@contextlib.contextmanager
+def _held(lock_file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, or raise RunLockedError at once."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunLockedError(f"{taken}. Wait for it, or choose another --run-dir.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _version() -> str | None:
@@ -317,37 +338,21 @@ def _version() -> str | None:
     return None
 
 
-def _name_of(manifest: Mapping[str, Any]) -> str:
-    study = manifest.get("study")
-    return repr(study.get("name")) if isinstance(study, dict) else "of no name"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _birth_certificate(study: Study) -> dict[str, Any]:
-    versions = {}
-    for name in VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "format_version": FORMAT_VERSION, "study": study.as_dict(), "study_digest": study.digest, "created": _now(),
-        "python": platform.python_version(), "platform": platform.platform(), "versions": versions,
-        "seeds": list(study.seeds), "artifacts": {}, "chapters": {},
-    }  # fmt: skip
-
-
 def forget(run_path: str | Path) -> None:
     """Empty a run directory so that it can start again (``--force``).
 
-    Only a directory that holds a manifest, or nothing, is emptied: a mistyped path loses nothing.
+    Only a directory that holds a manifest, or nothing, is emptied: a mistyped path loses nothing. Nor does a
+    run that another process is using.
     """
-    import shutil
-
-    path = Path(run_path).expanduser().resolve()
+    path = expand(run_path).resolve()
     if not path.exists():
         return
+    if not path.is_dir():
+        raise SaemaError(f"{path} is a file; allowed: the folder of a run. Choose another --run-dir.")
     if any(path.iterdir()) and not (path / "manifest.json").exists():
         raise SaemaError(f"{path} holds files but no manifest.json, so it is not a run; nothing was removed.")
-    shutil.rmtree(path)
+    try:
+        with _held(path / RUN_LOCK, f"{path} is in use by another process; nothing was removed"):
+            shutil.rmtree(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot empty {path} ({error.strerror or error}). Choose another --run-dir.") from error

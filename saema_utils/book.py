@@ -104,7 +104,7 @@ def build_book(
     staging, work = build / "staging", build / "work"
     for folder in (staging, work):
         shutil.rmtree(folder, ignore_errors=True)
-    missing = stage(run, root, staging, chapters=chapters, allow_stale=allow_stale)
+    missing = stage(run, root, staging, chapters=chapters, allow_stale=allow_stale, say=say)
     _sphinx(staging, work, build / "sphinx.log", strict=chapters is None)
     fresh, site, old = work / "_build" / "html", build / "html", build / "html.old"
     _mend_roles(fresh)
@@ -121,7 +121,13 @@ def build_book(
 
 
 def stage(
-    run: RunDirectory, root: Path, staging: Path, *, chapters: Iterable[int] | None = None, allow_stale: bool = False
+    run: RunDirectory,
+    root: Path,
+    staging: Path,
+    *,
+    chapters: Iterable[int] | None = None,
+    allow_stale: bool = False,
+    say: Callable[[str], None] = print,
 ) -> list[str]:
     """Write the tree that Sphinx reads; returns names of numbers that pages quote and the run lacks."""
     import yaml
@@ -138,7 +144,7 @@ def stage(
             shutil.copytree(run.path / name, staging / name, ignore=shutil.ignore_patterns(".*", "parts"))
     (staging / "book" / "static").mkdir(parents=True, exist_ok=True)
     _copy_plotly(staging / "book" / "static" / "plotly.min.js")
-    toc = _stage_notebooks(run, root, staging, None if chapters is None else set(chapters), allow_stale)
+    toc = _stage_notebooks(run, root, staging, None if chapters is None else set(chapters), allow_stale, say)
     fragments.write_fragments(run, staging / "book" / "fragments", staging)
     api_pages = fragments.write_api_pages(staging / "book" / "api")
     for part in toc["parts"]:
@@ -165,9 +171,17 @@ def _copy_plotly(target: Path) -> None:
 
 
 def _stage_notebooks(
-    run: RunDirectory, root: Path, staging: Path, wanted: set[int] | None, allow_stale: bool
+    run: RunDirectory,
+    root: Path,
+    staging: Path,
+    wanted: set[int] | None,
+    allow_stale: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Clean and copy the executed chapters; returns the table of contents that lists exactly these."""
+    """Clean and copy the executed chapters; returns the table of contents that lists exactly these.
+
+    An optional chapter is published when it was run; one that was run from other sources is left out, and named.
+    """
     import nbformat
     import yaml
 
@@ -184,12 +198,17 @@ def _stage_notebooks(
         if entry["file"] not in by_file:
             raise BookError(f"_toc.yml lists {entry['file']}, but there is no such notebook. Correct the name.")
     required = {by_file[entry["file"]] for entry in listed if entry["file"] in by_file}
-    optional = {n for n in set(sources) - required if (run.path / "notebooks" / sources[n].name).exists()}
-    chosen = sorted((required if wanted is None else wanted) | (optional if wanted is None else set()))
+    executed = {n for n in set(sources) - required if (run.path / "notebooks" / sources[n].name).exists()}
+    optional = {n for n in executed if allow_stale or is_done(run, root, n)}
+    if wanted is None:
+        for number in sorted(executed - optional):
+            again = f"saema run --study {run.study.name} --chapters {number}"
+            say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
+    chosen = sorted(required | optional if wanted is None else wanted)
     forbidden = [*default_build_paths(), root, run.path]
     (staging / "notebooks").mkdir(parents=True, exist_ok=True)
     for number in chosen:
-        source = _executed(run, root, sources, number, allow_stale or number in optional)
+        source = _executed(run, root, sources, number, allow_stale)
         try:
             cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
         except BookError as error:

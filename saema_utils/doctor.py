@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from .artifacts import VERSIONED
 from .files import cache_dir
+from .manifest import VERSIONED
 
 
 @dataclass(frozen=True)

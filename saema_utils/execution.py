@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from . import address
-from .artifacts import RunDirectory, read_manifest
+from .artifacts import RunDirectory, chapter_of
 from .errors import ArtifactError, BookError, unknown_name
-from .files import PACKAGE_DIR, digest, file_digest, source_digest, write_json
+from .files import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest, write_json
 from .kernel import ChapterResult, OnProgress, execute
+from .manifest import read_manifest
 from .study import STUDIES
 
 CELL_TIMEOUT = 4 * 3600
@@ -63,6 +64,7 @@ def chapter_stamp(run: RunDirectory, root: Path, chapter: int) -> str:
             "package": [source_digest(), *map(file_digest, data)],
             "pins": [file_digest(path) for path in pins if path.exists()],
             "notebooks": [(path.name, file_digest(path)) for n, path in sources.items() if n <= chapter],
+            "outside": outside_digest(*run.study.outside),
             "neighbours": _tables_beside(run, chapter),
         }
     )
@@ -90,7 +92,7 @@ def is_done(run: RunDirectory, root: Path, chapter: int) -> bool:
         return False
     if file_digest(executed) != record.get("sha256"):
         return False
-    made_here = [a for a in manifest.get("artifacts", {}) if Path(a).name.startswith(name[:3])]
+    made_here = [a for a in manifest.get("artifacts", {}) if chapter_of(a) == chapter]
     try:
         for artifact in made_here:
             run.check(artifact)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PACKAGE_DIR = Path(__file__).parent
 UNFINISHED = ".unfinished-"
+# Modules that decide where results lie and how they are shown, never what they are.
+BESIDE_THE_RESULT = frozenset({
+    "__init__", "address", "artifacts", "chapter", "errors", "files", "interactive", "manifest", "schedule", "study",
+})  # fmt: skip
 
 
 def digest(value: Any) -> str:
@@ -29,9 +39,68 @@ def file_digest(path: Path) -> str:
 
 
 def source_digest(*modules: str) -> str:
-    """Digest of the source of modules of this package (all of it without arguments)."""
-    names = sorted(modules) or sorted(path.stem for path in PACKAGE_DIR.glob("*.py"))
+    """Digest of the source that results of these modules depend on (of the whole package without arguments).
+
+    Imports are followed, so that nobody has to list by hand what a stage calls; other stages are not, because
+    their results enter through keys of their own.
+    """
+    names = modules_behind(*modules) if modules else sorted(path.stem for path in PACKAGE_DIR.glob("*.py"))
     return digest([(name, file_digest(PACKAGE_DIR / f"{name}.py")) for name in names])
+
+
+@functools.cache
+def modules_behind(*modules: str) -> tuple[str, ...]:
+    """These modules and all that they import, directly or not, inside this package.
+
+    Stages and the modules in :data:`BESIDE_THE_RESULT` are left out unless they are named.
+    """
+    found, waiting = set(modules), list(modules)
+    while waiting:
+        for name in _imports(waiting.pop()) - found - BESIDE_THE_RESULT:
+            if not name.startswith("stage"):
+                found.add(name)
+                waiting.append(name)
+    return tuple(sorted(found))
+
+
+def _imports(module: str) -> set[str]:
+    """Modules of this package that one of them imports anywhere, except for type checkers alone."""
+    tree = ast.parse((PACKAGE_DIR / f"{module}.py").read_text(encoding="utf-8"))
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting.extend(node.orelse)
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+        waiting.extend(ast.iter_child_nodes(node))
+    return {name for name in found if (PACKAGE_DIR / f"{name}.py").exists()}
+
+
+def outside_digest(*sources: str) -> str:
+    """Digest of the files that a study names: content of files, names, sizes and times in folders.
+
+    A source that is no path of this machine (a hub name, an embedded model) adds nothing: its name is in the study.
+    """
+    found: list[Any] = []
+    for source in sources:
+        path = expand(source)
+        if source and path.is_file():
+            found.append(file_digest(path))
+        elif source and path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file())
+            found.append([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inside])
+    return digest(found)
+
+
+def expand(path: str | Path) -> Path:
+    """The path with ``~`` filled in; one line where that user does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ArtifactError(f"path {str(path)!r} cannot be read ({error}). Write the folder in full.") from error
 
 
 def cache_dir() -> Path:
@@ -71,6 +140,35 @@ def cannot_write(path: Path, error: OSError) -> str:
         f"cannot write {path} ({error.strerror or error}); earlier files are whole. "
         "Free some space or choose another --run-dir, then run the same command again to resume."
     )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors to a path that exists, in place of what is there.
+
+    safetensors makes a temporary file of its own, with an error and a mode of its own. In a folder that is
+    known to be unfinished it leaves nothing behind when it is killed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    mode = path.stat().st_mode
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        inside = Path(folder) / path.name
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, inside)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        inside.chmod(mode)
+        os.replace(inside, path)
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else is writing to."""
+    for leftover in folder.rglob(f"{UNFINISHED}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BookError
-from .files import PACKAGE_DIR
+from .errors import ArtifactError, BookError
+from .files import PACKAGE_DIR, cannot_write
 from .interactive import PUBLISHING
 from .parameters import check_parameters, read_notebook
 from .runtime import PROGRESS_FILE
@@ -91,6 +91,12 @@ def execute(
         raise BookError(
             f"chapter {chapter} ({source.stem}), cell {watch.cell} ({watch.cell_id}): {_reason(error, timeout)} "
             f"| What it had shown: {failed}. Correct the cause and run the same command again."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(cannot_write(working, error)) from error
+    except RuntimeError as error:  # jupyter_client's word for a kernel that does not answer
+        raise BookError(
+            f"the kernel of chapter {chapter} did not start ({error}). Run the same command again."
         ) from error
     finally:
         working.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from .artifacts import RunDirectory
 from .concepts import ConceptPrompts, Prompt, build_prompts
 from .corpus import corpus_tokens
 from .errors import ActivationError, ArtifactError
-from .files import atomic_path, cache_dir, digest, file_digest, source_digest, write_json
+from .files import atomic_path, cache_dir, digest, file_digest, source_digest, write_json, write_tensors
 from .models import check_layer, digest_once, load_language_model, model_digest
 from .runtime import progress
 from .statistics import label_permutation_test
@@ -320,10 +320,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
-    from safetensors.torch import save_file
-
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        write_tensors(temporary, tensors)
         sha256 = file_digest(temporary)
     write_json(path.with_suffix(".json"), {"sha256": sha256, **facts})
 

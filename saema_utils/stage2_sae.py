@@ -14,7 +14,7 @@ from .activations import ConceptActivations, special_tokens
 from .artifacts import RunDirectory
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
-from .files import digest, file_digest, source_digest
+from .files import UNFINISHED, digest, file_digest, source_digest
 from .runtime import generator
 from .saes import SAE_FILES, load_sae, train_sae
 from .splice import spliced_losses
@@ -82,7 +82,7 @@ def study_sae(run: RunDirectory) -> SAE:
 
 def _keep(run: RunDirectory, sae: SAE, key: str) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".sae-") as folder:
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=UNFINISHED) as folder:
         sae.save_model(folder)
         for name in SAE_FILES:
             run.save_file(f"sae/{name}", lambda path, name=name: shutil.copyfile(Path(folder) / name, path), key)

@@ -46,6 +46,7 @@ class CorpusRecipe:
     context: int = 128
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "corpus")
         _require(bool(self.source), "corpus.source", self.source, "embedded:gcide, a path, or hub:NAME")
         _require(self.tokens >= 1_000, "corpus.tokens", self.tokens, "at least 1000")
         _require(self.heldout_tokens >= 500, "corpus.heldout_tokens", self.heldout_tokens, "at least 500")
@@ -70,6 +71,7 @@ class SaeRecipe:
     learning_rate: float = 3e-3
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "sae")
         if self.architecture not in ARCHITECTURES:
             raise StudyError(unknown_name("SAE architecture", self.architecture, ARCHITECTURES))
         _require(bool(self.source), "sae.source", self.source, "'train', a folder, or RELEASE:ID")
@@ -89,6 +91,7 @@ class GeometryRecipe:
     bootstrap: int = 200
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "geometry")
         _require(self.min_cluster_size >= 2, "geometry.min_cluster_size", self.min_cluster_size, "at least 2")
         _require(self.n_neighbors >= 2, "geometry.n_neighbors", self.n_neighbors, "at least 2")
         _require(self.bootstrap >= 20, "geometry.bootstrap", self.bootstrap, "at least 20")
@@ -112,9 +115,16 @@ class InterventionRecipe:
     judged_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        _require(0.0 in self.alphas, "intervention.alphas", self.alphas, "a grid that contains 0")
+        _check_kinds(self, "intervention")
+        _require(
+            0.0 in self.alphas and max(self.alphas) > 0 and len(set(self.alphas)) >= 3,
+            "intervention.alphas", self.alphas, "three or more doses, 0 and one above it among them",
+        )  # fmt: skip
         _require(all(abs(a) <= 100 for a in self.alphas), "intervention.alphas", self.alphas, "within -100 to 100")
-        _require(0.0 in self.coefficients, "intervention.coefficients", self.coefficients, "values that include 0")
+        _require(
+            0.0 in self.coefficients and max(self.coefficients) > 0,
+            "intervention.coefficients", self.coefficients, "values that include 0 and one above it",
+        )  # fmt: skip
         for name in ("finetune_steps", "optimise_steps", "spliced_prompts", "spliced_sequences", "judged_tokens"):
             _require(getattr(self, name) >= 1, f"intervention.{name}", getattr(self, name), "at least 1")
 
@@ -154,6 +164,7 @@ class Study:
     hardware: str = "2 CPU cores"
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "study")
         _require(
             bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and not self.name.startswith("."),
             "study name", self.name, "letters, digits, '-', '_' and '.'",
@@ -180,6 +191,11 @@ class Study:
         return tuple(range(self.seed, self.seed + self.n_seeds))
 
     @property
+    def outside(self) -> tuple[str, ...]:
+        """What may name files of this machine, whose content is no part of the study: prompts, text, model, SAE."""
+        return (self.prompts_file, self.corpus.source, self.model, self.sae.source)
+
+    @property
     def hook_name(self) -> str:
         return f"blocks.{self.layer}.hook_resid_post"
 
@@ -200,7 +216,7 @@ class Study:
         """Build a study from plain data. Unknown keys and impossible values raise StudyError."""
         return _from_plain(cls, plain, "study")
 
-    def changed(self, **changes: Any) -> Study:
+    def changed(self, /, **changes: Any) -> Study:
         """A copy with some fields changed; dotted names reach into recipes.
 
         >>> STUDIES["smoke"].changed(**{"sae.k": 8, "seed": 3}).sae.k
@@ -209,7 +225,7 @@ class Study:
         plain = self.as_dict()
         for name, value in changes.items():
             target, *rest = name.split(".")
-            if target not in plain or (rest and not isinstance(plain[target], dict)):
+            if target not in plain or len(rest) > 1 or (rest and not isinstance(plain[target], dict)):
                 raise StudyError(unknown_name("study field", name, plain))
             if rest:
                 if rest[0] not in plain[target]:
@@ -229,28 +245,39 @@ def _from_plain(cls: type, plain: Mapping[str, Any], where: str) -> Any:
         if name not in fields:
             raise StudyError(unknown_name(f"field of {where}", name, fields))
         default = _default_of(fields[name])
+        _check_kind(default, value, f"{where}.{name}", plain=True)
         if dataclasses.is_dataclass(default):
-            values[name] = _from_plain(type(default), value, name)
-            continue
-        if isinstance(default, tuple):
-            _require(isinstance(value, list | tuple), f"{where}.{name}", value, "a list")
-            value = tuple(value)
-            if isinstance(default[0], float):
-                _require(all(_is_number(v) for v in value), f"{where}.{name}", value, "numbers")
-                value = tuple(float(v) for v in value)
-            else:
-                _require(all(isinstance(v, str) for v in value), f"{where}.{name}", value, "a list of names")
-        elif isinstance(default, bool | str):
-            _require(isinstance(value, type(default)), f"{where}.{name}", value, f"a {type(default).__name__}")
-        elif isinstance(default, int):
-            _require(isinstance(value, int) and not isinstance(value, bool), f"{where}.{name}", value, "a whole number")
-        elif isinstance(default, float):
-            _require(_is_number(value), f"{where}.{name}", value, "a number")
-            value = float(value)
-        values[name] = value
+            value = _from_plain(type(default), value, name)
+        elif isinstance(default, tuple):
+            value = tuple(map(type(default[0]), value))
+        values[name] = float(value) if isinstance(default, float) else value
     if "name" in fields and "name" not in values:
         raise StudyError(f"{where} has no 'name'; allowed: a name such as 'my-study'. Add one and run again.")
     return cls(**values)
+
+
+def _check_kinds(recipe: Any, where: str) -> None:
+    for f in dataclasses.fields(recipe):
+        _check_kind(_default_of(f), getattr(recipe, f.name), f"{where}.{f.name}")
+
+
+def _check_kind(default: Any, value: Any, what: str, *, plain: bool = False) -> None:
+    """Refuse a value of another kind than the field's default; ``plain`` data hold mappings for recipes."""
+    if dataclasses.is_dataclass(default):
+        kind = Mapping if plain else type(default)
+        _require(isinstance(value, kind), what, value, "a mapping of field names to values" if plain else kind.__name__)
+    elif isinstance(default, tuple):
+        _require(isinstance(value, list | tuple), what, value, "a list")
+        if isinstance(default[0], float):
+            _require(all(_is_number(v) for v in value), what, value, "finite numbers")
+        else:
+            _require(all(isinstance(v, str) for v in value), what, value, "a list of names")
+    elif isinstance(default, str):
+        _require(isinstance(value, str), what, value, "text")
+    elif isinstance(default, int):
+        _require(isinstance(value, int) and not isinstance(value, bool), what, value, "a whole number")
+    elif isinstance(default, float):
+        _require(_is_number(value), what, value, "a finite number")
 
 
 def _default_of(f: dataclasses.Field) -> Any:

@@ -99,6 +99,17 @@ def test_a_chapter_that_shows_other_runs_runs_again_when_they_change(root, run):
     assert [a == b for a, b in zip(with_sweep, stamps(), strict=True)] == [True, False, False]
 
 
+def test_a_chapter_runs_again_when_a_file_that_the_study_names_changes(root, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"fruit": ["An apple."]}')
+    study = STUDIES["smoke"].changed(prompts_file=str(prompts), concepts=["fruit"])
+    run = RunDirectory(tmp_path / "runs" / "fruit", study)
+    before = execution.chapter_stamp(run, root, 1)
+    assert execution.chapter_stamp(run, root, 1) == before
+    prompts.write_text('{"fruit": ["A pear."]}')
+    assert execution.chapter_stamp(run, root, 1) != before
+
+
 def test_a_damaged_table_makes_its_chapter_run_again(root, run):
     setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom saema_utils.chapter import open_run\nimport pandas"
     save = 'open_run(study, run_dir, device, seed).save_table("01_t", pandas.DataFrame({"a": [1]}))'
@@ -378,6 +389,18 @@ def test_stale_chapters_are_not_published_unawares(buildable, run):
     with pytest.raises(BookError, match="executed from older sources"):
         build_book(run, root=buildable)
     assert build_book(run, root=buildable, allow_stale=True, say=lambda _: None).exists()
+
+
+def test_an_optional_chapter_is_published_while_it_is_fresh_and_named_when_it_is_not(buildable, run):
+    write_chapter(buildable, "07_more", "print('more')")
+    run_notebooks(run, [1, 7], root=buildable)
+    said = []
+    site = build_book(run, root=buildable, say=said.append).parent
+    assert (site / "notebooks/07_more.html").exists()
+    write_chapter(buildable, "07_more", "print('newer')")
+    site = build_book(run, root=buildable, say=said.append).parent
+    assert not (site / "notebooks/07_more.html").exists()
+    assert any("Chapter 7 is left out" in line and "--chapters 7" in line for line in said)
 
 
 def test_environment_of_kernels_does_not_leak(root, run):

@@ -3,15 +3,18 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
-from saema_utils import artifacts
+from saema_utils import artifacts, files
 from saema_utils.artifacts import RunDirectory, forget
 from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
-from saema_utils.files import atomic_path, digest, file_digest, source_digest
+from saema_utils.files import atomic_path, digest, file_digest, outside_digest, source_digest
 from saema_utils.study import STUDIES
 
 SMOKE = STUDIES["smoke"]
@@ -144,11 +147,33 @@ def test_a_manifest_with_malformed_parts_is_refused(run, part):
         run.manifest()
 
 
-def test_damaged_numbers_are_one_clear_line(run):
+@pytest.mark.parametrize("damage", ["{", '{"a": 9}', None])
+def test_damage_to_the_file_of_numbers_reaches_no_page_and_is_mended(run, damage):
     run.save_numbers(a=1)
-    (run.path / "numbers.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"numbers\.json is not .* Delete it"):
-        run.save_numbers(b=2)
+    path = run.path / "numbers.json"
+    path.write_text(damage) if damage else path.unlink()
+    assert run.numbers() == {"a": 1}
+    run.save_numbers(b=2)
+    assert json.loads(path.read_text()) == {"a": 1, "b": 2}
+
+
+def test_a_table_names_its_model_also_from_a_process_that_opened_none(run, monkeypatch):
+    monkeypatch.setitem(artifacts.MODEL_DIGESTS, SMOKE.model, "the model")
+    run.save_table("01_x", frame())
+    monkeypatch.delitem(artifacts.MODEL_DIGESTS, SMOKE.model)
+    run.save_table("06_x", frame())
+    assert run.entry("tables/06_x.csv")["model"] == "the model"
+
+
+def test_what_is_said_of_a_file_stays_out_of_pages(run, monkeypatch, capsys):
+    run.cached_table("01_x", "key", frame)
+    (run.path / "tables/01_x.csv").write_text("damaged")
+    monkeypatch.setenv("SAEMA_PUBLISHING", "1")
+    run.cached_table("01_x", "key", frame)
+    assert capsys.readouterr().out == ""
+    (said,) = run.remarks()
+    assert "tables/01_x.csv is damaged" in said
+    assert str(run.path) not in said
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
@@ -199,6 +224,51 @@ def test_a_second_process_is_told_so(run, monkeypatch):
     assert artifacts.LOCK_HELD not in os.environ
 
 
+HOLD = """
+import sys
+from saema_utils.artifacts import RunDirectory
+from saema_utils.study import STUDIES
+with RunDirectory(sys.argv[1], STUDIES["smoke"]).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_force_refuses_a_run_that_another_process_uses(run):
+    run.save_table("01_x", frame())
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match="nothing was removed"):
+            forget(run.path)
+        assert (run.path / "tables/01_x.csv").exists()
+    finally:
+        holder.communicate("", timeout=30)
+    forget(run.path)
+    assert not run.path.exists()
+
+
+def test_force_on_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "run").write_text("dear")
+    with pytest.raises(SaemaError, match="is a file"):
+        forget(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "dear"
+
+
+def test_a_run_inside_a_sweep_that_is_at_work_is_refused(tmp_path):
+    with FileLock(tmp_path / artifacts.SWEEP_LOCK):
+        run = RunDirectory(tmp_path / "run", SMOKE)
+        leftover = run.path / ".unfinished-of-a-worker"
+        leftover.write_text("half")
+        with pytest.raises(RunLockedError, match="a sweep is at work"), run.locked():
+            pass
+        assert leftover.exists()
+    with run.locked():
+        assert not leftover.exists()
+
+
 def test_force_empties_runs_and_nothing_else(run, tmp_path):
     forget(run.path)
     assert not run.path.exists()
@@ -231,6 +301,63 @@ def test_numbers_are_merged(run):
 def test_digests_ignore_the_order_of_keys():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_tensors_leave_nothing_half_written_and_others_may_read_them(run):
+    path = run.save_tensors("01_t", {"a": torch.ones(3)})
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert path.stat().st_mode & 0o777 == run.save_table("01_x", frame()).stat().st_mode & 0o777
+
+
+def test_folders_that_a_killed_process_left_are_removed_too(run):
+    leftover = run.path / "tensors/.unfinished-abc"
+    leftover.mkdir(parents=True)
+    (leftover / "01_t.safetensors").write_text("half")
+    with run.locked():
+        assert not leftover.exists()
+
+
+def write_modules(folder, **sources):
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+
+
+def test_the_digest_of_a_module_follows_its_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PACKAGE_DIR", tmp_path)
+    files.modules_behind.cache_clear()
+    types_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .unused import T\n"
+    write_modules(
+        tmp_path, stage9="from .upper import f\nfrom .stage1 import g\n",
+        upper=f"{types_only}def f():\n    from . import lower\n",
+        lower="from .upper import f\nfrom .errors import E\n", stage1="", unused="", errors="",
+    )  # fmt: skip
+    try:
+        assert files.modules_behind("stage9") == ("lower", "stage9", "upper")
+        before = source_digest("stage9")
+        write_modules(tmp_path, unused="# other", errors="# other", stage1="# other")
+        assert source_digest("stage9") == before
+        write_modules(tmp_path, lower="from .upper import f  # other\n")
+        assert source_digest("stage9") != before
+    finally:
+        files.modules_behind.cache_clear()
+
+
+def test_the_content_of_files_that_a_study_names_counts(tmp_path):
+    prompts, folder = tmp_path / "prompts.json", tmp_path / "model"
+    prompts.write_text("{}")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    first = outside_digest(str(prompts), str(folder), "gpt2", "")
+    assert outside_digest(str(prompts), str(folder), "gpt2-medium", "") == first
+    prompts.write_text("{ }")
+    second = outside_digest(str(prompts), str(folder), "gpt2", "")
+    (folder / "config.json").write_text("{  }")
+    assert len({first, second, outside_digest(str(prompts), str(folder), "gpt2", "")}) == 3
+
+
+def test_a_home_that_does_not_exist_is_one_clear_line():
+    with pytest.raises(ArtifactError, match="in full"):
+        RunDirectory("~no_such_user_here/run", SMOKE)
 
 
 def test_what_a_killed_process_left_half_written_is_removed_by_the_next(run):

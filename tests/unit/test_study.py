@@ -72,6 +72,15 @@ def test_studies_are_frozen():
         ("intervention.alphas", [0.5]),
         ("intervention.alphas", [0.0, 1e9]),
         ("intervention.coefficients", [0.1]),
+        ("intervention.coefficients", [0.0]),
+        ("intervention.coefficients", [-0.1, 0.0]),
+        ("intervention.coefficients", [0.0, float("nan")]),
+        ("intervention.alphas", [0.0, 1.0]),
+        ("intervention.alphas", [-1.0, -0.5, 0.0]),
+        ("intervention.alphas", [0.0, 1.0, float("inf")]),
+        ("sae.k.foo", 8),
+        ("seed.foo", 8),
+        ("self", 1),
         ("nonsense", 1),
     ],
 )
@@ -81,6 +90,19 @@ def test_impossible_values_are_refused_in_one_line(field, value):
     message = str(caught.value)
     assert "\n" not in message
     assert "llowed" in message or "Did you mean" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer", 1.5), ("layer", "ten"), ("layer", True), ("seed", 0.5), ("n_seeds", 2.5), ("templates", 2.5),
+        ("noise_levels", (0.0, float("nan"))), ("noise_levels", (0.0, float("inf"))), ("noise_levels", 0.0),
+        ("concepts", "months"), ("concepts", (1,)), ("corpus", {"tokens": 5000}), ("sae", None), ("name", 3),
+    ],
+)  # fmt: skip
+def test_a_study_made_directly_is_checked_as_well(field, value):
+    with pytest.raises(StudyError, match=f"{field}|name"):
+        dataclasses.replace(STUDIES["smoke"], **{field: value})
 
 
 @given(st.integers(1, 50), st.integers(1, 64))
