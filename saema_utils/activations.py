@@ -13,8 +13,10 @@ What is masked, and why:
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 SINK_FACTOR = 5.0
+RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_post|in|out)")
 # Enough rows to keep the cores busy, few enough to stay in their caches. Fixed, so that
 # rounding does not depend on how much memory happens to be free.
 TOKENS_PER_BATCH = {"cpu": 2048, "mps": 8192, "cuda": 16384}
@@ -167,7 +170,7 @@ def capture_residual_stream(
             inside = torch.arange(width) < lengths[rows, None]
             captured[name][rows, :width] = activations.float().cpu() * inside[..., None]
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _fused_attention(model, names):
         run_in_batches(work, n, size, description)
     for name, activations in captured.items():
         require_finite(activations, f"activations at {name}")
@@ -199,6 +202,41 @@ def _forward_until(model: TransformerBridge, tokens: Int[Tensor, "B T"], names: 
             f"to blocks.{last}.hook_resid_post. Correct the name and run again."
         )
     return found
+
+
+@contextlib.contextmanager
+def _fused_attention(model: TransformerBridge, names: list[str]) -> Iterator[None]:
+    """Let the blocks attend as transformers does, in one fused kernel, where no hook looks inside them.
+
+    transformer_lens computes attention step by step, so that every step can be hooked. It is left to that for a
+    hook inside a block, and for models whose attention is more than softmax (caps on scores, windows, other kinds).
+    The fused kernel can turn NaN into zeros, so broken weights are left to it as well: there they show.
+    """
+    from transformer_lens.model_bridge.generalized_components import PositionEmbeddingsAttentionBridge
+
+    config = model.original_model.config
+    attentions = [getattr(block, "attn", None) for block in model.blocks]
+    plain = (
+        all(RESIDUAL_HOOK.fullmatch(name) for name in names)
+        and all(type(attention) is PositionEmbeddingsAttentionBridge for attention in attentions)
+        and not getattr(config, "attn_logit_softcapping", None)
+        and not getattr(config, "sliding_window", None)
+        and bool(torch.stack([torch.isfinite(p).all() for a in attentions for p in a.parameters()]).all())
+    )
+    if not plain:
+        yield
+        return
+    before = config._attn_implementation
+    try:
+        config._attn_implementation = "sdpa"
+        for attention in attentions:
+            # Into __dict__, because a Module takes what is set on it for a part of its own.
+            attention.__dict__["forward"] = attention.original_component.forward
+        yield
+    finally:
+        config._attn_implementation = before
+        for attention in attentions:
+            attention.__dict__.pop("forward", None)
 
 
 def require_finite(values: Tensor, what: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Replacement = Callable[[Tensor], Tensor] | Tensor
 
 CLEAN = "clean"
+TOKENS_PER_BLOCK = 32  # of log-probabilities at once: their table of the whole vocabulary then stays in the cache
 STACKED_TOKENS = 512  # replacements of short prompts share a pass up to this size: small passes waste the processor
 
 
@@ -108,15 +109,15 @@ def spliced_losses(
     def work(start: int, stop: int) -> None:
         rows = slice(start, stop)
         batch = tokens[rows].to(device)
-        targets, counts = batch[:, 1:, None], real[rows, 1:]
+        targets, counts = batch[:, 1:], real[rows, 1:]
         with torch.inference_mode():
-            clean = _log_probabilities(model(batch, return_type="logits"))
+            clean = model(batch, return_type="logits").float().log_softmax(-1)
             _fill(ce[CLEAN], kl[CLEAN], rows, counts, clean, clean, targets)
             for group in _groups(list(replace), max(1, STACKED_TOKENS // batch.numel())):
                 new = {name: _of_rows(replace[name], rows) for name in group}
                 logits = _run_stacked(model, batch, hook_name, new, None if where is None else where[rows])
                 for name, own in zip(group, logits.chunk(len(group)), strict=True):
-                    _fill(ce[name], kl[name], rows, counts, _log_probabilities(own), clean, targets)
+                    _fill(ce[name], kl[name], rows, counts, own, clean, targets)
 
     vocabulary = getattr(model.cfg, "d_vocab", 50_000)
     size = rows_at_once or batch_size(16 * length * vocabulary, device, largest=64)
@@ -190,15 +191,14 @@ def _groups(names: list[str], size: int) -> list[list[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def _log_probabilities(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T-1 V"]:
-    return torch.log_softmax(logits[:, :-1].float(), dim=-1)
-
-
-def _fill(ce: Tensor, kl: Tensor, rows: slice, counts: Tensor, log_q: Tensor, log_p: Tensor, targets: Tensor) -> None:
+def _fill(ce: Tensor, kl: Tensor, rows: slice, counts: Tensor, logits: Tensor, log_p: Tensor, targets: Tensor) -> None:
     """Write one batch's losses into columns 0 to T-2, leaving NaN where the next token is not real."""
-    losses = -log_q.gather(-1, targets)[..., 0]
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
-    nothing = torch.full_like(losses, torch.nan)
-    counts = counts.to(losses.device)
-    ce[rows, :-1] = torch.where(counts, losses, nothing).cpu()
-    kl[rows, :-1] = torch.where(counts, divergence, nothing).cpu()
+    losses, divergence = (torch.empty_like(targets, dtype=torch.float32) for _ in range(2))
+    for row in range(len(targets)):
+        for start in range(0, targets.shape[1], TOKENS_PER_BLOCK):
+            here = (row, slice(start, min(start + TOKENS_PER_BLOCK, targets.shape[1])))
+            log_q, clean = logits[here].float().log_softmax(-1), log_p[here]
+            losses[here] = -log_q.gather(-1, targets[here][:, None])[:, 0]
+            divergence[here] = (clean.exp() * (clean - log_q)).sum(-1).clamp_min(0)
+    for table, values in ((ce, losses), (kl, divergence)):
+        table[rows, :-1] = values.cpu().masked_fill(~counts, torch.nan)

@@ -147,6 +147,56 @@ def test_a_hook_that_does_not_exist_is_refused_and_leaves_the_model_as_it_was(mo
     assert capture_residual_stream(model, tokens, HOOK).equal(before)
 
 
+@pytest.fixture
+def fused_calls(monkeypatch) -> list[int]:
+    calls, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def counting(*args, **options):
+        calls.append(1)
+        return fused(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    return calls
+
+
+def left_over(model) -> list[str]:
+    return [name for name, part in model.named_modules() if name.endswith("attn") and "forward" in part.__dict__]
+
+
+def test_attention_is_fused_for_the_residual_stream_and_gives_the_same(model, fused_calls):
+    batch = tokenize(model, TEXTS)
+    before = model.original_model.config._attn_implementation
+    fused = capture_residual_stream(model, batch.tokens, HOOK, lengths=batch.lengths)
+    assert len(fused_calls) == 2, "once in each block up to the hook"
+    # A second hook inside a block keeps attention as transformer_lens computes it.
+    stepwise = capture_residual_stream(model, batch.tokens, [HOOK, "blocks.0.mlp.hook_out"], lengths=batch.lengths)
+    assert len(fused_calls) == 2
+    assert torch.allclose(fused, stepwise[HOOK], rtol=1e-4, atol=1e-5)
+    with pytest.raises(HookNeverFiredError):
+        capture_residual_stream(model, batch.tokens, "blocks.99.hook_resid_post")
+    assert left_over(model) == []
+    assert model.original_model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("release", ["gemma-2-2b", "gpt2-small", "pythia-70m"])
+def test_attention_that_is_more_than_softmax_is_left_alone(tmp_path, fused_calls, release):
+    other = load_language_model(str(hub_layout.write_model(tmp_path / release, release)), "cpu")
+    expected = {}
+    with quietly():
+        from transformers import AutoModelForCausalLM
+
+        bare = AutoModelForCausalLM.from_pretrained(
+            tmp_path / release, attn_implementation="eager", dtype=torch.float32
+        )
+    batch = tokenize(other, TEXTS)
+    with torch.no_grad():
+        expected = bare(batch.tokens, attention_mask=batch.real.long(), output_hidden_states=True).hidden_states[1]
+    found = capture_residual_stream(other, batch.tokens, "blocks.0.hook_resid_post", lengths=batch.lengths)
+    assert torch.allclose(found[batch.real], expected.float()[batch.real], rtol=1e-3, atol=1e-4)
+    assert fused_calls == [] or release == "pythia-70m"
+    assert left_over(other) == []
+
+
 def test_activations_that_are_not_finite_are_refused(folder):
     broken = load_language_model(str(folder), "cpu")
     next(p for n, p in broken.named_parameters() if "layers.1" in n or "blocks.1" in n).data.fill_(float("nan"))

@@ -116,3 +116,20 @@ def test_a_replacement_of_other_prompts_is_refused(model, tokens):
         spliced_losses(model, tokens, HOOK, {"edit": torch.zeros(7, 2, 576)})
     with pytest.raises(InterventionError, match="clean"):
         spliced_losses(model, tokens, HOOK, {"clean": torch.zeros_like})
+
+
+def test_losses_in_blocks_equal_the_definition(model):
+    """More positions than one block, lengths that no block divides, one replacement far from the clean run."""
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(10, 40_000, (3, 71), generator=random)
+    found = spliced_losses(model, tokens, HOOK, {"half": lambda x: 0.5 * x}, rows_at_once=2)
+    with torch.inference_mode():
+        clean, half = (
+            torch.log_softmax(run_spliced(model, tokens, HOOK, edit)[:, :-1].double(), dim=-1)
+            for edit in (lambda x: x, lambda x: 0.5 * x)
+        )
+    cross_entropy = -half.gather(-1, tokens[:, 1:, None])[..., 0]
+    kl = (clean.exp() * (clean - half)).sum(-1)
+    assert torch.allclose(found["half"].cross_entropy[:, :-1].double(), cross_entropy, atol=1e-3)
+    assert torch.allclose(found["half"].kl[:, :-1].double(), kl, atol=1e-3)
+    assert float(kl.mean()) > 0.1
