@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nbformat
@@ -199,6 +200,26 @@ def test_latents_of_a_concept_beat_text_and_the_other_concepts(run):
     assert latent_density(run)["firing_rate"].between(0, 1).all()
     for _, rows in sparsity_curve(run).groupby("representation"):
         assert rows["explained_variance"].is_monotonic_increasing
+
+
+@pytest.mark.model
+def test_the_text_shown_beside_a_latent_took_no_part_in_choosing_it(run, monkeypatch):
+    from saema_utils import stage2_sae
+    from saema_utils.stage1_activations import corpus_activations
+
+    corpus = corpus_activations(run)
+    (rated, rated_tokens), (shown, shown_tokens) = stage2_sae.halves(corpus)
+    assert torch.equal(torch.cat([rated, shown]), corpus.heldout)
+    assert torch.equal(torch.cat([rated_tokens, shown_tokens]), corpus.heldout_tokens[corpus.heldout_mask])
+    assert 0 <= len(rated) - len(shown) <= 1
+    telling = stage2_sae._telling(run, 3)
+    # Other text in the shown half, here the rated half's: the same latents win, beside other examples.
+    other = dataclasses.replace(corpus, heldout=torch.cat([rated, rated[: len(shown)]]))
+    monkeypatch.setattr(stage2_sae, "corpus_activations", lambda run: other)
+    again = stage2_sae._telling(run, 3)
+    chosen = [c for c in telling if c != "tokens"]
+    pd.testing.assert_frame_equal(again[chosen], telling[chosen])
+    assert (again["tokens"] != telling["tokens"]).any()
 
 
 @pytest.mark.model
