@@ -13,10 +13,12 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
 from saema_utils import plots_sae
 from saema_utils.artifacts import RunDirectory
+from saema_utils.chapter import say
 from saema_utils.coders import PcaCoder
 from saema_utils.errors import SaeError
-from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.exercises import EXERCISES, Wrong, check
 from saema_utils.fidelity import explained_variance
+from saema_utils.runtime import generator
 from saema_utils.study import get_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_sae_training.ipynb"
@@ -54,12 +56,21 @@ def test_explained_variance_of_the_page_is_the_package_own(page):
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])
 def test_solutions_are_accepted_and_the_tempting_answer_is_not(number, page):
-    names = dict(page)
-    exec("from saema_utils.exercises import check\n" + cells("solution")[f"exercise-{number}-solution"], names)
+    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    exec(cells("exercise")[f"exercise-{number}-answer"], names)
+    exec(cells("solution")[f"exercise-{number}-solution"], names)
     exercise = EXERCISES[f"2.{number}"]
     exercise.judge(names["answer"])
     with pytest.raises(Wrong):
         exercise.judge(exercise.wrong)
+
+
+def test_one_sink_hides_a_poor_reconstruction(page):
+    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    exec(cells("exercise")["exercise-2-answer"], names)
+    exec(cells("solution")["exercise-2-solution"], names)
+    assert page["explained_variance_by_hand"](names["x"], names["x_hat"]) > 0.99
+    assert names["answer"](names["x"], names["x_hat"]) < 0.7
 
 
 # ---- plots -------------------------------------------------------------------------------------
