@@ -13,12 +13,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import address, fragments
+from . import address, fragments, terms
 from .artifacts import RunDirectory
 from .cleaning import clean_notebook, default_build_paths
 from .errors import BookError
@@ -206,6 +206,7 @@ def _stage_notebooks(
             say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
     chosen = sorted(required | optional if wanted is None else wanted)
     forbidden = [*default_build_paths(), root, run.path]
+    glossary = terms.read_terms(root / "book" / "glossary.md")
     (staging / "notebooks").mkdir(parents=True, exist_ok=True)
     for number in chosen:
         source = _executed(run, root, sources, number, allow_stale)
@@ -213,7 +214,7 @@ def _stage_notebooks(
             cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
         except BookError as error:
             raise BookError(f"chapter {number} ({source.stem}) cannot be published: {error}") from error
-        prepare_page(cleaned, run, source.stem)
+        prepare_page(cleaned, run, source.stem, glossary)
         nbformat.write(cleaned, staging / "notebooks" / source.name)
     listed[:] = [{"file": f"notebooks/{sources[number].stem}"} for number in chosen]
     toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
@@ -232,12 +233,17 @@ def _executed(run: RunDirectory, root: Path, sources: dict[int, Path], number: i
     return path
 
 
-def prepare_page(notebook: NotebookNode, run: RunDirectory, name: str) -> None:
-    """Make a cleaned chapter a page: badge, times and opening figure filled in, plumbing and solutions folded."""
+def prepare_page(
+    notebook: NotebookNode, run: RunDirectory, name: str, glossary: Mapping[str, str] | None = None
+) -> None:
+    """Make a cleaned chapter a page: badge, times and opening figure filled in, first uses of glossary terms
+    linked, plumbing and solutions folded.
+    """
     badge = address.colab_badge(f"notebooks/{name}.ipynb", "../book/static/colab.svg")
     record = run.manifest().get("chapters", {}).get(name)
     words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
     time_line = fragments.time_needed(words, record)
+    terms.link_first_uses(notebook, glossary or {})  # before the opening figure, whose caption comes again below
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace(BADGES, badge).replace(TIME, time_line)

@@ -270,7 +270,8 @@ def concept_latents(run: RunDirectory, top: int = 8) -> pd.DataFrame:
     any other concept's words, whichever is more (a difference of two rates, within -1 to 1). The other
     concepts stand in the same sentence templates, so a latent of the template scores low. One row per latent
     and word of the concept, with the word's mean activation, the rates, and in ``tokens`` the held-out
-    tokens on which the latent fires most strongly.
+    tokens on which the latent fires most strongly. Rates come from one half of the held-out text and
+    ``tokens`` from the other, so that these are evidence that chose nothing.
     """
     key = digest([_evaluation_key(run), concepts_key(run), top])
     return run.cached_table("02_concept_latents", key, lambda: _telling(run, top))
@@ -282,7 +283,8 @@ def _telling(run: RunDirectory, top: int) -> pd.DataFrame:
 
     coder, corpus = SaeCoder(study_sae(run)), corpus_activations(run)
     concepts = concept_activations(run)
-    text_rate = measure_fidelity(coder, corpus.heldout.to(run.device)).firing_rate.cpu()
+    (rated, _), (shown, shown_tokens) = halves(corpus)
+    text_rate = measure_fidelity(coder, rated.to(run.device)).firing_rate.cpu()
     of_words = {name: _latents_of_words(coder, activations, run.device) for name, activations in concepts.items()}
     rates = {name: (latents > 0).double().mean(0) for name, (latents, _) in of_words.items()}
     found = {}
@@ -291,7 +293,8 @@ def _telling(run: RunDirectory, top: int) -> pd.DataFrame:
         others = [text_rate, *(other for name, other in rates.items() if name != concept)]
         score = rate - torch.stack(others).amax(0)
         found[concept] = (latents, words, rate, score, score.topk(min(top, coder.n_latents)).indices)
-    strongest = _strongest_tokens(run, coder, corpus, sorted({int(i) for *_, best in found.values() for i in best}))
+    needed = sorted({int(i) for *_, best in found.values() for i in best})
+    strongest = _strongest_tokens(run, coder, shown, shown_tokens, needed)
     rows = []
     for concept, (latents, words, rate, score, best) in found.items():
         for rank, latent in enumerate(best.tolist()):
@@ -316,13 +319,17 @@ def _latents_of_words(coder: SaeCoder, concept: ConceptActivations, device: torc
     return strongest[seen], concept.prompt_words[seen]
 
 
-def _strongest_tokens(run: RunDirectory, coder: SaeCoder, corpus: CorpusActivations, latents: list[int]) -> dict:
-    """For each latent the distinct held-out tokens on which it is strongest, as text."""
-    at = torch.tensor(latents)
-    parts = [
-        coder.encode(part.to(run.device).float())[:, at.to(run.device)].cpu() for part in corpus.heldout.split(2048)
-    ]
-    values, tokens = torch.cat(parts), corpus.heldout_tokens[corpus.heldout_mask]
+def halves(corpus: CorpusActivations) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The held-out text cut in two in reading order: of each half the vectors ``[N, D]`` and the token ids ``[N]``."""
+    tokens = corpus.heldout_tokens[corpus.heldout_mask]
+    middle = (len(tokens) + 1) // 2  # a rate needs a token to be a rate of; a list of examples may be empty
+    return (corpus.heldout[:middle], tokens[:middle]), (corpus.heldout[middle:], tokens[middle:])
+
+
+def _strongest_tokens(run: RunDirectory, coder: SaeCoder, x: Tensor, tokens: Tensor, latents: list[int]) -> dict:
+    """For each latent the distinct tokens on which it is strongest, as text."""
+    at = torch.tensor(latents, device=run.device)
+    values = torch.cat([coder.encode(part.to(run.device).float())[:, at].cpu() for part in x.split(2048)])
     tokenizer = language_model(run).tokenizer
     out = {}
     for column, latent in enumerate(latents):

@@ -14,16 +14,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .activations import ConceptActivations
+    from .concepts import ConceptPrompts
 
 
 def word_means(activations: ConceptActivations) -> Float[Tensor, "W D"]:
     """Mean vector of each word over its prompts, in the order of ``prompts.words``.
 
-    Every word stands in the same templates, so that what differs between two means is the word. A prompt
-    whose word tokens are all sinks is left out; a word that has no other prompt gets NaN.
+    Where :func:`same_sentences` holds, what differs between two means is the word. A prompt whose word
+    tokens are all sinks is left out; a word that has no other prompt gets NaN.
     """
     vectors, words = activations.word_vectors(), activations.prompt_words
     return torch.stack([vectors[words == i].nanmean(0) for i in range(len(activations.prompts.words))])
+
+
+def same_sentences(prompts: ConceptPrompts) -> bool:
+    """Whether every word stands in the same sentences, so that they cancel in differences of word means."""
+    around: dict[str, list[tuple[str, str]]] = {word: [] for word in prompts.words}
+    for prompt in prompts.prompts:
+        start, end = prompt.span
+        around[prompt.word].append((prompt.text[:start], prompt.text[end:]))
+    first, *others = map(sorted, around.values())
+    return all(sentences == first for sentences in others)
 
 
 def principal_plane(points: Float[Tensor, "W D"], k: int = 2) -> tuple[Float[Tensor, "W k"], float]:

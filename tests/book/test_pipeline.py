@@ -383,6 +383,22 @@ def test_a_build_is_whole_or_leaves_the_previous_one(buildable, run):
     assert {p: p.read_bytes() for p in index.parent.rglob("*") if p.is_file()} == before
 
 
+def test_a_term_on_a_built_page_leads_to_its_entry(buildable, run):
+    path = buildable / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += "\n\nRead **residual streams**."
+    nbformat.write(notebook, path)
+    entry = "# Words\n\n```{glossary}\nresidual stream\n  A running sum.\n```\n"
+    (buildable / "book" / "glossary.md").write_text(entry)
+    toc = buildable / "_toc.yml"
+    toc.write_text(toc.read_text() + "- caption: More\n  chapters:\n  - file: book/glossary\n")
+    run_notebooks(run, [1], root=buildable)
+    page = build_book(run, root=buildable, say=lambda _: None).parent / "notebooks" / "01_first.html"
+    link = re.search(r'<strong>\s*<a[^>]*href="([^"]+)"[^>]*>(.*?)</a>\s*</strong>', page.read_text(), re.S)
+    assert link[1] == "../book/glossary.html#term-residual-stream"
+    assert re.sub("<[^>]+>", "", link[2]) == "residual streams"
+
+
 def test_stale_chapters_are_not_published_unawares(buildable, run):
     run_notebooks(run, [1], root=buildable)
     write_chapter(buildable, "01_first", "print('newer')")

@@ -19,9 +19,18 @@ import hub_layout
 from saema_utils import stage1_activations as stage
 from saema_utils.activations import find_sinks
 from saema_utils.artifacts import RunDirectory
+from saema_utils.concepts import build_prompts
 from saema_utils.errors import ActivationError, ConceptError, ModelError
 from saema_utils.study import STUDIES
-from saema_utils.wordmaps import cyclic_order, places_around, principal_plane, similarity, variance_shares, word_means
+from saema_utils.wordmaps import (
+    cyclic_order,
+    places_around,
+    principal_plane,
+    same_sentences,
+    similarity,
+    variance_shares,
+    word_means,
+)
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_activations.ipynb"
 
@@ -111,6 +120,17 @@ def test_similarity_of_opposite_words_is_minus_one():
     torch.testing.assert_close(matrix.diagonal(), torch.ones(4))
     assert matrix[0, 1] == pytest.approx(-1)
     assert matrix[0, 2] == pytest.approx(0, abs=1e-6)
+
+
+def test_only_words_in_the_same_sentences_cancel_them(tmp_path):
+    assert all(same_sentences(found) for found in build_prompts(STUDIES["smoke"]).values())
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({
+        "same": ["cat", "dog", "The cat sleeps.", "The dog sleeps."],
+        "free": ["cat", "dog", "The cat sleeps.", "Our dog barked."],
+    }))  # fmt: skip
+    own = build_prompts(STUDIES["smoke"].changed(prompts_file=str(file)))
+    assert {name: same_sentences(found) for name, found in own.items()} == {"same": True, "free": False}
 
 
 def test_maps_of_too_few_or_equal_points_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nbformat
@@ -12,10 +13,12 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
 from saema_utils import plots_sae
 from saema_utils.artifacts import RunDirectory
+from saema_utils.chapter import say
 from saema_utils.coders import PcaCoder
 from saema_utils.errors import SaeError
-from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.exercises import EXERCISES, Wrong, check
 from saema_utils.fidelity import explained_variance
+from saema_utils.runtime import generator
 from saema_utils.study import get_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_sae_training.ipynb"
@@ -53,12 +56,21 @@ def test_explained_variance_of_the_page_is_the_package_own(page):
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])
 def test_solutions_are_accepted_and_the_tempting_answer_is_not(number, page):
-    names = dict(page)
-    exec("from saema_utils.exercises import check\n" + cells("solution")[f"exercise-{number}-solution"], names)
+    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    exec(cells("exercise")[f"exercise-{number}-answer"], names)
+    exec(cells("solution")[f"exercise-{number}-solution"], names)
     exercise = EXERCISES[f"2.{number}"]
     exercise.judge(names["answer"])
     with pytest.raises(Wrong):
         exercise.judge(exercise.wrong)
+
+
+def test_one_sink_hides_a_poor_reconstruction(page):
+    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    exec(cells("exercise")["exercise-2-answer"], names)
+    exec(cells("solution")["exercise-2-solution"], names)
+    assert page["explained_variance_by_hand"](names["x"], names["x_hat"]) > 0.99
+    assert names["answer"](names["x"], names["x_hat"]) < 0.7
 
 
 # ---- plots -------------------------------------------------------------------------------------
@@ -199,6 +211,26 @@ def test_latents_of_a_concept_beat_text_and_the_other_concepts(run):
     assert latent_density(run)["firing_rate"].between(0, 1).all()
     for _, rows in sparsity_curve(run).groupby("representation"):
         assert rows["explained_variance"].is_monotonic_increasing
+
+
+@pytest.mark.model
+def test_the_text_shown_beside_a_latent_took_no_part_in_choosing_it(run, monkeypatch):
+    from saema_utils import stage2_sae
+    from saema_utils.stage1_activations import corpus_activations
+
+    corpus = corpus_activations(run)
+    (rated, rated_tokens), (shown, shown_tokens) = stage2_sae.halves(corpus)
+    assert torch.equal(torch.cat([rated, shown]), corpus.heldout)
+    assert torch.equal(torch.cat([rated_tokens, shown_tokens]), corpus.heldout_tokens[corpus.heldout_mask])
+    assert 0 <= len(rated) - len(shown) <= 1
+    telling = stage2_sae._telling(run, 3)
+    # Other text in the shown half, here the rated half's: the same latents win, beside other examples.
+    other = dataclasses.replace(corpus, heldout=torch.cat([rated, rated[: len(shown)]]))
+    monkeypatch.setattr(stage2_sae, "corpus_activations", lambda run: other)
+    again = stage2_sae._telling(run, 3)
+    chosen = [c for c in telling if c != "tokens"]
+    pd.testing.assert_frame_equal(again[chosen], telling[chosen])
+    assert (again["tokens"] != telling["tokens"]).any()
 
 
 @pytest.mark.model
