@@ -6,6 +6,7 @@ from an explicit seed, so that a table can be remade.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, n)
 
 
+@functools.cache
 def errors_to_bound(n: int, level: float = 0.95) -> float:
     """How many standard errors lie between an estimate from ``n`` values and the end of :func:`mean_interval`."""
     from scipy.stats import norm, t
