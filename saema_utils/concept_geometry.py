@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .clouds import first_copies, pairwise_distances, rms_radius_of, spanning_tree
+from .clouds import first_copies, pairwise_distances, rms_radius_of
 from .dimension import intrinsic_dimension, local_dimensions, mean_dimension, spectrum_from_distances
 from .errors import GeometryError
 from .geometry import (
@@ -23,6 +23,7 @@ from .geometry import (
     mean_distance,
     pole_distances,
     poles,
+    scale_free_tree,
     standardise_to_sphere,
 )
 from .matching import match_by_assignment, merging_scores, neighbour_purity, procrustes_test
@@ -49,8 +50,8 @@ class ConceptClouds:
         By representation: [N, F], dimensions that are zero for every token left out (no distance changes).
     word_vectors
         By representation: [P, F], mean over the word's tokens, one per prompt.
-    tokens, prompt_of, word_of, is_word
-        [N] each: the token's text, its prompt, its prompt's word, and whether it belongs to that word.
+    tokens, prompt_of, template_of, word_of, is_word
+        [N] each: the token's text, its prompt, that prompt's template and word, and whether it belongs to that word.
     prompt_words, templates
         [P] each: index of the prompt's word and of its template.
     n_copies
@@ -63,6 +64,7 @@ class ConceptClouds:
     word_vectors: Mapping[str, Float[Tensor, "P F"]]
     tokens: Sequence[str]
     prompt_of: Int[np.ndarray, " N"]
+    template_of: Int[np.ndarray, " N"]
     word_of: Int[np.ndarray, " N"]
     is_word: Bool[np.ndarray, " N"]
     prompt_words: Int[np.ndarray, " P"]
@@ -110,6 +112,7 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
     with_word = np.unique(prompt_of[is_word])  # a word that is all sinks has no vector
     prompts = activations.prompts.prompts
     templates = {t: i for i, t in enumerate(dict.fromkeys(prompt.template for prompt in prompts))}
+    template_of = np.array([templates[prompt.template] for prompt in prompts])
     words, prompt_words = activations.prompts.words, activations.prompt_words.numpy()
     row_of = np.full(len(prompts), -1)
     row_of[with_word] = np.arange(len(with_word))
@@ -126,10 +129,11 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
             activations.token_strings[p][t] for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
         ],
         prompt_of=prompt_of[kept],
+        template_of=template_of[prompt_of][kept],
         word_of=prompt_words[prompt_of][kept],
         is_word=is_word[kept],
         prompt_words=prompt_words[with_word],
-        templates=np.array([templates[prompts[p].template] for p in with_word]),
+        templates=template_of[with_word],
         n_copies=int((~kept).sum()),
     )  # fmt: skip
 
@@ -172,8 +176,8 @@ def geometry_row(
     if not unit > 0:
         row["reason"] = "all points are equal: there is no unit of length"
         return row
-    row["aedp"], row["mst_weight"] = mean_distance(between), float(spanning_tree(between)[2].sum())
-    row["mst_weight_scale_free"] = row["mst_weight"] / (k - 1) / unit
+    row["aedp"], row["mst_weight_scale_free"] = mean_distance(between), scale_free_tree(between, unit)
+    row["mst_weight"] = row["mst_weight_scale_free"] * (k - 1) * unit
     if len(labels) > n_neighbors:
         row["average_geodesic_distance"] = average_geodesic_distance(None, labels, n_neighbors, distances=distances)
         row["geodesic_scale_free"] = row["average_geodesic_distance"] / unit
