@@ -10,6 +10,7 @@ from .files import digest, source_digest
 from .rank_anatomy import covariance_root, only_distinct, shuffle_latents, subspace_drift, where_rank_moves
 from .rank_verdicts import (
     EVERY_CONCEPT,
+    ONE_RMS,
     STRONGEST,
     controls_table,
     ranks_at,
@@ -44,6 +45,12 @@ def few_levels(run: RunDirectory) -> tuple[float, ...]:
     first, *rest = run.study.noise_levels
     step = -(-len(rest) // 4)
     return (first, *rest[::-1][::step][::-1])
+
+
+def levels_to_one_rms(run: RunDirectory) -> tuple[float, ...]:
+    """The study's noise levels of at most one RMS of every concept: those that the test of excursions looks at."""
+    smallest = min(cloud.rms for cloud in token_clouds(run))
+    return tuple(level for level in run.study.noise_levels if level <= smallest * (ONE_RMS + 1e-9))
 
 
 def token_clouds(run: RunDirectory) -> list[TokenCloud]:
@@ -140,28 +147,22 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 def on_manifold(run: RunDirectory) -> pd.DataFrame:
     """Table ``03_on_manifold``: isotropic noise against noise shaped by the activations' covariance.
 
-    Equal norm token by token; feature mode; columns of ``03_noise_rank`` and kind (isotropic, on_manifold).
+    Equal norm token by token; feature mode; every representation, seed and level up to one RMS; columns of
+    ``03_noise_rank`` and kind (isotropic, on_manifold).
     """
     import pandas as pd
 
     def compute() -> pd.DataFrame:
-        clouds = token_clouds(run)
-        encoders = {name: f for name, f in representations(run).items() if name in ANATOMY}
-        levels, seeds = few_levels(run), run.study.seeds[:ANATOMY_SEEDS]
+        same, levels = noise_rank_table(run), levels_to_one_rms(run)
+        shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
         parts = [
             sweep_clouds(
-                [cloud], encoders, noise_levels=levels, seeds=seeds, modes=(2,),
-                noise_shape=covariance_root(cloud.points),
+                [cloud], representations(run), noise_levels=levels, seeds=run.study.seeds, modes=(2,), derived=shuffled,
+                noise_shape=covariance_root(cloud.points), measure=measure_spectrum,
             )
-            for cloud in clouds
+            for cloud in token_clouds(run)
         ]  # fmt: skip
-        same = noise_rank_table(run)
-        same = same[
-            (same["mode"] == 2)
-            & same["representation"].isin(encoders)
-            & same["seed"].isin(seeds)
-            & same["noise"].isin(levels)
-        ]
+        same = same[(same["mode"] == 2) & same["noise"].isin(levels)]
         return pd.concat(
             [same.assign(kind="isotropic"), *(part.assign(kind="on_manifold") for part in parts)], ignore_index=True
         )
@@ -170,7 +171,8 @@ def on_manifold(run: RunDirectory) -> pd.DataFrame:
 
 
 def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
-    """Table ``03_manifold_controls``: the test against controls for each kind of noise, over all concepts.
+    """Table ``03_manifold_controls``: the test against controls for each kind of noise, over all concepts, with the
+    largest level that it looks at (largest_noise_rms).
 
     Under noise shaped like the activations the residual keeps the shape of its covariance by construction,
     so that the random dictionary is the control that counts.
@@ -182,7 +184,8 @@ def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
         parts = []
         for kind, part in table.groupby("kind", sort=False):
             found = controls_table(part, seed=run.study.seed)
-            parts.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind))
+            largest = float(part["noise_rms"].max())
+            parts.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind, largest_noise_rms=largest))
         return pd.concat(parts, ignore_index=True)
 
     key = _key(run, "on_manifold", source_digest("statistics"))
@@ -264,6 +267,15 @@ def recovery(run: RunDirectory) -> pd.DataFrame:
     return run.cached_table("03_recovery", digest([source_digest(*MODULES, "worlds")]), rank_recovery)
 
 
+def _largest_spread(tolerances: pd.DataFrame) -> float:
+    """Largest ratio, over concepts, of the first noise levels that change one concept's rank at different tolerances.
+
+    1 where the tolerance changes nothing; levels at which the rank never changes are left out.
+    """
+    first = tolerances.groupby("concept")["first_noise_rms"]
+    return float((first.max() / first.min()).max())
+
+
 def findings(run: RunDirectory) -> dict[str, object]:
     """The numbers that the chapter's sentences quote, by name, from the tables of this chapter.
 
@@ -288,7 +300,8 @@ def findings(run: RunDirectory) -> dict[str, object]:
         ),
         "gain_is_repeats": float((places["rank_gain"] == places["n_tokens"] - places["n_distinct"]).mean()),
         "tolerance_flips": int((tolerances.groupby("concept")["verdict"].nunique() > 1).sum()),
-        "first_noise_spread": float(tolerances["first_noise_rms"].max() / tolerances["first_noise_rms"].min()),
+        "first_noise_spread": _largest_spread(tolerances),
+        "shaped_noise_rms": float(shaped["largest_noise_rms"].iloc[0]),
         "drift_noise_rms": float(turned["noise_rms"].iloc[0]) if len(turned) else float("nan"),
         "sink_rank_masked": sink_rank.get("masked"), "sink_rank_one": sink_rank.get("one sink"),
     }  # fmt: skip

@@ -79,7 +79,8 @@ def geometry_table(run: RunDirectory) -> pd.DataFrame:
     representations), representation, seed, space (where lengths were measured), n_points, n_copies,
     n_local, noise_fraction, betti0, intrinsic_dimension (mean over local representations) and its
     error, intrinsic_dimension_cloud (all tokens) and its error, intrinsic_dimension_embedding, effective_rank
-    (of the local representations' covariance, mean over tokens), aedp,
+    (of the local representations' covariance, from as many members of each as the smallest cluster has; mean over
+    tokens) and its error (over draws of members), aedp,
     mst_weight, mst_weight_scale_free, average_geodesic_distance, geodesic_scale_free,
     procrustes_disparity (against the residual stream) with its chance level and p-value, n_matched,
     reason (why a value is missing).
@@ -202,10 +203,13 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             )  # fmt: skip
             base = reference.setdefault((protocol, seed), local)
             names = head | {"protocol": protocol, "representation": representation, "seed": seed}
-            rows["04_geometry"].append(names | cluster_row(clouds, representation, local, base, recipe.n_neighbors))
+            measured = cluster_row(
+                clouds, representation, local, base, recipe.n_neighbors, recipe.min_cluster_size
+            )  # fmt: skip
+            rows["04_geometry"].append(names | measured)
             rows["04_merging"].append(names | cluster_merging_row(clouds, local.labels))
             if seed == seeds[0]:
-                rows["04_local"] += _local_rows(clouds, representation, names, local)
+                rows["04_local"] += _local_rows(clouds, representation, names, local, recipe.min_cluster_size)
             if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
                 rows["04_map"] += _map_rows(clouds, representation, local, seed)
         names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
@@ -254,16 +258,18 @@ _WORD_MAP = ("concept", "representation", "x", "y", "word", "template", "cluster
 _CIRCLE_POINTS = ("concept", "cycle", "representation", "word", "place", "x", "y")
 _LOCAL = (
     "concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension",
-    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "commonest_token", "token_share", "reason",
+    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error",
+    "commonest_token", "token_share", "reason",
 )  # fmt: skip
 
 
 def _local_rows(
-    clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations
+    clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations, smallest: int
 ) -> list[dict[str, Any]]:
     """Size, dimension and spectrum of every cluster, measured in the data's own space."""
     distances = clouds.distances(representation)
-    found = zip(local_dimensions(local.labels, distances), local_spectra(local.labels, distances), strict=True)
+    spectra = local_spectra(local.labels, distances, smallest)
+    found = zip(local_dimensions(local.labels, distances), spectra, strict=True)
     rows = []
     for cluster, (dimension, spectrum) in enumerate(found):
         members = np.flatnonzero(local.labels == cluster)

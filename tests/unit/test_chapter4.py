@@ -22,6 +22,7 @@ from saema_utils.errors import GeometryError
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.geometry_verdicts import RATIOS, compare_representations, paired_changes
 from saema_utils.shapes import ordered_circle, random_rotation, sphere
+from saema_utils.stratification import effective_rank, participation_ratio
 from saema_utils.study import STUDIES
 from saema_utils.topology import circularity
 from saema_utils.word_circles import circle_rows, cycle_of
@@ -216,10 +217,37 @@ def test_spectrum_needs_distances_only():
 def test_spectra_of_clusters_come_in_order_of_label(clouds):
     labels = np.where(clouds.is_word, 1, -1)
     labels[:5] = 0
-    found = cg.local_spectra(labels, clouds.distances("residual"))
+    found = cg.local_spectra(labels, clouds.distances("residual"), 5)
     assert [f["n_tokens"] for f in found] == [(labels == 0).sum(), (labels == 1).sum()]
     assert all(1 <= f["participation_ratio"] <= f["effective_rank"] for f in found)
-    assert np.isnan(cg.local_spectra(np.zeros(3, dtype=int), np.zeros((3, 3)))[0]["effective_rank"])
+    for size in (3, 4):  # equal points, and fewer of them than are asked for
+        assert np.isnan(cg.local_spectra(np.zeros(3, dtype=int), np.zeros((3, 3)), size)[0]["effective_rank"])
+
+
+@pytest.mark.parametrize("size", [10, 20, 40])
+def test_the_effective_rank_of_clusters_does_not_follow_their_size(size):
+    x = np.random.default_rng(0).normal(size=(400, 60))
+    labels = np.random.default_rng(size).permutation(400) // size  # one cloud, cut at random
+    found = cg.local_spectra(labels, pairwise_distances(x), 10)
+    ranks = [row["effective_rank"] for row in found]
+    assert np.mean(ranks) == pytest.approx(8.2, abs=0.15)
+    assert (found[0]["effective_rank_error"] > 0) == (size > 10)
+    whole = [cg.local_spectra(labels == k, pairwise_distances(x), size)[-1]["effective_rank"] for k in range(3)]
+    assert (np.mean(whole) > 12) == (size > 10)  # what it would be if size were let in
+
+
+def test_ranks_of_many_clouds_are_those_of_each():
+    x = np.random.default_rng(0).normal(size=(12, 5)) * np.arange(1, 6)
+    (row,) = cg.local_spectra(np.zeros(12, dtype=int), pairwise_distances(x), 12)
+    spectrum = torch.tensor(spectrum_from_distances(pairwise_distances(x)).copy())
+    assert row["effective_rank"] == pytest.approx(effective_rank(spectrum))
+    assert row["participation_ratio"] == pytest.approx(participation_ratio(spectrum))
+
+
+def test_spectra_of_random_members_can_be_made_again():
+    x = np.random.default_rng(0).normal(size=(40, 9))
+    once, again = (cg.local_spectra(np.zeros(40, dtype=int), pairwise_distances(x), 8) for _ in range(2))
+    assert once == again
 
 
 # ---- errors over sentences ---------------------------------------------------------------------
@@ -368,9 +396,16 @@ def test_no_change_is_not_called_one_and_few_concepts_call_nothing():
 def test_concepts_without_a_value_are_left_out_of_their_pair():
     geometry, _ = made_up_tables(0.5)
     geometry.loc[geometry["concept"] == "c0", "n_local"] = np.nan
-    geometry.loc[(geometry["concept"] == "c1") & (geometry["representation"] == "sae"), "n_local"] = 0
-    assert len(paired_changes(geometry, "paper", "n_local", "residual")) == 6
+    assert len(paired_changes(geometry, "paper", "n_local", "residual")) == 7
     assert len(paired_changes(geometry, "paper", "n_local", "unknown")) == 0
+
+
+def test_no_cluster_at_all_counts_as_the_fewest():
+    geometry, _ = made_up_tables(1.0)
+    geometry["n_local"] = np.where(geometry["representation"] == "sae", 0, 7)
+    assert paired_changes(geometry, "paper", "n_local", "residual") == pytest.approx([-np.log(8)] * 8)
+    geometry["intrinsic_dimension"] = np.where(geometry["representation"] == "sae", 0, 7)
+    assert len(paired_changes(geometry, "paper", "intrinsic_dimension", "residual")) == 0  # no dimension is no value
 
 
 def test_fresh_merges_were_apart_before():
