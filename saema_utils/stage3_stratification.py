@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from .artifacts import RunDirectory
@@ -40,17 +41,15 @@ def _key(run: RunDirectory, *more: object) -> str:
     return digest([run.study.digest, concepts_key(run), coders_key(run), source_digest(*MODULES), more])
 
 
-def few_levels(run: RunDirectory) -> tuple[float, ...]:
-    """Noise zero and up to four other levels, spread evenly over the study's, the largest included."""
+def few_levels(run: RunDirectory, most: float = math.inf) -> tuple[float, ...]:
+    """Noise zero and up to four other levels, spread evenly over the study's, the largest included.
+
+    Of those up to ``most``; the smallest one if there is none.
+    """
     first, *rest = run.study.noise_levels
+    rest = [level for level in rest if level <= most] or rest[:1]
     step = -(-len(rest) // 4)
     return (first, *rest[::-1][::step][::-1])
-
-
-def levels_to_one_rms(run: RunDirectory) -> tuple[float, ...]:
-    """The study's noise levels of at most one RMS of every concept: those that the test of excursions looks at."""
-    smallest = min(cloud.rms for cloud in token_clouds(run))
-    return tuple(level for level in run.study.noise_levels if level <= smallest * (ONE_RMS + 1e-9))
 
 
 def token_clouds(run: RunDirectory) -> list[TokenCloud]:
@@ -147,22 +146,24 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 def on_manifold(run: RunDirectory) -> pd.DataFrame:
     """Table ``03_on_manifold``: isotropic noise against noise shaped by the activations' covariance.
 
-    Equal norm token by token; feature mode; every representation, seed and level up to one RMS; columns of
-    ``03_noise_rank`` and kind (isotropic, on_manifold).
+    Equal norm token by token; feature mode; every representation; four levels up to one RMS, the largest of them
+    included, because that is how far an excursion is taken and where it is found; columns of ``03_noise_rank`` and
+    kind (isotropic, on_manifold). Two seeds: excursions differ between concepts ten times as much as between seeds.
     """
     import pandas as pd
 
     def compute() -> pd.DataFrame:
-        same, levels = noise_rank_table(run), levels_to_one_rms(run)
+        clouds, same, seeds = token_clouds(run), noise_rank_table(run), run.study.seeds[:ANATOMY_SEEDS]
+        levels = few_levels(run, most=ONE_RMS * min(cloud.rms for cloud in clouds))
         shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
         parts = [
             sweep_clouds(
-                [cloud], representations(run), noise_levels=levels, seeds=run.study.seeds, modes=(2,), derived=shuffled,
-                noise_shape=covariance_root(cloud.points), measure=measure_spectrum,
+                [cloud], representations(run), noise_levels=levels, seeds=seeds, modes=(2,), derived=shuffled,
+                noise_shape=covariance_root(cloud.points),
             )
-            for cloud in token_clouds(run)
+            for cloud in clouds
         ]  # fmt: skip
-        same = same[(same["mode"] == 2) & same["noise"].isin(levels)]
+        same = same[(same["mode"] == 2) & same["noise"].isin(levels) & same["seed"].isin(seeds)]
         return pd.concat(
             [same.assign(kind="isotropic"), *(part.assign(kind="on_manifold") for part in parts)], ignore_index=True
         )
@@ -270,10 +271,11 @@ def recovery(run: RunDirectory) -> pd.DataFrame:
 def _largest_spread(tolerances: pd.DataFrame) -> float:
     """Largest ratio, over concepts, of the first noise levels that change one concept's rank at different tolerances.
 
-    1 where the tolerance changes nothing; levels at which the rank never changes are left out.
+    1 where the tolerance changes nothing; tolerances at which the rank never changes are left out.
     """
     first = tolerances.groupby("concept")["first_noise_rms"]
-    return float((first.max() / first.min()).max())
+    largest = float((first.max() / first.min()).max())
+    return 1.0 if math.isnan(largest) else largest
 
 
 def findings(run: RunDirectory) -> dict[str, object]:
