@@ -15,6 +15,7 @@ from .artifacts import RunDirectory
 from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
 from .files import atomic_path
+from .statistics import errors_to_bound
 from .sweep_tasks import PLAN_FILE
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ COLUMNS = (
     "run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation",
     "estimate", "low", "high", "n", "unit", "direction", "margin", "verdict",
 )  # fmt: skip
-_Z = 1.959963984540054  # half the width of a 95 % normal interval, in standard errors
 
 
 # ---- which runs ------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
-        errors = (found["high"] - found["low"]) / (2 * _Z)
+        errors = (found["high"] - found["low"]) / (2 * found["n"].map(errors_to_bound))
         counts = found["verdict"].value_counts()
         rows.append({
             "metric": metric, "runs": len(found), **asdict(heterogeneity(found["estimate"], errors)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .clouds import first_copies, pairwise_distances, rms_radius_of, spanning_tree
+from .clouds import first_copies, pairwise_distances, rms_radius_of
 from .dimension import intrinsic_dimension, local_dimensions, mean_dimension, spectrum_from_distances
 from .errors import GeometryError
 from .geometry import (
@@ -23,10 +23,10 @@ from .geometry import (
     mean_distance,
     pole_distances,
     poles,
+    scale_free_tree,
     standardise_to_sphere,
 )
 from .matching import match_by_assignment, merging_scores, neighbour_purity, procrustes_test
-from .stratification import effective_rank, participation_ratio
 from .topology import betti_numbers
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class ConceptClouds:
         By representation: [N, F], dimensions that are zero for every token left out (no distance changes).
     word_vectors
         By representation: [P, F], mean over the word's tokens, one per prompt.
-    tokens, prompt_of, word_of, is_word
-        [N] each: the token's text, its prompt, its prompt's word, and whether it belongs to that word.
+    tokens, prompt_of, template_of, word_of, is_word
+        [N] each: the token's text, its prompt, that prompt's template and word, and whether it belongs to that word.
     prompt_words, templates
         [P] each: index of the prompt's word and of its template.
     n_copies
@@ -63,6 +63,7 @@ class ConceptClouds:
     word_vectors: Mapping[str, Float[Tensor, "P F"]]
     tokens: Sequence[str]
     prompt_of: Int[np.ndarray, " N"]
+    template_of: Int[np.ndarray, " N"]
     word_of: Int[np.ndarray, " N"]
     is_word: Bool[np.ndarray, " N"]
     prompt_words: Int[np.ndarray, " P"]
@@ -110,6 +111,7 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
     with_word = np.unique(prompt_of[is_word])  # a word that is all sinks has no vector
     prompts = activations.prompts.prompts
     templates = {t: i for i, t in enumerate(dict.fromkeys(prompt.template for prompt in prompts))}
+    template_of = np.array([templates[prompt.template] for prompt in prompts])
     words, prompt_words = activations.prompts.words, activations.prompt_words.numpy()
     row_of = np.full(len(prompts), -1)
     row_of[with_word] = np.arange(len(with_word))
@@ -126,10 +128,11 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
             activations.token_strings[p][t] for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
         ],
         prompt_of=prompt_of[kept],
+        template_of=template_of[prompt_of][kept],
         word_of=prompt_words[prompt_of][kept],
         is_word=is_word[kept],
         prompt_words=prompt_words[with_word],
-        templates=np.array([templates[prompts[p].template] for p in with_word]),
+        templates=template_of[with_word],
         n_copies=int((~kept).sum()),
     )  # fmt: skip
 
@@ -172,8 +175,8 @@ def geometry_row(
     if not unit > 0:
         row["reason"] = "all points are equal: there is no unit of length"
         return row
-    row["aedp"], row["mst_weight"] = mean_distance(between), float(spanning_tree(between)[2].sum())
-    row["mst_weight_scale_free"] = row["mst_weight"] / (k - 1) / unit
+    row["aedp"], row["mst_weight_scale_free"] = mean_distance(between), scale_free_tree(between, unit)
+    row["mst_weight"] = row["mst_weight_scale_free"] * (k - 1) * unit
     if len(labels) > n_neighbors:
         row["average_geodesic_distance"] = average_geodesic_distance(None, labels, n_neighbors, distances=distances)
         row["geodesic_scale_free"] = row["average_geodesic_distance"] / unit
@@ -188,8 +191,11 @@ def cluster_row(
     local: LocalRepresentations,
     reference: LocalRepresentations,
     n_neighbors: int,
+    smallest: int = 10,
 ) -> dict[str, Any]:
     """One row of ``04_geometry`` for clusters, with poles matched to the residual stream's clusters.
+
+    ``smallest`` is the size of the smallest cluster allowed: as many members of each give its effective rank.
 
     Clusters found in an embedding are measured there, as the paper does, except for the intrinsic
     dimension, which is measured in the data's own space (and in the embedding in its own column).
@@ -199,7 +205,7 @@ def cluster_row(
     points = local.embedding if paper else clouds.points[representation]
     here = pairwise_distances(points) if paper else distances
     dimension = mean_dimension(local_dimensions(local.labels, distances))
-    spectra = local_spectra(local.labels, distances)
+    spectra = local_spectra(local.labels, distances, smallest)
     cloud = intrinsic_dimension(None, distances=distances)
     row = geometry_row(local.labels, here, n_neighbors)
     row |= {
@@ -208,6 +214,7 @@ def cluster_row(
         "intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error,
         "intrinsic_dimension_cloud": cloud.estimate, "intrinsic_dimension_cloud_error": cloud.error,
         "effective_rank": weighted_mean([s["effective_rank"] for s in spectra], [s["n_tokens"] for s in spectra]),
+        "effective_rank_error": pooled_error(spectra),
         "intrinsic_dimension_embedding":
             mean_dimension(local_dimensions(local.labels, here)).estimate if paper else NAN,
         "space": "embedding" if paper else "data",
@@ -225,18 +232,49 @@ def cluster_row(
     return row
 
 
-def local_spectra(labels: Int[np.ndarray, " N"], distances: Float[np.ndarray, "N N"]) -> list[dict[str, float]]:
-    """Size, participation ratio and effective rank of each cluster's covariance, in ascending order of label."""
+def local_spectra(
+    labels: Int[np.ndarray, " N"],
+    distances: Float[np.ndarray, "N N"],
+    size: int = 10,
+    *,
+    n_draws: int = 20,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Size, participation ratio and effective rank of each cluster's covariance, in ascending order of label.
+
+    The ranks are those of ``size`` random members, averaged over draws (``_error``: standard deviation over draws):
+    n points span n - 1 dimensions at most, so that a whole cluster's rank says first of all how large it is, and
+    representations whose clusters differ in size could not be compared. NaN for a cluster of fewer members or of
+    equal points.
+    """
+    rng = np.random.default_rng(seed)
     found = []
     for label in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == label)
-        spectrum = torch.as_tensor(spectrum_from_distances(distances[np.ix_(members, members)]).copy())
-        flat = not bool((spectrum > 0).any())
-        found.append({
-            "n_tokens": len(members), "participation_ratio": NAN if flat else participation_ratio(spectrum),
-            "effective_rank": NAN if flat else effective_rank(spectrum),
+        row = {"n_tokens": len(members)}
+        if len(members) < size:
+            found.append(row | dict.fromkeys(("participation_ratio", "effective_rank", "effective_rank_error"), NAN))
+            continue
+        draws = np.argsort(rng.random((1 if len(members) == size else n_draws, len(members))))[:, :size]
+        chosen = members[draws]
+        participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
+        found.append(row | {
+            "participation_ratio": float(participation.mean()), "effective_rank": float(effective.mean()),
+            "effective_rank_error": float(effective.std()),
         })  # fmt: skip
     return found
+
+
+def _two_ranks(distances: Float[np.ndarray, "R n n"]) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Participation ratio and effective rank of many small clouds at once, from their distances; NaN for equal points.
+
+    The definitions of :mod:`~saema_utils.stratification`, on a batch.
+    """
+    spectra = np.stack([spectrum_from_distances(d) for d in distances])
+    totals = spectra.sum(axis=1, keepdims=True)
+    shares = np.divide(spectra, totals, out=np.full_like(spectra, NAN), where=totals > 0)
+    entropy = -np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0 * shares).sum(axis=1)
+    return 1 / (shares**2).sum(axis=1), np.exp(entropy)
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -244,6 +282,14 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
     v, w = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
     known = np.isfinite(v)
     return float(np.average(v[known], weights=w[known])) if known.any() else NAN
+
+
+def pooled_error(spectra: Sequence[Mapping[str, float]]) -> float:
+    """Standard deviation over draws of the mean effective rank, weighted by tokens; NaN when there is none."""
+    known = [s for s in spectra if np.isfinite(s["effective_rank_error"])]
+    weights = np.array([s["n_tokens"] for s in known], dtype=float)
+    errors = np.array([s["effective_rank_error"] for s in known])
+    return float(np.sqrt(((weights * errors) ** 2).sum()) / weights.sum()) if known else NAN
 
 
 def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> dict[str, Any]:
@@ -257,7 +303,8 @@ def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> di
     test = procrustes_test(poles(clouds.word_vectors["residual"], labels), centres)
     reasons = [row["reason"], dimension.reason] + (["Procrustes needs three words"] if test.n < 3 else [])
     return row | {
-        "effective_rank": NAN, "n_points": len(x), "n_copies": 0, "n_local": len(centres), "noise_fraction": 0.0,
+        "effective_rank": NAN, "effective_rank_error": NAN, "n_points": len(x), "n_copies": 0,
+        "n_local": len(centres), "noise_fraction": 0.0,
         "betti0": int(betti_numbers(centres, 0)[0]), "intrinsic_dimension": dimension.estimate,
         "intrinsic_dimension_error": dimension.error, "intrinsic_dimension_cloud": cloud.estimate,
         "intrinsic_dimension_cloud_error": cloud.error, "intrinsic_dimension_embedding": NAN, "space": "data",

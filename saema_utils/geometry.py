@@ -235,9 +235,14 @@ def mst_weight_scale_free(poles: Points, unit: float) -> float:
     Neither a larger norm nor more poles alone make it larger, so that clouds of different spaces
     can be compared.
     """
-    if len(poles) < 2 or not unit > 0:
+    return scale_free_tree(pairwise_distances(poles), unit) if len(poles) >= 2 else float("nan")
+
+
+def scale_free_tree(between: Distances, unit: float) -> float:
+    """:func:`mst_weight_scale_free` from the distances between poles."""
+    if len(between) < 2 or not unit > 0:
         return float("nan")
-    return mst_weight(poles) / (len(poles) - 1) / unit
+    return float(spanning_tree(between)[2].sum()) / (len(between) - 1) / unit
 
 
 def average_geodesic_distance(
@@ -291,5 +296,5 @@ __all__ = [
     "check_points", "cluster_medoids", "find_local_representations", "first_copies", "intrinsic_dimension",
     "local_dimensions", "match_by_assignment", "match_by_word", "mean_dimension", "mean_distance", "mst_weight",
     "mst_weight_scale_free", "pairwise_distances", "pole_distances", "poles", "procrustes_disparity", "rms_radius",
-    "standardise_to_sphere", "umap_embedding",
+    "scale_free_tree", "standardise_to_sphere", "umap_embedding",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """What sparse coding changes: the SAE against the residual stream and against controls, concept by concept.
 
 The unit is a concept; seeds are averaged first. Lengths, counts and dimensions are compared as ratios
-(their logarithm is averaged), scores as differences. Each comparison has a bootstrap interval over
-concepts and a sign-flip test, Holm-corrected within its protocol and control.
+(their logarithm is averaged; of a count, that of the count plus one, for none is a count too), scores as
+differences. Each comparison has an interval over concepts (Student's where they are few) and a sign-flip
+test, Holm-corrected within its protocol and control.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .statistics import bootstrap_interval, holm, paired_permutation_test
+from .statistics import holm, mean_interval, paired_permutation_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AGAINST = ("residual", "random_dictionary", "pca")
+COUNTS = ("n_local",)
 RATIOS = ("n_local", "intrinsic_dimension", "effective_rank", "mst_weight_scale_free", "geodesic_scale_free")
 DIFFERENCES = {"words": ("ami", "purity"), "direct": ("ami_token",), "paper": ("ami_token",)}
 LEAST_CONCEPTS = 6
@@ -40,7 +42,7 @@ def compare_representations(
     Returns
     -------
     Columns protocol, measure, against, effect (``log ratio`` or ``difference``), estimate, low, high
-    (95 % bootstrap over concepts), ratio, p_value, p_holm, n_concepts, verdict (``SAE higher``,
+    (95 %, over concepts), ratio, p_value, p_holm, n_concepts, verdict (``SAE higher``,
     ``SAE lower``, ``no clear difference``, or ``too few concepts``: fewer than six cannot reach 0.05).
     """
     import pandas as pd
@@ -56,7 +58,7 @@ def compare_representations(
                     if protocol == "words" and measure in ("n_local", "effective_rank"):
                         continue  # as many as there are words, and as few tokens each as there are sentences
                     changes = paired_changes(table, protocol, measure, against, effect)
-                    interval = bootstrap_interval(changes, n_resamples=n_resamples, seed=seed)
+                    interval = mean_interval(changes, n_resamples=n_resamples, seed=seed)
                     family.append({
                         "protocol": protocol, "measure": measure, "against": against, "effect": effect,
                         "estimate": interval.estimate, "low": interval.low, "high": interval.high,
@@ -71,10 +73,14 @@ def compare_representations(
 def paired_changes(
     table: pd.DataFrame, protocol: str, measure: str, against: str, effect: str = "log ratio"
 ) -> np.ndarray:
-    """SAE minus ``against`` (or log of their ratio) for each concept that has both, seeds averaged."""
+    """SAE minus ``against`` (or log of their ratio) for each concept that has both, seeds averaged.
+
+    A count of zero (no cluster at all) is compared as any other; what has no value is left out.
+    """
     rows = table[table["protocol"] == protocol]
     values = rows.set_index(["concept", "representation"])[measure].astype(float)
     if effect == "log ratio":
+        values = values + 1 if measure in COUNTS else values
         values = np.log(values[values > 0])
     means = values.groupby(level=[0, 1]).mean().unstack()
     if not {"sae", against} <= set(means.columns):

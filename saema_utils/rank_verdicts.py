@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import SaemaError
-from .statistics import Interval, bootstrap_interval, holm, paired_permutation_test
+from .statistics import Interval, holm, mean_interval, paired_permutation_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +41,11 @@ IN_WORDS = {
 _KEYS = ["concept", "representation", "mode"]
 
 
-def paired_t_test(differences: np.ndarray) -> float:
-    """One-sided p-value that the mean of paired differences is above zero (Student, 1908); NaN below two.
+def paired_t_test(differences: np.ndarray, alternative: str = "greater") -> float:
+    """P-value that the mean of paired differences is above zero, or is not zero (``two-sided``); NaN below two.
 
-    Differences that do not vary give 0 when positive, else 1.
+    For differences that vary like normal ones (Student, 1908). Some that do not vary at all have no t; they get the
+    least that a sign-flip test of as many could give, :math:`2^{-n}` (twice that two-sided), or 1.
     """
     from scipy.stats import ttest_1samp
 
@@ -53,14 +54,16 @@ def paired_t_test(differences: np.ndarray) -> float:
     if len(values) < 2:
         return math.nan
     if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
-        return 0.0 if values.mean() > 0 else 1.0
-    return float(ttest_1samp(values, 0, alternative="greater").pvalue)
+        flat = abs(values.mean()) <= 1e-12
+        return 1.0 if flat else paired_permutation_test(np.full(len(values), values[0]), alternative=alternative)
+    return float(ttest_1samp(values, 0, alternative=alternative).pvalue)
 
 
 def seeds_needed(n_concepts: int, alpha: float = ALPHA) -> int:
-    """Fewest noise seeds with which a sign-flip test can survive Holm's correction over the concepts.
+    """Fewest noise seeds with which a one-sided sign-flip test can survive Holm's correction over the concepts.
 
-    n paired seeds give a one-sided p-value of at least :math:`2^{-n}`, and the smallest of m is multiplied by m.
+    n paired seeds give a one-sided p-value of at least :math:`2^{-n}` (a two-sided one needs one seed more), and the
+    smallest of m is multiplied by m.
     """
     return math.floor(math.log2(n_concepts / alpha)) + 1
 
@@ -184,58 +187,84 @@ def advantage(moves: pd.DataFrame, statistic: str, treatment: str = "sae") -> pd
 
 
 def verdict_of(interval: Interval, p_adjusted: float, margin: float, more: str = "more", less: str = "less") -> str:
-    """``more`` or ``less`` when the interval clears the margin (and p agrees), ``no difference`` when it lies
+    """``more`` or ``less`` when the interval clears the margin and p agrees, ``no difference`` when it lies
     within, else ``inconclusive``."""
     if not math.isfinite(interval.low):
         return "inconclusive"
-    if interval.low > margin and p_adjusted < ALPHA:
-        return more
-    if interval.high < -margin:
-        return less
+    if p_adjusted < ALPHA and (interval.low > margin or interval.high < -margin):
+        return more if interval.low > margin else less
     return "no difference" if interval.low >= -margin and interval.high <= margin else "inconclusive"
 
 
-def controls_table(
-    table: pd.DataFrame,
-    treatment: str = "sae",
-    *,
-    seed: int = 0,
-    correct: bool = True,
-    only: str | None = None,
-) -> pd.DataFrame:
+def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0, correct: bool = True) -> pd.DataFrame:
     """The test: does the SAE's rank move more, or sooner, than its controls'?
 
-    Per concept the units are noise seeds, and the test is a one-sided paired t-test: a sign-flip test of five
-    seeds cannot survive correction over nine concepts (:func:`seeds_needed`), and an excursion, a mean over
-    hundreds of tokens' noise, is close to normal. Over ``all concepts`` the units are concepts (means over
-    seeds) and the test is the exact sign flip; that row is the one to quote, for seeds only repeat the noise.
-    P-values are Holm-adjusted over the concepts of one statistic and control (unless ``correct`` is False);
-    intervals are percentile bootstrap. ``only`` names a single control to report.
+    Per concept the units are noise seeds. An excursion, a mean over hundreds of tokens' noise, is close to normal and
+    gets a paired t-test: a sign-flip test of five seeds cannot survive correction over nine concepts
+    (:func:`seeds_needed`). An onset is a whole number, often the same for every seed, and gets the sign flip all the
+    same: its concepts can be decided by many seeds only. Over ``all concepts`` the units are concepts (means over
+    seeds); that row is the one to quote (:func:`over_concepts`), for seeds only repeat the noise. All tests are
+    two-sided. Per concept, p-values are Holm-adjusted over the concepts of one statistic and control (unless
+    ``correct`` is False).
 
     Returns
     -------
-    Columns concept, statistic (excursion, onset), control, difference (positive: SAE more or sooner), low,
-    high, n, p, p_holm, margin, verdict.
+    Columns concept, statistic (excursion, onset), control, difference (positive: SAE more or sooner), low, high
+    (95 %, Student's where units are few), n, p, p_holm, margin, verdict.
     """
     import pandas as pd
 
     moves = movement(table)
-    rows = []
-    for statistic, margin in MARGIN.items():
+    rows, means = [], {}
+    for statistic in MARGIN:
         gaps = advantage(moves, statistic, treatment)
-        for control in gaps if only is None else [only]:
-            per_concept = {c: part.to_numpy() for c, part in gaps[control].groupby("concept", sort=False)}
-            p_values = [paired_t_test(values) for values in per_concept.values()]
-            overall = np.array([values.mean() for values in per_concept.values()])
-            units: Mapping[str, np.ndarray] = {**per_concept, EVERY_CONCEPT: overall}
-            p_all = paired_permutation_test(overall, alternative="greater", seed=seed)
-            adjusted = [*(holm(p_values) if correct else p_values), p_all]
-            for (concept, values), p, p_holm in zip(units.items(), [*p_values, p_all], adjusted, strict=True):
-                interval = bootstrap_interval(values, seed=seed)
-                words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
-                rows.append({
-                    "concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate,
-                    "low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm,
-                    "margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words),
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+        for control in gaps:
+            units = {c: part.to_numpy() for c, part in gaps[control].groupby("concept", sort=False)}
+            means[statistic, control] = np.array([values.mean() for values in units.values()])
+            rows += concept_rows(statistic, control, units, seed=seed, correct=correct)
+    rows += over_concepts(means, seed=seed, correct=correct)
+    order = {key: place for place, key in enumerate(means)}
+    return pd.DataFrame(sorted(rows, key=lambda row: order[row["statistic"], row["control"]]))
+
+
+def concept_rows(
+    statistic: str, control: str, units: Mapping[str, Float[np.ndarray, " S"]], *, seed: int = 0, correct: bool = True
+) -> list[dict[str, object]]:
+    """The rows of one statistic and control, one a concept, from its differences by seed."""
+    p_values = [
+        paired_t_test(values, "two-sided") if statistic == "excursion" else paired_permutation_test(values, seed=seed)
+        for values in units.values()
+    ]
+    adjusted = holm(p_values) if correct else p_values
+    return [
+        _row(concept, statistic, control, values, p, p_holm, seed)
+        for (concept, values), p, p_holm in zip(units.items(), p_values, adjusted, strict=True)
+    ]
+
+
+def over_concepts(
+    means: Mapping[tuple[str, str], Float[np.ndarray, " C"]], *, seed: int = 0, correct: bool = True
+) -> list[dict[str, object]]:
+    """The rows for ``all concepts``: an exact sign-flip test over concepts for each (statistic, control).
+
+    These rows are read together, so Holm's correction is over all of them: both statistics, every control and the
+    strongest.
+    """
+    p_values = [paired_permutation_test(values, seed=seed) for values in means.values()]
+    adjusted = holm(p_values) if correct else p_values
+    return [
+        _row(EVERY_CONCEPT, statistic, control, values, p, p_holm, seed)
+        for ((statistic, control), values), p, p_holm in zip(means.items(), p_values, adjusted, strict=True)
+    ]
+
+
+def _row(
+    concept: str, statistic: str, control: str, values: np.ndarray, p: float, p_holm: float, seed: int
+) -> dict[str, object]:
+    interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
+    words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
+    return {
+        "concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate,
+        "low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm,
+        "margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words),
+    }  # fmt: skip

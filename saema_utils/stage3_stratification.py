@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from .artifacts import RunDirectory
@@ -10,6 +11,7 @@ from .files import digest, source_digest
 from .rank_anatomy import covariance_root, only_distinct, shuffle_latents, subspace_drift, where_rank_moves
 from .rank_verdicts import (
     EVERY_CONCEPT,
+    ONE_RMS,
     STRONGEST,
     controls_table,
     ranks_at,
@@ -39,9 +41,13 @@ def _key(run: RunDirectory, *more: object) -> str:
     return digest([run.study.digest, concepts_key(run), coders_key(run), source_digest(*MODULES), more])
 
 
-def few_levels(run: RunDirectory) -> tuple[float, ...]:
-    """Noise zero and up to four other levels, spread evenly over the study's, the largest included."""
+def few_levels(run: RunDirectory, most: float = math.inf) -> tuple[float, ...]:
+    """Noise zero and up to four other levels, spread evenly over the study's, the largest included.
+
+    Of those up to ``most``; the smallest one if there is none.
+    """
     first, *rest = run.study.noise_levels
+    rest = [level for level in rest if level <= most] or rest[:1]
     step = -(-len(rest) // 4)
     return (first, *rest[::-1][::step][::-1])
 
@@ -140,28 +146,24 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 def on_manifold(run: RunDirectory) -> pd.DataFrame:
     """Table ``03_on_manifold``: isotropic noise against noise shaped by the activations' covariance.
 
-    Equal norm token by token; feature mode; columns of ``03_noise_rank`` and kind (isotropic, on_manifold).
+    Equal norm token by token; feature mode; every representation; four levels up to one RMS, the largest of them
+    included, because that is how far an excursion is taken and where it is found; columns of ``03_noise_rank`` and
+    kind (isotropic, on_manifold). Two seeds: excursions differ between concepts ten times as much as between seeds.
     """
     import pandas as pd
 
     def compute() -> pd.DataFrame:
-        clouds = token_clouds(run)
-        encoders = {name: f for name, f in representations(run).items() if name in ANATOMY}
-        levels, seeds = few_levels(run), run.study.seeds[:ANATOMY_SEEDS]
+        clouds, same, seeds = token_clouds(run), noise_rank_table(run), run.study.seeds[:ANATOMY_SEEDS]
+        levels = few_levels(run, most=ONE_RMS * min(cloud.rms for cloud in clouds))
+        shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
         parts = [
             sweep_clouds(
-                [cloud], encoders, noise_levels=levels, seeds=seeds, modes=(2,),
+                [cloud], representations(run), noise_levels=levels, seeds=seeds, modes=(2,), derived=shuffled,
                 noise_shape=covariance_root(cloud.points),
             )
             for cloud in clouds
         ]  # fmt: skip
-        same = noise_rank_table(run)
-        same = same[
-            (same["mode"] == 2)
-            & same["representation"].isin(encoders)
-            & same["seed"].isin(seeds)
-            & same["noise"].isin(levels)
-        ]
+        same = same[(same["mode"] == 2) & same["noise"].isin(levels) & same["seed"].isin(seeds)]
         return pd.concat(
             [same.assign(kind="isotropic"), *(part.assign(kind="on_manifold") for part in parts)], ignore_index=True
         )
@@ -170,7 +172,8 @@ def on_manifold(run: RunDirectory) -> pd.DataFrame:
 
 
 def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
-    """Table ``03_manifold_controls``: the test against controls for each kind of noise, over all concepts.
+    """Table ``03_manifold_controls``: the test against controls for each kind of noise, over all concepts, with the
+    largest level that it looks at (largest_noise_rms).
 
     Under noise shaped like the activations the residual keeps the shape of its covariance by construction,
     so that the random dictionary is the control that counts.
@@ -182,7 +185,8 @@ def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
         parts = []
         for kind, part in table.groupby("kind", sort=False):
             found = controls_table(part, seed=run.study.seed)
-            parts.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind))
+            largest = float(part["noise_rms"].max())
+            parts.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind, largest_noise_rms=largest))
         return pd.concat(parts, ignore_index=True)
 
     key = _key(run, "on_manifold", source_digest("statistics"))
@@ -264,6 +268,16 @@ def recovery(run: RunDirectory) -> pd.DataFrame:
     return run.cached_table("03_recovery", digest([source_digest(*MODULES, "worlds")]), rank_recovery)
 
 
+def _largest_spread(tolerances: pd.DataFrame) -> float:
+    """Largest ratio, over concepts, of the first noise levels that change one concept's rank at different tolerances.
+
+    1 where the tolerance changes nothing; tolerances at which the rank never changes are left out.
+    """
+    first = tolerances.groupby("concept")["first_noise_rms"]
+    largest = float((first.max() / first.min()).max())
+    return 1.0 if math.isnan(largest) else largest
+
+
 def findings(run: RunDirectory) -> dict[str, object]:
     """The numbers that the chapter's sentences quote, by name, from the tables of this chapter.
 
@@ -288,7 +302,8 @@ def findings(run: RunDirectory) -> dict[str, object]:
         ),
         "gain_is_repeats": float((places["rank_gain"] == places["n_tokens"] - places["n_distinct"]).mean()),
         "tolerance_flips": int((tolerances.groupby("concept")["verdict"].nunique() > 1).sum()),
-        "first_noise_spread": float(tolerances["first_noise_rms"].max() / tolerances["first_noise_rms"].min()),
+        "first_noise_spread": _largest_spread(tolerances),
+        "shaped_noise_rms": float(shaped["largest_noise_rms"].iloc[0]),
         "drift_noise_rms": float(turned["noise_rms"].iloc[0]) if len(turned) else float("nan"),
         "sink_rank_masked": sink_rank.get("masked"), "sink_rank_one": sink_rank.get("one sink"),
     }  # fmt: skip

@@ -3,7 +3,7 @@
 What runs how often: both protocols on all five representations; the paper's protocol, the only
 random one, over all seeds of the study for the residual stream and the SAE, and over two seeds (one in
 a study of fewer than five) for the controls: reconstruction, PCA, random dictionary. Resamples over
-prompts belong to the direct protocol, and to the residual stream, the SAE and the random dictionary.
+sentences belong to the direct protocol, and to the residual stream, the SAE and the random dictionary.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .files import digest, source_digest
 from .geometry import umap_embedding
 from .geometry_verdicts import compare_representations
 from .matching import merged_words
-from .prompt_resamples import bootstrap_rows, delete_error, resampled_rows
+from .prompt_resamples import interval_row, pole_rows, resampled_rows
 from .runtime import progress
 from .shapes import ruler_table
 from .stage1_activations import concept_activations, concepts_key
@@ -79,7 +79,8 @@ def geometry_table(run: RunDirectory) -> pd.DataFrame:
     representations), representation, seed, space (where lengths were measured), n_points, n_copies,
     n_local, noise_fraction, betti0, intrinsic_dimension (mean over local representations) and its
     error, intrinsic_dimension_cloud (all tokens) and its error, intrinsic_dimension_embedding, effective_rank
-    (of the local representations' covariance, mean over tokens), aedp,
+    (of the local representations' covariance, from as many members of each as the smallest cluster has; mean over
+    tokens) and its error (over draws of members), aedp,
     mst_weight, mst_weight_scale_free, average_geodesic_distance, geodesic_scale_free,
     procrustes_disparity (against the residual stream) with its chance level and p-value, n_matched,
     reason (why a value is missing).
@@ -113,12 +114,12 @@ def local_table(run: RunDirectory) -> pd.DataFrame:
 
 
 def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
-    """``04_uncertainty``: errors over prompts of one concept's measures.
+    """``04_uncertainty``: errors over sentences of one concept's measures.
 
-    Columns: concept, protocol, method, representation, measure, estimate, error, low, high, n_resamples.
-    ``words``: a bootstrap (prompts of each word drawn with replacement); representation ``sae / residual`` is
-    the logarithm of the ratio, both sides of each draw being the same prompts. ``direct``: a fifth of the
-    prompts left out at a time, for measures of nearest neighbours have no value where a prompt stands twice.
+    Columns: concept, protocol, representation, measure, method, unit, estimate, error, low, high (95 %), n_resamples.
+    The unit is the template, shared by all words: each is left out in turn (jackknife, Student's quantile). Prompts
+    that share no templates are the unit themselves (:mod:`~saema_utils.prompt_resamples`). In protocol ``words``,
+    representation ``sae / residual`` is the logarithm of the ratio, both sides of each resample being the same prompts.
     """
     return _tables(run)["04_uncertainty"]
 
@@ -202,10 +203,13 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             )  # fmt: skip
             base = reference.setdefault((protocol, seed), local)
             names = head | {"protocol": protocol, "representation": representation, "seed": seed}
-            rows["04_geometry"].append(names | cluster_row(clouds, representation, local, base, recipe.n_neighbors))
+            measured = cluster_row(
+                clouds, representation, local, base, recipe.n_neighbors, recipe.min_cluster_size
+            )  # fmt: skip
+            rows["04_geometry"].append(names | measured)
             rows["04_merging"].append(names | cluster_merging_row(clouds, local.labels))
             if seed == seeds[0]:
-                rows["04_local"] += _local_rows(clouds, representation, names, local)
+                rows["04_local"] += _local_rows(clouds, representation, names, local, recipe.min_cluster_size)
             if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
                 rows["04_map"] += _map_rows(clouds, representation, local, seed)
         names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
@@ -218,7 +222,7 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
         if representation in RESAMPLED:
             rows["04_uncertainty"] += _left_out_rows(clouds, representation, recipe, rows["04_geometry"], seeds[0])
     if clouds.n_prompts >= 4 and len(set(clouds.prompt_words)) >= 2:
-        rows["04_uncertainty"] += _bootstrap_rows(clouds, recipe, seeds[0])
+        rows["04_uncertainty"] += _pole_rows(clouds, recipe, seeds[0])
     empty = {
         "04_word_map": _WORD_MAP,
         "04_merged_words": _MERGED,
@@ -254,16 +258,18 @@ _WORD_MAP = ("concept", "representation", "x", "y", "word", "template", "cluster
 _CIRCLE_POINTS = ("concept", "cycle", "representation", "word", "place", "x", "y")
 _LOCAL = (
     "concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension",
-    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "commonest_token", "token_share", "reason",
+    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error",
+    "commonest_token", "token_share", "reason",
 )  # fmt: skip
 
 
 def _local_rows(
-    clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations
+    clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations, smallest: int
 ) -> list[dict[str, Any]]:
     """Size, dimension and spectrum of every cluster, measured in the data's own space."""
     distances = clouds.distances(representation)
-    found = zip(local_dimensions(local.labels, distances), local_spectra(local.labels, distances), strict=True)
+    spectra = local_spectra(local.labels, distances, smallest)
+    found = zip(local_dimensions(local.labels, distances), spectra, strict=True)
     rows = []
     for cluster, (dimension, spectrum) in enumerate(found):
         members = np.flatnonzero(local.labels == cluster)
@@ -318,41 +324,30 @@ def _persistence_rows(clouds: ConceptClouds, representation: str) -> list[dict[s
 def _left_out_rows(
     clouds: ConceptClouds, representation: str, recipe: GeometryRecipe, known: list[dict[str, Any]], seed: int
 ) -> list[dict[str, Any]]:
-    """Error of each direct-protocol measure, from a fifth of the study's resamples: clustering costs most."""
+    """Error of each direct-protocol measure; free prompts get a fifth of the resamples, for clustering costs."""
     own = next(r for r in known if r["protocol"] == "direct" and r["representation"] == representation)
     resamples = resampled_rows(
         clouds, representation, min_cluster_size=recipe.min_cluster_size, n_neighbors=recipe.n_neighbors,
         n_resamples=max(10, recipe.bootstrap // 5), seed=seed,
     )  # fmt: skip
-    head = {"concept": clouds.concept, "protocol": "direct", "method": "a fifth left out"}
-    rows = []
-    for measure in ("n_local", "intrinsic_dimension", "mst_weight_scale_free", "geodesic_scale_free"):
-        error = delete_error([row[measure] for row in resamples], clouds.n_prompts)
-        rows.append(
-            head | {"representation": representation, "measure": measure} | _interval(own[measure], error)
-            | {"n_resamples": len(resamples)}
-        )  # fmt: skip
-    return rows
+    head = {"concept": clouds.concept, "protocol": "direct", "representation": representation}
+    return [
+        head | {"measure": measure}
+        | interval_row(own[measure], [row[measure] for row in resamples], clouds.templates, drawn=False)
+        for measure in ("n_local", "intrinsic_dimension", "mst_weight_scale_free", "geodesic_scale_free")
+    ]  # fmt: skip
 
 
-def _bootstrap_rows(clouds: ConceptClouds, recipe: GeometryRecipe, seed: int) -> list[dict[str, Any]]:
-    """Error of the words' tree and distances by bootstrap, and of what the codes change against the residual."""
+def _pole_rows(clouds: ConceptClouds, recipe: GeometryRecipe, seed: int) -> list[dict[str, Any]]:
+    """Error of the words' tree and distances, and of what the codes change against the residual."""
     here = [name for name in RESAMPLED if name in clouds.points]
-    found = bootstrap_rows(clouds, here, recipe.bootstrap, seed)
-    head = {"concept": clouds.concept, "protocol": "words", "method": "bootstrap"}
+    found = pole_rows(clouds, here, recipe.bootstrap, seed)
+    head = {"concept": clouds.concept, "protocol": "words"}
     rows = []
     for measure in found["residual"][0]:
         values = {name: np.array([row[measure] for row in drawn]) for name, drawn in found.items()}
         changes = {f"{name} / residual": np.log(values[name] / values["residual"]) for name in here[1:]}
         for name, (own, *drawn) in (values | changes).items():
-            known = [value for value in drawn if np.isfinite(value)]
-            error = float(np.std(known)) if len(known) > 2 else float("nan")
             names = head | {"representation": name, "measure": measure}
-            rows.append(names | _interval(float(own), error) | {"n_resamples": len(known)})
+            rows.append(names | interval_row(float(own), drawn, clouds.templates, drawn=True))
     return rows
-
-
-def _interval(estimate: float, error: float) -> dict[str, float]:
-    return {
-        "estimate": estimate, "error": error, "low": estimate - 1.96 * error, "high": estimate + 1.96 * error,
-    }  # fmt: skip

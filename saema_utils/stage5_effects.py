@@ -26,26 +26,12 @@ from .stage5_training import (
     reversed_cause_table,
     training_table,
 )
-from .statistics import bootstrap_interval, cohens_d_paired, holm, paired_permutation_test
+from .statistics import cohens_d_paired, holm, paired_interval, paired_permutation_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONTROLS = ("random_direction", "permuted_labels")
-FEW = 10  # below this many pairs a percentile bootstrap is too narrow; Student's t is used
-
-
-def paired_interval(differences: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of paired differences with its interval: Student's t below ten pairs, bootstrap from ten on."""
-    d = np.asarray(differences, dtype=float)
-    d = d[np.isfinite(d)]
-    if len(d) >= FEW or len(d) < 2:
-        found = bootstrap_interval(d, level=level, seed=seed)
-        return found.estimate, found.low, found.high
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
-    return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 
 def partial_correlation(table: pd.DataFrame, x: str, y: str, given: str) -> tuple[float, int]:

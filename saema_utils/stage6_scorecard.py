@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .artifacts import RunDirectory
 from .chapter import in_colab
-from .claims import VERDICTS, judge, load_claims
+from .claims import VERDICTS, judgement, load_claims
 from .errors import ArtifactError
 from .files import digest, source_digest
 
@@ -21,7 +21,8 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
     Returns
     -------
     One row a claim: claim (its id), statement, study, statistic, estimate, low, high, n, unit,
-    control, direction, margin, verdict, scale (``full``, or ``smoke`` when there are too few units).
+    control, direction, margin, verdict, scale (``full``, or ``smoke`` when the study has too few units), figure,
+    dropped (units left out of n) and reason (why).
 
     Raises
     ------
@@ -38,19 +39,21 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
         run.check(f"tables/{name}.csv")
     inputs = {name: run.entry(f"tables/{name}.csv")["sha256"] for name in tables}
     claims_file = Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8")
-    key = digest([inputs, source_digest("claims", "stage6_scorecard", "statistics"), claims_file])
+    key = digest([inputs, source_digest("claims", "rank_verdicts", "stage6_scorecard", "statistics"), claims_file])
 
     def compute() -> pd.DataFrame:
         loaded = {name: run.table(name) for name in tables}
         rows = []
         for claim in claims:
-            interval, verdict = judge(claim, loaded[claim.table], seed=run.study.seed)
+            found = judgement(claim, loaded[claim.table], seed=run.study.seed)
+            interval = found.interval
+            enough = interval.n + found.dropped >= claim.minimum_units
             rows.append({
                 "claim": claim.id, "statement": claim.claim, "study": run.study.name, "statistic": claim.reads,
                 "estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n,
                 "unit": claim.unit, "control": claim.control, "direction": claim.direction, "margin": claim.margin,
-                "verdict": verdict, "scale": "full" if interval.n >= claim.minimum_units else "smoke",
-                "figure": claim.figure,
+                "verdict": found.verdict, "scale": "full" if enough else "smoke",
+                "figure": claim.figure, "dropped": found.dropped, "reason": found.reason,
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -60,12 +63,13 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
 def compute_inputs(run: RunDirectory) -> None:
     """Make every table that the scorecard reads and that is not there yet."""
     from .stage2_sae import sae_evaluation
-    from .stage3_stratification import noise_rank_table
+    from .stage3_stratification import distinct_contexts, noise_rank_table
     from .stage4_geometry import geometry_table
     from .stage5_intervention import dose_response_table
     from .stage5_training import training_table
 
-    for make in (sae_evaluation, noise_rank_table, geometry_table, dose_response_table, training_table):
+    makers = (sae_evaluation, noise_rank_table, distinct_contexts, geometry_table, dose_response_table, training_table)
+    for make in makers:
         make(run)
 
 

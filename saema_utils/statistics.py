@@ -6,6 +6,7 @@ from an explicit seed, so that a table can be remade.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,12 @@ import numpy as np
 
 from .errors import SaemaError
 
+FEW = 30  # below this many values a percentile bootstrap is too narrow; Student's t is used
+
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its bootstrap interval; NaN bounds where one value cannot give any."""
+    """An estimate with its interval; NaN bounds where one value cannot give any."""
 
     estimate: float
     low: float
@@ -54,7 +57,7 @@ def bootstrap_interval(
 
     Notes
     -----
-    Percentile intervals under-cover below about ten values; the book says n beside each [1]_.
+    Percentile intervals under-cover below about thirty values [1]_: for a mean take :func:`mean_interval`.
 
     References
     ----------
@@ -70,6 +73,37 @@ def bootstrap_interval(
     draws = statistic(array[rng.integers(0, len(array), (n_resamples, len(array)))], axis=1)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), len(array))
+
+
+def mean_interval(
+    values: np.ndarray | list[float], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Interval of the mean of independent values (concepts, seeds): Student's t below thirty, then the bootstrap.
+
+    A percentile bootstrap that says 95 % covers the mean of three normal values 76 % of the time, of five 84 %, of
+    nine 90 %. Student's interval is exact for them, and close for values as skewed as ours.
+    """
+    array = _finite(values, "values")
+    n = len(array)
+    if n >= FEW or n < 2:
+        return bootstrap_interval(array, level=level, n_resamples=n_resamples, seed=seed)
+    mean, half = float(array.mean()), float(errors_to_bound(n, level) * array.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+@functools.cache
+def errors_to_bound(n: int, level: float = 0.95) -> float:
+    """How many standard errors lie between an estimate from ``n`` values and the end of :func:`mean_interval`."""
+    from scipy.stats import norm, t
+
+    q = (1 + level) / 2
+    return float(norm.ppf(q) if n >= FEW else t.ppf(q, n - 1))
+
+
+def paired_interval(differences: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Estimate, low and high of :func:`mean_interval`."""
+    found = mean_interval(differences, level=level, seed=seed)
+    return found.estimate, found.low, found.high
 
 
 def paired_permutation_test(

@@ -141,8 +141,7 @@ def numerical_rank(spectrum: Float[Tensor, " n"], rtol: float | None = None) -> 
     rtol = DEFAULT_RTOL if rtol is None else rtol
     if not 0 <= rtol < 1:
         raise ActivationError(f"rtol is {rtol!r}; allowed: 0 up to, not including, 1. The default is {DEFAULT_RTOL:g}.")
-    values = _positive(spectrum, "numerical_rank")
-    return int((values > rtol * values.max()).sum())
+    return _count(_positive(spectrum, "numerical_rank"), rtol)
 
 
 def effective_rank(spectrum: Float[Tensor, " n"]) -> float:
@@ -162,8 +161,7 @@ def effective_rank(spectrum: Float[Tensor, " n"]) -> float:
     ----------
     .. [1] Roy and Vetterli, The effective rank, EUSIPCO 2007.
     """
-    shares = _shares(spectrum, "effective_rank")
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    return _entropy_rank(_shares(_positive(spectrum, "effective_rank"), "effective_rank"))
 
 
 def participation_ratio(spectrum: Float[Tensor, " n"]) -> float:
@@ -174,11 +172,22 @@ def participation_ratio(spectrum: Float[Tensor, " n"]) -> float:
     EmptySpectrumError
         If no eigenvalue is positive.
     """
-    return float(1 / (_shares(spectrum, "participation_ratio") ** 2).sum())
+    return _participation(_shares(_positive(spectrum, "participation_ratio"), "participation_ratio"))
 
 
-def _shares(spectrum: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
-    values = _positive(spectrum, what)
+def _count(values: Float[Tensor, " n"], rtol: float) -> int:
+    return int((values > rtol * values.max()).sum())
+
+
+def _entropy_rank(shares: Float[Tensor, " m"]) -> float:
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def _participation(shares: Float[Tensor, " m"]) -> float:
+    return float(1 / shares.square().sum())
+
+
+def _shares(values: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
     if not (values > 0).any():
         raise EmptySpectrumError(f"{what} got a spectrum without a positive eigenvalue; is every position masked?")
     values = values / values.max()  # first, so that the sum of tiny or huge values neither vanishes nor overflows
@@ -195,15 +204,11 @@ Derive = Callable[["Tensor", TokenCloud], "tuple[Tensor, TokenCloud]"]
 
 def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
     """The three ranks of the contract; a spectrum of zeros has rank 0 and no effective rank (NaN)."""
-    positive = spectrum[spectrum > 0]
-    if not len(positive):
+    rank = _count(spectrum, DEFAULT_RTOL)  # not checked again: eigenvalues() gives finite ones, none negative
+    if not rank:
         return {"rank": 0, "effective_rank": math.nan, "participation_ratio": math.nan}
-    shares = positive / positive.sum()
-    return {
-        "rank": int((positive > DEFAULT_RTOL * positive.max()).sum()),
-        "effective_rank": float(torch.exp(-(shares * shares.log()).sum())),
-        "participation_ratio": float(1 / shares.square().sum()),
-    }
+    shares = _shares(spectrum, "measure_spectrum")
+    return {"rank": rank, "effective_rank": _entropy_rank(shares), "participation_ratio": _participation(shares)}
 
 
 def noise_rank_sweep(
@@ -356,11 +361,13 @@ def _groups(clouds: Sequence[TokenCloud], encode: Encode, name: str) -> Iterator
     width = latents.shape[-1]
     size = max(1, _ENCODED_BYTES // (4 * max(1, width)))
     group: list[TokenCloud] = []
+    held = 0
     for cloud in clouds:
-        if group and sum(map(len, group)) + len(cloud) > size:
+        if group and held + len(cloud) > size:
             yield group
-            group = []
+            group, held = [], 0
         group.append(cloud)
+        held += len(cloud)
     yield group
 
 

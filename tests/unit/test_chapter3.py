@@ -13,7 +13,7 @@ from saema_utils import plots_stratification as plots
 from saema_utils.artifacts import RunDirectory
 from saema_utils.rank_anatomy import subspace_drift, where_rank_moves
 from saema_utils.rank_verdicts import controls_table, ranks_at, tolerance_table
-from saema_utils.stage3_stratification import MODULES, few_levels
+from saema_utils.stage3_stratification import MODULES, _largest_spread, few_levels
 from saema_utils.stratification import covariance_spectrum, effective_rank, sweep_clouds
 from saema_utils.study import STUDIES
 from saema_utils.token_grams import TokenCloud
@@ -96,6 +96,24 @@ def test_the_thinned_levels_keep_zero_and_the_largest(tmp_path, name):
     assert levels[-1] == STUDIES[name].noise_levels[-1]
     assert 3 <= len(levels) <= 5
     assert set(levels) <= set(STUDIES[name].noise_levels)
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_levels_up_to_one_rms_hold_the_largest_of_them(tmp_path, name):
+    run = RunDirectory(tmp_path, STUDIES[name])
+    below = [level for level in STUDIES[name].noise_levels if 0 < level <= 7.24]
+    levels = few_levels(run, most=7.24)
+    assert (levels[0], levels[-1]) == (0, max(below))
+    assert 3 <= len(levels) <= 5
+    assert few_levels(run, most=1e-9) == STUDIES[name].noise_levels[:2]
+
+
+def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
+    first = {"a": (0.1, 0.1), "b": (4.0, 8.0), "c": (float("nan"), 1.0)}
+    table = pd.DataFrame([{"concept": c, "first_noise_rms": v} for c, values in first.items() for v in values])
+    assert _largest_spread(table) == 2  # not 80, which is how concepts differ
+    assert _largest_spread(table[table["concept"] == "a"]) == 1
+    assert _largest_spread(table[table["first_noise_rms"].isna()]) == 1
 
 
 def test_every_module_in_the_key_exists():

@@ -22,6 +22,7 @@ from saema_utils.errors import GeometryError
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.geometry_verdicts import RATIOS, compare_representations, paired_changes
 from saema_utils.shapes import ordered_circle, random_rotation, sphere
+from saema_utils.stratification import effective_rank, participation_ratio
 from saema_utils.study import STUDIES
 from saema_utils.topology import circularity
 from saema_utils.word_circles import circle_rows, cycle_of
@@ -216,13 +217,40 @@ def test_spectrum_needs_distances_only():
 def test_spectra_of_clusters_come_in_order_of_label(clouds):
     labels = np.where(clouds.is_word, 1, -1)
     labels[:5] = 0
-    found = cg.local_spectra(labels, clouds.distances("residual"))
+    found = cg.local_spectra(labels, clouds.distances("residual"), 5)
     assert [f["n_tokens"] for f in found] == [(labels == 0).sum(), (labels == 1).sum()]
     assert all(1 <= f["participation_ratio"] <= f["effective_rank"] for f in found)
-    assert np.isnan(cg.local_spectra(np.zeros(3, dtype=int), np.zeros((3, 3)))[0]["effective_rank"])
+    for size in (3, 4):  # equal points, and fewer of them than are asked for
+        assert np.isnan(cg.local_spectra(np.zeros(3, dtype=int), np.zeros((3, 3)), size)[0]["effective_rank"])
 
 
-# ---- errors over prompts -----------------------------------------------------------------------
+@pytest.mark.parametrize("size", [10, 20, 40])
+def test_the_effective_rank_of_clusters_does_not_follow_their_size(size):
+    x = np.random.default_rng(0).normal(size=(400, 60))
+    labels = np.random.default_rng(size).permutation(400) // size  # one cloud, cut at random
+    found = cg.local_spectra(labels, pairwise_distances(x), 10)
+    ranks = [row["effective_rank"] for row in found]
+    assert np.mean(ranks) == pytest.approx(8.2, abs=0.15)
+    assert (found[0]["effective_rank_error"] > 0) == (size > 10)
+    whole = [cg.local_spectra(labels == k, pairwise_distances(x), size)[-1]["effective_rank"] for k in range(3)]
+    assert (np.mean(whole) > 12) == (size > 10)  # what it would be if size were let in
+
+
+def test_ranks_of_many_clouds_are_those_of_each():
+    x = np.random.default_rng(0).normal(size=(12, 5)) * np.arange(1, 6)
+    (row,) = cg.local_spectra(np.zeros(12, dtype=int), pairwise_distances(x), 12)
+    spectrum = torch.tensor(spectrum_from_distances(pairwise_distances(x)).copy())
+    assert row["effective_rank"] == pytest.approx(effective_rank(spectrum))
+    assert row["participation_ratio"] == pytest.approx(participation_ratio(spectrum))
+
+
+def test_spectra_of_random_members_can_be_made_again():
+    x = np.random.default_rng(0).normal(size=(40, 9))
+    once, again = (cg.local_spectra(np.zeros(40, dtype=int), pairwise_distances(x), 8) for _ in range(2))
+    assert once == again
+
+
+# ---- errors over sentences ---------------------------------------------------------------------
 
 
 def test_leaving_prompts_out_gives_the_standard_error_of_a_mean():
@@ -230,10 +258,12 @@ def test_leaving_prompts_out_gives_the_standard_error_of_a_mean():
     x = rng.normal(size=100)
     means = [x[keep].mean() for keep in pr.dropped_prompts(100, 400, 0)]
     assert pr.delete_error(means, 100) == pytest.approx(x.std(ddof=1) / 10, rel=0.15)
+    each = [np.delete(x, i).mean() for i in range(100)]
+    assert pr.delete_error(each, 100, 1 / 100) == pytest.approx(x.std(ddof=1) / 10)
     assert np.isnan(pr.delete_error([1.0, np.nan], 100))
 
 
-def test_the_bootstrap_gives_the_standard_error_of_a_mean_and_loses_no_word():
+def test_drawing_gives_the_standard_error_of_a_mean_and_loses_no_word():
     rng = np.random.default_rng(0)
     x, words = rng.normal(size=100), np.repeat([0, 1], 50)
     draws = list(pr.drawn_prompts(words, 400, 0))
@@ -241,14 +271,67 @@ def test_the_bootstrap_gives_the_standard_error_of_a_mean_and_loses_no_word():
     assert np.std([x[draw].mean() for draw in draws]) == pytest.approx(x.std() / 10, rel=0.15)
 
 
-def test_bootstrap_of_the_words_starts_from_their_own_measure_and_is_paired(clouds):
-    found = pr.bootstrap_rows(clouds, ("residual", "sae"), 30, 0)
+def test_resamples_of_the_words_start_from_their_own_measure_and_are_paired(clouds):
+    found = pr.pole_rows(clouds, ("residual", "sae"), 30, 0)
     own = cg.word_row(clouds, "residual", 3)
     assert found["residual"][0]["mst_weight_scale_free"] == pytest.approx(own["mst_weight_scale_free"])
+    assert len(found["residual"]) == 1 + len(TEMPLATES)
     twice = replace(clouds, word_vectors={**clouds.word_vectors, "sae": 2 * clouds.word_vectors["residual"]})
-    same = pr.bootstrap_rows(twice, ("residual", "sae"), 30, 0)
-    for a, b in zip(same["residual"], same["sae"], strict=True):
-        assert a == pytest.approx(b)  # the same draws, and no unit
+    for free in (twice, replace(twice, templates=np.arange(twice.n_prompts))):
+        same = pr.pole_rows(free, ("residual", "sae"), 30, 0)
+        for a, b in zip(same["residual"], same["sae"], strict=True):
+            assert a == pytest.approx(b)  # the same sentences, and no unit
+    assert len(same["residual"]) == 31
+
+
+def test_a_template_is_left_out_for_every_word_and_token(clouds):
+    rows = pr.resampled_rows(clouds, "residual", min_cluster_size=5, n_neighbors=5, n_resamples=99, seed=0)
+    assert len(rows) == len(TEMPLATES)
+    texts = {t: [p for p in range(len(MONTHS) * len(TEMPLATES)) if p % len(TEMPLATES) == t] for t in range(4)}
+    assert all(clouds.prompt_of[i] in texts[t] for i, t in enumerate(clouds.template_of))
+
+
+def crossed(rng, word_means, n_templates, of_template, of_prompt):
+    """Word vectors of words x templates with known variance components, and a code of them that is not linear."""
+    n, d = word_means.shape
+    shared = of_template * rng.normal(size=(1, n_templates, d))
+    x = (word_means[:, None] + shared + of_prompt * rng.normal(size=(n, n_templates, d))).reshape(-1, d)
+    words, templates = np.repeat(np.arange(n), n_templates), np.tile(np.arange(n_templates), n)
+    vectors = {"residual": torch.tensor(x), "sae": torch.relu(torch.tensor(x))}
+    none = np.zeros(0, dtype=int)
+    return cg.ConceptClouds("c", (), {}, vectors, (), none, none, none, none > 0, words, templates, 0)
+
+
+def test_the_interval_over_templates_covers_and_one_over_prompts_does_not():
+    """Templates carry most of the variance, as they do for months: over many sets of six templates, how often does
+    the interval of the log ratio of tree weights hold the value that sets of six give on average?"""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(8, 10))
+    designs = [crossed(rng, means, 6, 2.0, 0.2) for _ in range(200)]
+
+    def rows(clouds, templates):
+        found = pr.pole_rows(replace(clouds, templates=templates), ("residual", "sae"), 40, 0)
+        sae, residual = (np.array([r["mst_weight_scale_free"] for r in found[n]]) for n in ("sae", "residual"))
+        own, *drawn = np.log(sae / residual)
+        return pr.interval_row(own, drawn, templates, drawn=True)
+
+    joint = pd.DataFrame([rows(clouds, clouds.templates) for clouds in designs])
+    alone = pd.DataFrame([rows(clouds, np.arange(clouds.n_prompts)) for clouds in designs[:60]])
+    truth = joint["estimate"].mean()
+    covered = [((part["low"] <= truth) & (truth <= part["high"])).mean() for part in (joint, alone)]
+    assert (set(joint["unit"]), set(alone["unit"])) == ({"template"}, {"prompt"})
+    assert 0.91 <= covered[0] <= 0.99
+    assert covered[1] < 0.8
+    assert joint["error"].mean() == pytest.approx(joint["estimate"].std(), rel=0.35)
+
+
+def test_one_template_has_no_error(clouds):
+    row = pr.interval_row(0.5, [], np.zeros(8, dtype=int), drawn=True)
+    assert row["unit"] == "template"
+    assert np.isnan(row["error"])
+    assert np.isnan(row["low"])
+    once = replace(clouds, templates=np.zeros_like(clouds.templates))
+    assert len(pr.pole_rows(once, ("residual",), 20, 0)["residual"]) == 1
 
 
 # ---- circles -----------------------------------------------------------------------------------
@@ -313,9 +396,16 @@ def test_no_change_is_not_called_one_and_few_concepts_call_nothing():
 def test_concepts_without_a_value_are_left_out_of_their_pair():
     geometry, _ = made_up_tables(0.5)
     geometry.loc[geometry["concept"] == "c0", "n_local"] = np.nan
-    geometry.loc[(geometry["concept"] == "c1") & (geometry["representation"] == "sae"), "n_local"] = 0
-    assert len(paired_changes(geometry, "paper", "n_local", "residual")) == 6
+    assert len(paired_changes(geometry, "paper", "n_local", "residual")) == 7
     assert len(paired_changes(geometry, "paper", "n_local", "unknown")) == 0
+
+
+def test_no_cluster_at_all_counts_as_the_fewest():
+    geometry, _ = made_up_tables(1.0)
+    geometry["n_local"] = np.where(geometry["representation"] == "sae", 0, 7)
+    assert paired_changes(geometry, "paper", "n_local", "residual") == pytest.approx([-np.log(8)] * 8)
+    geometry["intrinsic_dimension"] = np.where(geometry["representation"] == "sae", 0, 7)
+    assert len(paired_changes(geometry, "paper", "intrinsic_dimension", "residual")) == 0  # no dimension is no value
 
 
 def test_fresh_merges_were_apart_before():

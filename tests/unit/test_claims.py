@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saema_utils.claims import VERDICTS, decide, judge, load_claims
+from saema_utils.claims import VERDICTS, decide, judge, judgement, load_claims
 from saema_utils.errors import ClaimError
+from saema_utils.rank_verdicts import movement
 from saema_utils.statistics import Interval
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
@@ -67,30 +68,68 @@ def test_rank_change_share_counts_levels():
     interval, verdict = judge(CLAIMS["rank-moves"], noise_table(1.0, 0.0))
     assert interval.estimate == 1
     assert verdict == "supported"
-    assert judge(CLAIMS["rank-moves"], noise_table(1.0, 1.0))[0].estimate == 0
+
+
+def test_a_control_at_its_ceiling_decides_nothing():
+    found = judgement(CLAIMS["rank-moves"], noise_table(1.0, 1.0))
+    assert (found.verdict, found.interval.n, found.dropped) == ("inconclusive", 0, 9)
+    assert "9 of 9 concepts" in found.reason
+    assert "no room" in found.reason
+    assert judge(CLAIMS["rank-moves"], noise_table(0.0, 0.0))[1] == "not supported"  # room, and not used
+
+
+def test_the_excursion_is_that_of_the_rank_verdicts():
+    table = noise_table(sae=0.7, residual=0.2)
+    alone = movement(table).groupby("representation")["excursion"].mean()
+    found = judge(CLAIMS["rank-moves-more"], table)[0].estimate
+    assert found == pytest.approx(alone["sae"] - alone["residual"])
 
 
 def geometry_table(ratio):
     rows = [
         {"concept": c, "protocol": p, "representation": name, "seed": s, "n_local": value, "intrinsic_dimension": value,
-         "mst_weight_scale_free": value}
+         "mst_weight_scale_free": value, "geodesic_scale_free": value}
         for c in CONCEPTS for p in ("paper", "direct") for s in (0, 1)
         for name, value in (("residual", 8.0), ("sae", 8.0 * ratio), ("random_dictionary", 8.0))
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("claim", ["merging", "more-dimensions", "more-dimensions-learned", "compression-tree"])
+RATIO_CLAIMS = ["merging", "more-dimensions", "more-dimensions-learned", "compression-tree", "compression-geodesic"]
+
+
+@pytest.mark.parametrize("claim", RATIO_CLAIMS)
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
 def test_log_ratios(claim, ratio):
     interval, verdict = judge(CLAIMS[claim], geometry_table(ratio))
-    assert interval.estimate == pytest.approx(np.log(ratio))
+    plus = 1 if claim == "merging" else 0
+    assert interval.estimate == pytest.approx(np.log((8 * ratio + plus) / (8 + plus)))
     expected = CLAIMS[claim].direction == ("greater" if ratio > 1 else "less") and ratio != 1
     assert verdict == ("supported" if expected else "not supported")
 
 
-def dose_table(best, curvature=1.0, floor=1.0, permuted_best=0.0):
-    alphas = np.linspace(-1, 2, 13)
+def test_a_concept_without_a_cluster_is_the_extreme_of_fewer():
+    table = geometry_table(1.0)
+    table["n_local"] = table["n_local"].where(table["representation"] != "sae", 0.0)
+    found = judgement(CLAIMS["merging"], table)
+    assert (found.verdict, found.interval.n, found.dropped) == ("supported", 9, 0)
+    assert found.interval.estimate == pytest.approx(-np.log(9))
+
+
+def test_a_measure_that_no_concept_has_leaves_the_claim_open():
+    table = geometry_table(2.0)
+    table.loc[table["representation"] == "sae", "intrinsic_dimension"] = np.nan
+    found = judgement(CLAIMS["more-dimensions"], table)
+    assert (found.verdict, found.interval.n, found.dropped) == ("inconclusive", 0, 9)
+    table.loc[table["concept"] != "concept0", "intrinsic_dimension"] = 4.0
+    found = judgement(CLAIMS["more-dimensions"], table)
+    assert (found.interval.n, found.dropped, found.reason) == (8, 1, "1 of 9 concepts left out: no value")
+
+
+GRID = tuple(np.linspace(-1, 2, 13))
+
+
+def dose_table(best, curvature=1.0, floor=1.0, permuted_best=0.0, alphas=GRID):
     rows = [
         {"concept": c, "arm": arm, "alpha": a, "aedp": 1 + a, "mse": floor + curvature * (a - b) ** 2,
          "preserve_sparsity": sparse, "seed": 0}
@@ -105,6 +144,7 @@ def test_the_best_dose_is_the_vertex():
     assert interval.estimate == pytest.approx(0.4)
     assert verdict == "supported"
     assert judge(CLAIMS["cause-after-training"], dose_table(-0.4))[1] == "not supported"
+    assert judge(CLAIMS["cause-after-training"], dose_table(0.4, permuted_best=0.3))[0].estimate == pytest.approx(0.1)
 
 
 def test_the_gain_is_the_share_of_error_removed():
@@ -114,10 +154,38 @@ def test_the_gain_is_the_share_of_error_removed():
 
 
 def test_the_correlation_is_taken_over_the_whole_grid():
-    falling, verdict = judge(CLAIMS["correlation"], dose_table(best=2.0, permuted_best=-1.0))
-    assert falling.estimate < -1.5
+    table = dose_table(best=2.0, permuted_best=-1.0)
+    own = table[table["arm"] == "poles"]
+    falling, verdict = judge(CLAIMS["correlation"], table)
+    assert falling.estimate == pytest.approx(own["aedp"].corr(own["mse"]))
     assert verdict == "supported"
     assert judge(CLAIMS["correlation"], dose_table(0.5, permuted_best=0.5))[0].estimate == pytest.approx(0, abs=1e-9)
+
+
+def test_a_control_of_the_wrong_sign_cannot_carry_a_claim():
+    """Poles at r = +0.12 beside permuted labels at +0.93 are no negative correlation, and a best dose of -0.2
+    beside -0.6 moves poles together."""
+    table = dose_table(best=0.45, permuted_best=-1.0)
+    r = {arm: rows["aedp"].corr(rows["mse"]) for arm, rows in table.groupby("arm")}
+    assert 0 < r["poles"] < 0.2
+    assert r["permuted_labels"] > 0.9
+    interval, verdict = judge(CLAIMS["correlation"], table)
+    assert (interval.estimate, verdict) == (pytest.approx(r["poles"]), "not supported")
+    interval, verdict = judge(CLAIMS["cause-after-training"], dose_table(-0.2, permuted_best=-0.6))
+    assert (interval.estimate, verdict) == (pytest.approx(-0.2), "not supported")
+
+
+def test_a_control_is_measured_draw_by_draw_as_its_effect_is():
+    """Two draws with best doses +-0.5 gain something each; their mean curve gains nothing."""
+    parts = [dose_table(0.0, permuted_best=b).assign(seed=s) for s, b in ((0, 0.5), (1, -0.5))]
+    found = judge(CLAIMS["worth-after-training"], pd.concat(parts))[0].estimate
+    assert found == pytest.approx(-(0.25 / 1.25) / 2)
+
+
+@pytest.mark.parametrize("claim", ["correlation", "cause-after-training", "worth-after-training"])
+def test_two_doses_make_no_curve(claim):
+    with pytest.raises(ClaimError, match="at least 3 different alphas"):
+        judge(CLAIMS[claim], dose_table(0.5, alphas=(0.0, 1.0)))
 
 
 def test_training_is_paired_by_seed():
@@ -129,6 +197,28 @@ def test_training_is_paired_by_seed():
     assert interval.estimate == pytest.approx(0.01)
     assert interval.high - interval.low < 1e-9
     assert verdict == "supported"
+
+
+@pytest.mark.parametrize("coefficients", [(0.0,), (-0.1, 0.0), (0.1,)])
+def test_training_needs_a_coefficient_above_zero_and_zero(coefficients):
+    table = pd.DataFrame(
+        [{"seed": s, "coefficient": c, "explained_variance": 0.7} for s in range(5) for c in coefficients]
+    )
+    with pytest.raises(ClaimError, match="compares 0 with one above it"):
+        judge(CLAIMS["cause-during-training"], table)
+
+
+@pytest.mark.parametrize("n", [3, 5, 9])
+def test_few_units_are_judged_as_often_right_as_the_interval_says(n):
+    rng = np.random.default_rng(n)
+    hits = 0
+    for effect in rng.normal(0.002, 0.01, (400, n)):
+        table = pd.DataFrame({
+            "seed": np.repeat(np.arange(n), 2), "coefficient": np.tile([0.0, 0.1], n),
+            "explained_variance": np.stack([np.zeros(n), effect], axis=1).ravel(),
+        })  # fmt: skip
+        hits += not judge(CLAIMS["cause-during-training"], table)[0].excludes(0.002)
+    assert 0.92 <= hits / 400 <= 0.98  # percentile bootstrap: 0.76, 0.84, 0.90
 
 
 def test_a_missing_control_is_named():

@@ -209,10 +209,10 @@ def test_q_of_shared_effects_is_chi_squared():
     assert np.mean(p) == pytest.approx(0.5, abs=0.03)
 
 
-def test_agreement_reads_errors_off_intervals():
-    half = 1.959963984540054
+@pytest.mark.parametrize(("n", "half"), [(40, 1.959963984540054), (9, 2.306004135204166)])
+def test_agreement_reads_errors_off_intervals(n, half):
     rows = [
-        {"kind": "claim", "metric": "m", "estimate": x, "low": x - half, "high": x + half, "verdict": v}
+        {"kind": "claim", "metric": "m", "estimate": x, "low": x - half, "high": x + half, "n": n, "verdict": v}
         for x, v in ((1.0, "supported"), (3.0, "inconclusive"))
     ]
     (row,) = agreement(pd.DataFrame(rows)).itertuples()

@@ -11,8 +11,11 @@ from saema_utils.errors import SaemaError
 from saema_utils.statistics import (
     bootstrap_interval,
     cohens_d_paired,
+    errors_to_bound,
     holm,
     label_permutation_test,
+    mean_interval,
+    paired_interval,
     paired_permutation_test,
 )
 
@@ -24,6 +27,20 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
     draws = rng.normal(3, 2, (300, 40))
     hits = [not bootstrap_interval(d, n_resamples=400, seed=i).excludes(3) for i, d in enumerate(draws)]
     assert 0.90 <= np.mean(hits) <= 0.98
+
+
+@pytest.mark.parametrize("n", [3, 5, 9, 12, 40])
+def test_the_mean_of_few_values_is_covered_as_often_as_of_many(n):
+    draws = np.random.default_rng(n).normal(3, 2, (1000, n))
+    found = [mean_interval(d, n_resamples=300, seed=i) for i, d in enumerate(draws)]
+    assert 0.925 <= 1 - np.mean([interval.excludes(3) for interval in found]) <= 0.975
+
+
+def test_students_interval_is_the_textbook_one_and_has_one_form_for_pairs():
+    low, high = 2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)
+    assert mean_interval([1.0, 2.0, 3.0]).low == pytest.approx(low)
+    assert paired_interval(np.array([1.0, math.nan, 2.0, 3.0])) == pytest.approx((2, low, high))
+    assert (errors_to_bound(3), errors_to_bound(1000)) == (pytest.approx(4.302653), pytest.approx(1.959964))
 
 
 @given(numbers, st.floats(-50, 50))

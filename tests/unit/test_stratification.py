@@ -15,13 +15,18 @@ from saema_utils import token_grams
 from saema_utils.errors import ActivationError, EmptySpectrumError, SaemaError
 from saema_utils.rank_anatomy import only_distinct, principal_angles, shuffle_latents, where_rank_moves
 from saema_utils.rank_verdicts import (
+    advantage,
+    concept_rows,
     controls_table,
     first_change,
     movement,
+    over_concepts,
     paired_t_test,
     seeds_needed,
     stratification_table,
+    verdict_of,
 )
+from saema_utils.statistics import Interval
 from saema_utils.stratification import (
     COLUMNS,
     DEFAULT_RTOL,
@@ -409,8 +414,6 @@ def test_distinct_contexts_are_found_and_the_gain_is_the_number_of_repeats():
 
 
 def rows(representation, ranks, effective, concept="c", n_seeds=8, rms=(0, 0.1, 0.9, 3)):
-    import pandas as pd
-
     return pd.DataFrame(
         {
             "concept": concept, "representation": representation, "mode": 2, "noise": 10.0 * level, "noise_rms": level,
@@ -431,8 +434,6 @@ def test_first_change_is_the_lowest_level_at_which_most_seeds_moved():
 
 
 def test_stratification_table_reads_range_onset_and_verdict():
-    import pandas as pd
-
     table = pd.concat([rows("sae", (5, 4, 7, 7), (3, 3, 4, 6)), rows("residual", (9, 9, 9, 9), (2, 2, 2, 2))])
     found = stratification_table(table).set_index("representation")
     assert found.loc["sae", ["rank_clean", "rank_min", "rank_max", "first_noise", "verdict"]].tolist() == [
@@ -455,11 +456,9 @@ def test_excursion_stops_at_one_rms_and_onset_counts_levels():
     [((2, 3, 9, 9), "more", "sooner"), ((2, 2, 3, 9), "no difference", "no difference"), ((2, 2, 2, 2), "less", None)],
 )
 def test_the_test_against_controls_says_what_the_numbers_say(sae, more, sooner):
-    import pandas as pd
-
     ranks = (5, 6, 6, 6) if sae[1] == 3 else (5, 5, 6, 6)
-    parts = [rows("sae", ranks, sae, c) for c in "abcdef"]
-    parts += [rows(name, (5, 5, 6, 6), (2, 2, 3, 9), c) for name in ("residual", "pca") for c in "abcdef"]
+    parts = [rows("sae", ranks, sae, c, n_seeds=10) for c in "abcdefghi"]
+    parts += [rows(n, (5, 5, 6, 6), (2, 2, 3, 9), c, n_seeds=10) for n in ("residual", "pca") for c in "abcdefghi"]
     found = controls_table(pd.concat(parts))
     found = found[(found["control"] == "strongest control")].set_index(["concept", "statistic"])
     for concept in ("a", "all concepts"):
@@ -467,6 +466,40 @@ def test_the_test_against_controls_says_what_the_numbers_say(sae, more, sooner):
         if sooner:
             assert found.loc[(concept, "onset"), "verdict"] == sooner
     assert (found["p_holm"] >= found["p"] - 1e-12).all()
+
+
+def test_the_rows_over_concepts_are_corrected_for_their_number():
+    gaps = np.full(9, 2.0) + np.arange(9)
+    (alone,) = over_concepts({("excursion", "pca"): gaps})
+    assert (alone["p"], alone["p_holm"], alone["verdict"]) == (2 / 512, 2 / 512, "more")
+    many = over_concepts({(s, c): gaps for s in ("excursion", "onset") for c in map(str, range(7))})
+    assert [row["p_holm"] for row in many] == pytest.approx([14 * 2 / 512] * 14)
+    assert {row["verdict"] for row in many} == {"inconclusive"}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_less_and_later_need_a_small_p_as_more_and_sooner_do(sign):
+    interval = Interval(sign * 1.0, sign * 1.0 - 0.1, sign * 1.0 + 0.1, 4)
+    assert verdict_of(interval, 0.2, 0.5, "sooner", "later") == "inconclusive"
+    assert verdict_of(interval, 0.01, 0.5, "sooner", "later") == ("sooner" if sign > 0 else "later")
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5, 10])
+@pytest.mark.parametrize("statistic", ["excursion", "onset"])
+def test_false_differences_are_rare_over_all_concepts_of_a_study(statistic, n_seeds):
+    """Representations that differ by chance only: of 150 studies of nine concepts at most 5 % (and the chance of a
+    count) may call any concept more, less, sooner or later."""
+    rng = np.random.default_rng(n_seeds)
+    where = pd.MultiIndex.from_product([range(9), range(n_seeds), ("sae", "other")])
+    wrong = 0
+    for _ in range(150):
+        # Whole levels near a threshold: with few seeds all of them often agree by chance.
+        drawn = rng.integers(1, 3, len(where)) * 2.0 if statistic == "onset" else rng.normal(0, 1, len(where))
+        moves = pd.DataFrame({"value": drawn}, index=where.set_names(["concept", "seed", "representation"]))
+        gaps = advantage(moves.reset_index().rename(columns={"value": statistic}), statistic)["other"]
+        found = concept_rows(statistic, "other", {c: part.to_numpy() for c, part in gaps.groupby("concept")})
+        wrong += any(row["verdict"] in ("more", "less", "sooner", "later") for row in found)
+    assert wrong / 150 <= 0.05 + 2 * (0.05 * 0.95 / 150) ** 0.5
 
 
 def test_enough_seeds_let_the_corrected_test_reject():
@@ -479,7 +512,9 @@ def test_the_paired_t_test_is_the_textbook_one():
     differences = np.array([0.3, 0.1, 0.4, 0.2])  # mean 0.25, standard error 0.06455: t = 3.873 on 3 degrees
     assert paired_t_test(differences) == pytest.approx(0.01523, abs=1e-4)
     assert paired_t_test(-differences) == pytest.approx(1 - 0.01523, abs=1e-4)
-    assert (paired_t_test(np.ones(3)), paired_t_test(np.zeros(3))) == (0, 1)
+    assert paired_t_test(differences, "two-sided") == pytest.approx(2 * 0.01523, abs=2e-4)
+    assert (paired_t_test(np.ones(3)), paired_t_test(-np.ones(3)), paired_t_test(np.zeros(3))) == (2.0**-3, 1, 1)
+    assert paired_t_test(np.ones(5), "two-sided") == 2.0**-4
     assert math.isnan(paired_t_test(np.ones(1)))
 
 

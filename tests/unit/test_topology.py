@@ -59,6 +59,13 @@ def test_one_point_however_often_is_one_component(points):
     assert tuple(betti_numbers(points, 2)) == (1, 0, 0)
 
 
+def test_copies_that_differ_by_rounding_are_one_point():
+    x = rng_of(2).normal(size=(60, 8)).astype(np.float32)
+    moved = (x + np.float32(100.0)) - np.float32(100.0)  # the same points but for the last bits
+    assert 0 < np.abs(moved - x).max() < 1e-4
+    assert betti_numbers(np.concatenate([x, moved]), 0).tolist() == betti_numbers(x, 0).tolist() == [1]
+
+
 @settings(deadline=None, max_examples=25)
 @given(seeds, st.floats(1e-3, 1e3))
 def test_betti_numbers_ignore_rotation_order_scale_and_copies(seed, scale):

@@ -8,7 +8,16 @@ import torch
 from saema_utils.errors import SaemaError
 from saema_utils.rank_verdicts import stratification_table
 from saema_utils.stratification import sweep_clouds
-from saema_utils.worlds import LEVELS, WORLDS, false_alarm_and_sensitivity, rank_recovery, tucker_tensor, wilson
+from saema_utils.worlds import (
+    CODED,
+    LEVELS,
+    WORLDS,
+    false_alarm_and_sensitivity,
+    rank_recovery,
+    sweep_alike,
+    tucker_tensor,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("ranks", [(1, 1, 1), (2, 3, 6), (5, 4, 20)])
@@ -37,7 +46,7 @@ def test_every_tensor_without_noise_above_the_tolerance_is_recovered():
     assert not table.loc[table["noise"] > 1e-5, "recovered"].any()
 
 
-@pytest.mark.parametrize("name", ["smooth", "repeated", "stratified", "chance"])
+@pytest.mark.parametrize("name", ["smooth", "flat", "repeated", "stratified", "chance"])
 def test_worlds_start_at_the_rank_they_declare(name):
     world = WORLDS[name](5)
     latents = world.encode(world.cloud.points).double()
@@ -67,16 +76,56 @@ def test_repeats_alone_change_the_rank_and_distinct_contexts_do_not():
         assert stratification_table(table)["verdict"].tolist() == [verdict]
 
 
-def test_false_alarms_are_rare_and_strata_are_found():
+def test_the_flat_map_is_linear_and_no_token_repeats():
+    world = WORLDS["flat"](1)
+    x, y = torch.randn(2, 5, 24)
+    torch.testing.assert_close(world.encode(2 * x - y), 2 * world.encode(x) - world.encode(y))
+    assert len(world.cloud.distinct) == len(world.cloud)
+
+
+@pytest.mark.parametrize("name", ["flat", "repeated", "stratified"])
+def test_the_batched_sweep_is_the_packages(name):
+    worlds = [WORLDS[name](seed) for seed in range(3)]
+    encoders = {"sae": worlds[0].encode, **worlds[0].controls}
+    clouds = [world.cloud for world in worlds]
+    plain = sweep_clouds(clouds, encoders, noise_levels=LEVELS, seeds=(0,), modes=(2,))
+    keys = ["concept", "representation", "noise"]
+    plain, batched = (table.set_index(keys).sort_index() for table in (plain, sweep_alike(clouds, encoders)))
+    assert (plain["rank"] == batched["rank"]).all()
+    for column in ("effective_rank", "noise_rms"):
+        assert batched[column].to_numpy() == pytest.approx(plain[column].to_numpy(), rel=1e-6)
+
+
+def test_alarms_are_rare_where_a_repair_helps_certain_where_none_does_and_strata_are_found():
     table = false_alarm_and_sensitivity(12).set_index(["test", "world"])
-    assert table.loc[("rank changes", "smooth"), "flagged"] == 0
-    assert table.loc[("rank changes", "stratified"), "flagged"] == 1
-    assert table.loc[("rank changes", "repeated"), "flagged"] == 1  # the trap that the controls are for
-    assert table.loc[("rank changes, distinct contexts", "repeated"), "flagged"] == 0
-    assert table.loc[("beats its controls", "repeated"), "flagged"] == 0
-    assert table.loc[("beats its controls", "chance"), "flagged"] <= 2 / 12
-    assert table.loc[("beats its controls", "stratified"), "flagged"] >= 10 / 12
+    flagged, tests = table["flagged"], table.index.unique("test")
+    assert len(table) == 3 * len(WORLDS) - 2
+    for test in tests:
+        assert flagged[test, "smooth"] == 0
+        assert flagged[test, "flat"] == 1  # a flat cloud gains rank under noise, whatever the encoder
+    assert flagged["rank changes", "stratified"] == 1
+    assert flagged["rank changes", "repeated"] == 1  # the trap that the controls are for
+    assert flagged["rank changes, distinct contexts", "repeated"] == 0
+    assert flagged["beats its controls", "repeated"] == 0
+    assert flagged["beats its controls", "chance"] <= 2 / 12
+    assert flagged["beats its controls", "stratified"] >= 10 / 12
+    both = table.loc["beats its controls", ["more", "sooner"]]
+    assert (table.loc["beats its controls", "flagged"] >= both.max(axis=1)).all()
     assert ((table["low"] <= table["flagged"]) & (table["flagged"] <= table["high"])).all()
+
+
+def test_a_map_that_moves_at_the_first_level_is_found_sooner_than_controls_that_wait():
+    """Onsets are compared at three levels: a hair trigger beside controls that only react to the strongest noise."""
+    from saema_utils.rank_verdicts import advantage, movement, over_concepts
+
+    def trigger(level):
+        return lambda x: torch.cat([x[:, CODED:], (x[:, 2:CODED].abs() > level) * x[:, 2:CODED]], dim=1)
+
+    clouds = [WORLDS["flat"](seed).cloud for seed in range(9)]
+    moves = movement(sweep_alike(clouds, {"sae": trigger(0.0), "waits": trigger(0.9)}))
+    gaps = advantage(moves, "onset")["strongest control"].to_numpy()
+    (row,) = over_concepts({("onset", "strongest control"): gaps})
+    assert row["verdict"] == "sooner"
 
 
 def test_wilson_interval_is_the_textbook_one():
