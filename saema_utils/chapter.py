@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import RunDirectory
-from .errors import StudyError
+from .errors import SaemaError, StudyError
 from .study import DEFAULT_STUDY, STUDIES, Study, get_study
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def resolve_study(name: str = "auto", seed: int | None = None) -> Study:
             from .runtime import choose_device
 
             name = DEFAULT_STUDY if choose_device().type != "cpu" else "smoke"
-    study = read_study_file(Path(name)) if name.endswith(".json") else get_study(name)
+    study = read_study_file(user_path(name)) if name.endswith(".json") else get_study(name)
     return study if seed is None or seed == study.seed else study.changed(seed=seed)
 
 
@@ -76,11 +76,31 @@ def parse_chapters(text: str) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+def user_path(text: str | Path) -> Path:
+    """A path that a person typed, with ``~`` and ``~name`` filled in.
+
+    Raises
+    ------
+    SaemaError
+        If nobody of that name has a home folder here, or a symbolic link in it leads back to itself.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.resolve()
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
+    return path
+
+
 def open_run(study: str = "auto", run_dir: str = "", device: str = "auto", seed: int | None = None) -> RunDirectory:
     """The run that a notebook works in; ``run_dir`` defaults to ``runs/<study>`` of the project.
 
     Every name is checked before anything heavy happens.
     """
+    for name, value, kind in (("study", study, str), ("run_dir", run_dir, str | Path), ("device", device, str)):
+        if not isinstance(value, kind):
+            raise StudyError(f"parameter {name} is {value!r}; allowed: text. Put it in quotes and run again.")
     resolved = resolve_study(study, seed)
     return RunDirectory(run_dir or default_run_dir(resolved), resolved, device=device)
 

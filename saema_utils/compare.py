@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .artifacts import RunDirectory
-from .chapter import in_colab
+from .chapter import in_colab, user_path
 from .errors import ArtifactError, SaemaError
 from .files import atomic_path
 from .statistics import errors_to_bound
@@ -42,7 +43,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for given in paths:
-        path = Path(given).expanduser().resolve()
+        path = user_path(given).resolve()
         path = path.parent if path.name in ("manifest.json", PLAN_FILE) else path
         inside = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
         if not inside:
@@ -51,6 +52,17 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     if not found:
         raise ArtifactError("no run to compare. Give the folders of finished runs, such as runs/smoke.")
     return list(found)
+
+
+def run_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each run: the shortest end of its path that no other run has, mostly its folder's name.
+
+    >>> list(run_names([Path("/a/same"), Path("/b/same"), Path("/b/own")]).values())
+    ['a/same', 'b/same', 'own']
+    """
+    ends = {path: [Path(*path.parts[-n:]).as_posix() for n in range(1, len(path.parts) + 1)] for path in paths}
+    counts = Counter(end for found in ends.values() for end in found)
+    return {path: next((end for end in found if counts[end] == 1), str(path)) for path, found in ends.items()}
 
 
 # ---- the table -------------------------------------------------------------------------------------
@@ -68,9 +80,9 @@ def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False
 
     Returns
     -------
-    One row a run and metric. ``kind`` is ``claim`` (an effect with its 95 % interval over ``n`` units and
-    its verdict, for each claim whose table the run has) or ``sae`` (held-out quality, by representation).
-    Columns that a sweep changes follow, named as in the sweep file.
+    One row a run (called as :func:`run_names` says) and metric. ``kind`` is ``claim`` (an effect with its
+    95 % interval over ``n`` units and its verdict, for each claim whose table the run has) or ``sae``
+    (held-out quality, by representation). Columns that a sweep changes follow, named as in the sweep file.
 
     Raises
     ------
@@ -80,13 +92,13 @@ def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for path in find_runs(paths):
+    for path, name in run_names(find_runs(paths)).items():
         try:
-            rows.extend(_rows(RunDirectory.at(path), _changes(path)))
+            rows.extend(_rows(name, RunDirectory.at(path), _changes(path)))
         except SaemaError as error:
             if not leave_out_damaged:
                 raise
-            print(f"{path.name} is left out: {error}")
+            print(f"{name} is left out: {error}")
     if not rows:
         raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
     table = pd.DataFrame(rows)
@@ -126,12 +138,12 @@ def _plain(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _rows(run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
     from .claims import judge, load_claims
 
     study, claims = run.study, load_claims()
     about = {
-        "run": run.path.name, "model": study.model, "layer": study.layer, "architecture": study.sae.architecture,
+        "run": name, "model": study.model, "layer": study.layer, "architecture": study.sae.architecture,
         "d_sae": study.sae.d_sae, "k": study.sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
     }  # fmt: skip
     rows = []
@@ -140,9 +152,8 @@ def _rows(run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
         for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
             value = float(evaluation.loc[representation, metric])
             rows.append({"kind": "sae", "metric": metric, "representation": representation, "estimate": value})
-    tables = {
-        name: run.table(name) for name in sorted({claim.table for claim in claims}) if run.entry(f"tables/{name}.csv")
-    }
+    judged = sorted({claim.table for claim in claims})
+    tables = {made: run.table(made) for made in judged if run.entry(f"tables/{made}.csv")}
     for claim in claims:
         if claim.table in tables:
             interval, verdict = judge(claim, tables[claim.table], seed=study.seed)
@@ -257,9 +268,8 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
     signs = {"supported": " ✓", "not supported": " ✗", "inconclusive": " ?"}
     shown = table[table["representation"] == "sae"]
     text = [f"{row.estimate:.3g}{signs.get(row.verdict, '')}" for row in shown.itertuples()]
-    wide = shown.assign(text=text).pivot_table(
-        index="metric", columns="run", values="text", aggfunc="first", sort=False
-    )
+    wide = shown.assign(text=text).pivot(index="metric", columns="run", values="text")
+    wide = wide.reindex(index=shown["metric"].unique(), columns=shown["run"].unique())
     return wide.fillna("").rename_axis(columns=None).reset_index()
 
 
@@ -282,5 +292,5 @@ def compare_command(
         listing.add_row(*map(str, row))
     Console().print(listing)
     typer.echo("✓ supported, ✗ not supported, ? inconclusive")
-    for path in save_comparison(table, effects_by_run(table), Path(out).expanduser().resolve(), "comparison"):
+    for path in save_comparison(table, effects_by_run(table), user_path(out).resolve(), "comparison"):
         typer.echo(str(path))

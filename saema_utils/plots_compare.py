@@ -45,7 +45,7 @@ def effects_by_run(table: pd.DataFrame) -> Figure:
     if found.empty:
         return _empty("no run has finished chapters 3 to 5 yet")
     claims, runs = found["metric"].unique(), found["run"].unique()
-    grid = found.pivot_table(index="metric", columns="run", values="estimate", sort=False).reindex(claims)[runs]
+    grid = found.pivot(index="metric", columns="run", values="estimate").reindex(claims)[runs]
     width = min(16.0, 4.2 + max(0.55 * len(runs), 1.2))
     figure, axes = panels(width=width, height=0.34 * len(claims) + 1.6)
     image = axes.imshow(np.clip(grid, -_REACH, _REACH), cmap=TOWARDS_CLAIM, vmin=-_REACH, vmax=_REACH, aspect="auto")

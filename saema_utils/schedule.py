@@ -233,17 +233,20 @@ class Fit:
     limited_by: str
 
 
-def fit_workers(n_tasks: int, cores: int, memory: int, memory_per_task: int, gpus: int = 0, workers: int = 0) -> Fit:
+def fit_workers(
+    n_tasks: int, cores: int, memory: int, memory_per_task: int, gpus: int = 0, workers: int = 0, threads: int = 0
+) -> Fit:
     """Processes and threads that fill a machine without overfilling its memory.
 
     One worker a GPU where there are GPUs; else one a core, fewer if their tasks would not fit four
-    fifths of the free memory together or there are fewer tasks. ``workers`` other than 0 is kept.
+    fifths of the free memory together or there are fewer tasks. ``workers`` and ``threads`` other than 0 are kept.
 
     >>> fit_workers(100, cores=16, memory=64 * 2**30, memory_per_task=8 * 2**30)
     Fit(workers=6, threads=2, limited_by='memory')
     """
-    limits = {"GPUs": gpus} if gpus else {"cores": cores, "memory": int(0.8 * memory // max(1, memory_per_task))}
+    room = int(0.8 * memory // max(1, memory_per_task))
+    limits = {"GPUs": gpus} if gpus else {"cores": cores // max(1, threads), "memory": room}
     limits["tasks"] = max(1, n_tasks)
     reason = min(limits, key=lambda name: limits[name])
     chosen = workers or max(1, limits[reason])
-    return Fit(chosen, max(1, cores // chosen), "--workers" if workers else reason)
+    return Fit(chosen, threads or max(1, cores // chosen), "--workers" if workers else reason)

@@ -74,11 +74,16 @@ def compute_inputs(run: RunDirectory) -> None:
 
 
 def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
-    """Verdicts of this run and of every finished run beside it: one row a claim, one column a study."""
+    """Verdicts of this run and of every finished run beside it: one row a claim, one column a run.
+
+    This run goes by its study, the others by their folders.
+    """
     import pandas as pd
 
-    verdicts = {run.study.name: scorecard(run).set_index("claim")["verdict"]}
-    for path in run.neighbours():
+    neighbours, own = run.neighbours(), run.study.name
+    own = f"{own} (this run)" if own in {path.name for path in neighbours} else own
+    verdicts = {own: scorecard(run).set_index("claim")["verdict"]}
+    for path in neighbours:
         if not (path / "tables/06_claims.csv").exists():
             continue
         try:

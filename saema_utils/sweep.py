@@ -11,6 +11,7 @@ Finished tasks are kept by the digest of all that they were made from: the same 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from .errors import RunLockedError, SweepError
 from .files import atomic_path
 from .schedule import Fit, makespan
 from .sweep_engine import (
+    PATIENCE,
     Settled,
     existing_client,
     fit_this_machine,
@@ -83,30 +85,42 @@ def _carry_out(
 ) -> Mapping[str, Settled]:
     report = _Report(plan, quiet=watch)
     if serial or not plan.todo:
-        return run_serially(plan, fit.threads, report.settled)
+        return run_serially(plan, fit.threads, report.settled, retries=retries)
+    patience, hint = PATIENCE, f"Start one: dask worker {scheduler} --nthreads 1"
     if scheduler:
         opened, threads = existing_client(scheduler), 0
-    elif slurm:
+    elif slurm:  # jobs may wait for days in a queue
         opened, threads = slurm_client(plan), plan.slurm.get("cores", 4)
+        patience, hint = math.inf, "'squeue' shows where SLURM's queue stands"
     else:
+        hint = "This machine starts them again"
         opened, threads = local_client(fit, visible_gpus(plan.device)), fit.threads
         typer.echo(f"{fit.workers} worker processes, {fit.threads} threads each (limited by {fit.limited_by})")
     with opened as client:
         typer.echo(f"Dask dashboard: {client.dashboard_link}")
         with report.live() if watch else contextlib.nullcontext() as refresh:
-            return run_on_dask(plan, client, threads=threads, retries=retries, on_settled=report.settled, watch=refresh)
+            return run_on_dask(
+                plan, client, threads=threads, retries=retries, on_settled=report.settled, watch=refresh,
+                tell=typer.echo, patience=patience, hint=hint,
+            )  # fmt: skip
 
 
 @contextlib.contextmanager
 def _one_sweep_at_a_time(plan: Plan) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(plan.folder / ".sweep.lock")
     try:
-        with FileLock(plan.folder / ".sweep.lock", timeout=0):
-            yield
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise RunLockedError(f"another sweep is working in {plan.folder}. Wait for it, or pass --out.") from error
+    except OSError as error:
+        raise SweepError(f"cannot write to the folder {plan.folder} ({error.strerror}). Pass another --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ---- before ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pkgutil
 import re
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import SweepError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install "saema_utils[sweep]"'
 GRACE = 20.0  # seconds without a scheduler after which it counts as lost
+PATIENCE = 600.0  # seconds without any worker after which a sweep gives up
+LOOK = 10.0  # seconds between two looks at whether there are workers
 POLL = 0.25
 KILLED = (
     "the worker died each time it ran this, most often for lack of memory. Give fewer workers (--workers) or a smaller "
@@ -72,16 +75,21 @@ def require_dask() -> None:
 
 
 def run_serially(
-    plan: Plan, threads: int = 1, on_settled: OnSettled = lambda settled: None, work: Work = carry_out
+    plan: Plan,
+    threads: int = 1,
+    on_settled: OnSettled = lambda settled: None,
+    work: Work = carry_out,
+    retries: int = 0,
 ) -> dict[str, Settled]:
     """Every unfinished task in this process, one after the other; a failed one stops only what needs it."""
-    settled = _begin(plan, on_settled)
+    settled = _begin(plan, threads, on_settled)
     for task in plan.todo:
         result = _blocked(task, settled)
-        if result is None:
+        for _ in range(0 if result else 1 + retries):
             try:
                 outcome = work(plan.order(task, threads))
                 result = Settled(task, "skipped" if outcome.skipped else "done", outcome)
+                break
             except Exception as error:
                 result = Settled(task, "failed", error=_one_line(error))
         settled[task.id] = result
@@ -89,8 +97,8 @@ def run_serially(
     return settled
 
 
-def _begin(plan: Plan, on_settled: OnSettled) -> dict[str, Settled]:
-    plan.write()
+def _begin(plan: Plan, threads: int, on_settled: OnSettled) -> dict[str, Settled]:
+    plan.write(threads if plan.todo else 0)
     settled = {task.id: Settled(task, "skipped") for task in plan.tasks if task.finished}
     for result in settled.values():
         on_settled(result)
@@ -117,19 +125,24 @@ def run_on_dask(
     on_settled: OnSettled = lambda settled: None,
     watch: Watcher | None = None,
     work: Work = carry_out,
+    tell: Callable[[str], None] = print,
+    patience: float = PATIENCE,
+    hint: str = "Start one",
 ) -> dict[str, Settled]:
     """Send every unfinished task to a Dask cluster and wait until each is settled.
 
     Dask places tasks, moves those of a dead worker to another, and retries those that raise. A task
-    whose worker died four times is given up: it most likely needs more memory than a worker has.
+    whose worker died four times is given up: it most likely needs more memory than a worker has. While no
+    worker is there at all, ``tell`` says so, once, with the ``hint``.
 
     Raises
     ------
     SweepError
-        If the scheduler is lost. Finished tasks are kept; the same sweep resumes.
+        If the scheduler is lost, or had no worker for ``patience`` seconds. Finished tasks are kept; the same
+        sweep resumes.
     """
-    settled = _begin(plan, on_settled)
-    alive = _Alive(client)
+    settled = _begin(plan, threads, on_settled)
+    alive = _Alive(client, tell, patience, hint)
     _require_package(client, alive, plan, settled)
     futures = _submit(plan, client, threads, retries, work)
     while len(settled) < len(plan.tasks):
@@ -147,20 +160,45 @@ def run_on_dask(
 
 
 class _Alive:
-    """Tells a scheduler that is gone from one that is only slow to answer."""
+    """Tells a scheduler that is gone, or has no workers, from one that is only slow to answer."""
 
-    def __init__(self, client: Client):
-        self.client, self.since = client, None
+    def __init__(self, client: Client, tell: Callable[[str], None], patience: float, hint: str):
+        self.client, self.since, self.tell, self.patience, self.hint = client, None, tell, patience, hint
+        self.looked = self.worked = time.monotonic()
+        self.told = False
         self.address = getattr(client.scheduler, "address", "its address")  # forgotten by Dask once it is gone
 
     def check(self, futures: Iterable[Any], plan: Plan, settled: Mapping[str, Settled]) -> None:
-        """Raise SweepError once the scheduler has been away for too long."""
+        """Raise SweepError once the scheduler has been away, or without workers, for too long."""
         if self.client.status == "running" and not any(f.status in ("cancelled", "lost") for f in futures):
             self.since = None
+            self._look_for_workers()
             return
         self.since = self.since or time.monotonic()
         if self.client.status == "closed" or time.monotonic() - self.since > GRACE:
             raise SweepError(_lost(self.address, plan, settled))
+
+    def _look_for_workers(self) -> None:
+        """Now and then: a task without a worker waits, and nobody would know what for."""
+        now = time.monotonic()
+        if now - self.looked < LOOK:
+            return
+        self.looked = now
+        try:
+            has_workers = bool(self.client.nthreads())
+        except OSError:  # lost in this moment: the next check sees it
+            return
+        if has_workers:
+            self.worked, self.told = now, False
+        elif now - self.worked > self.patience:
+            raise SweepError(
+                f"the scheduler at {self.address} had no worker for {now - self.worked:.0f} s; finished tasks are "
+                f"kept. {self.hint}, then run the same command to resume."
+            )
+        elif not self.told:
+            self.told = True
+            end = "" if math.isinf(self.patience) else f", at most {self.patience:.0f} s"
+            self.tell(f"waiting for a worker{end}: the scheduler at {self.address} has none. {self.hint}")
 
 
 def _require_package(client: Client, alive: _Alive, plan: Plan, settled: Mapping[str, Settled]) -> None:
@@ -242,14 +280,19 @@ def visible_gpus(device: str = "auto") -> list[str]:
 
 
 def fit_this_machine(plan: Plan, workers: int = 0) -> Fit:
-    """Processes and threads for this machine's cores, memory and GPUs."""
+    """Processes and threads for this machine's cores, memory and GPUs; threads as when the sweep was started.
+
+    ``workers`` other than 0 is kept, and counts the threads anew.
+    """
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return fit_workers(
-        len(plan.todo), cores, psutil.virtual_memory().available, plan.memory_per_task or UNKNOWN_MEMORY,
-        len(visible_gpus(plan.device)), workers,
+    fit = fit_workers(
+        len(plan.tasks), cores, psutil.virtual_memory().available, plan.memory_per_task or UNKNOWN_MEMORY,
+        len(visible_gpus(plan.device)), workers, 0 if workers else plan.threads,
     )  # fmt: skip
+    left = max(1, len(plan.todo))
+    return fit if workers or fit.workers <= left else replace(fit, workers=left, limited_by="tasks")
 
 
 @contextlib.contextmanager

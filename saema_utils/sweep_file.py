@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chapter import resolve_study
+from .chapter import resolve_study, user_path
 from .errors import StudyError, SweepError, unknown_name
 from .files import digest
 from .study import Study
@@ -50,7 +50,7 @@ def read_sweep_file(path: str | Path) -> SweepFile:
     SweepError
         If it cannot be read, is not YAML, names a key twice or an unknown one, or a part has the wrong shape.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     plain = _load_yaml(path)
     _require(
         isinstance(plain, dict),
@@ -109,8 +109,10 @@ def _load_yaml(path: Path) -> Any:
     except SweepError:
         raise
     except Exception as error:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        reason = " ".join(str(error).split())[:200]
-        raise SweepError(f"sweep file {path} is not YAML ({type(error).__name__}: {reason}). Correct it.") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"line {mark.line + 1}" if mark else type(error).__name__
+        reason = " ".join(str(problem or error).split())[:200]
+        raise SweepError(f"sweep file {path} is not YAML ({where}: {reason}). Correct it.") from error
     # Aliases let a short file hold a value that fills the memory when it is copied or shown, or holds itself.
     parts, count = [plain], 0
     while parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import RunDirectory
-from .chapter import default_run_dir, resolve_study
+from .chapter import default_run_dir, resolve_study, user_path
 from .errors import SweepError
 from .files import PACKAGE_DIR, digest, file_digest, source_digest, write_json
 from .schedule import Estimate, Record, Timed, estimate, read_records
@@ -37,7 +38,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked sweep: its runs, what each changes, and its tasks in an order that respects ``needs``."""
+    """A checked sweep: its runs, what each changes, and its tasks in an order that respects ``needs``.
+
+    ``threads`` is how many each task was given when the sweep was first started, 0 before.
+    """
 
     name: str
     folder: Path
@@ -48,6 +52,7 @@ class Plan:
     device: str = "auto"
     slurm: Mapping[str, Any] = field(default_factory=dict)
     code: str = ""
+    threads: int = 0
 
     @property
     def todo(self) -> tuple[Task, ...]:
@@ -76,13 +81,18 @@ class Plan:
         known = [task.expected.memory for task in self.todo if task.expected.memory]
         return max(known, default=None)
 
-    def write(self) -> Path:
-        """Write ``sweep.json``, from which others know the runs of this folder and what each changes."""
+    def write(self, threads: int = 0) -> Path:
+        """Write ``sweep.json``: the runs of this folder, what each changes, and the threads of each task.
+
+        Sums depend on how many threads add them up, so a sweep that resumes, when less is left to do and
+        memory is measured instead of assumed, finds the number here.
+        """
         path = self.folder / PLAN_FILE
         runs = {
             run: {"changes": dict(changes), "digest": self.runs[run].digest} for run, changes in self.changes.items()
         }
-        write_json(path, {"name": self.name, "chapters": list(self.chapters), "runs": runs})
+        facts = {"name": self.name, "chapters": list(self.chapters), "runs": runs}
+        write_json(path, facts | {"threads": threads or self.threads})
         return path
 
 
@@ -116,7 +126,7 @@ def plan_sweep(
     wanted = with_earlier(parse_chapters(chapters or file.chapters))
     runs, changes = expand(file)
     runs_root = default_run_dir(resolve_study("smoke")).parent
-    where = Path(folder).expanduser().resolve() if folder else runs_root / file.path.stem
+    where = user_path(folder).resolve() if folder else runs_root / file.path.stem
     _check_folders(where, runs)
     records = read_records([where, where.parent, runs_root]) if records is None else records
     code = source_digest()
@@ -125,7 +135,18 @@ def plan_sweep(
         tasks.extend(_chapter_tasks(where, run, study, wanted, code, records))
     tasks = [*_shared_tasks(runs, tasks), *tasks]
     tasks = _with_shared_needs(runs, tasks)
-    return Plan(file.path.stem, where, runs, changes, wanted, tuple(tasks), device or file.device, file.slurm, code)
+    return Plan(
+        file.path.stem, where, runs, changes, wanted, tuple(tasks), device or file.device, file.slurm, code,
+        _threads_before(where),
+    )  # fmt: skip
+
+
+def _threads_before(where: Path) -> int:
+    """Threads of each task when the sweep in this folder was started; 0 if it was not, or does not say."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        threads = json.loads((where / PLAN_FILE).read_text(encoding="utf-8")).get("threads", 0)
+        return threads if isinstance(threads, int) and threads > 0 else 0
+    return 0
 
 
 def with_earlier(chapters: Sequence[int]) -> tuple[int, ...]:

@@ -26,9 +26,13 @@ from .files import source_digest, write_json
 from .runtime import PROGRESS_FILE, peak_memory
 from .study import Study
 
-# Every table that a chapter makes about a run; benches that know nothing of the run are left to the notebooks.
+# Every table that a chapter makes about the model; rulers and toy worlds, which say nothing of it, are left to the
+# notebooks. tests/notebooks/test_smoke_run.py holds the two equal.
 STAGES: dict[int, tuple[str, ...]] = {
-    1: ("stage1_activations:concept_activations", "stage1_activations:corpus_activations"),
+    1: (
+        "stage1_activations:concept_activations", "stage1_activations:norm_table", "stage1_activations:variance_table",
+        "stage1_activations:word_maps", "stage1_activations:corpus_activations",
+    ),
     2: (
         "stage2_sae:study_sae", "stage2_sae:sae_evaluation", "stage2_sae:latent_density", "stage2_sae:sparsity_curve",
         "stage2_sae:concept_latents",
@@ -36,14 +40,16 @@ STAGES: dict[int, tuple[str, ...]] = {
     3: (
         "stage3_stratification:noise_rank_table", "stage3_stratification:stratification_verdicts",
         "stage3_stratification:control_verdicts", "stage3_stratification:distinct_contexts",
-        "stage3_stratification:tolerance_sweep", "stage3_stratification:on_manifold", "stage3_stratification:drift",
-        "stage3_stratification:where", "stage3_stratification:sinks",
+        "stage3_stratification:tolerance_sweep", "stage3_stratification:on_manifold",
+        "stage3_stratification:manifold_verdicts", "stage3_stratification:drift", "stage3_stratification:where",
+        "stage3_stratification:sinks",
     ),
-    4: ("stage4_geometry:geometry_table",),
+    4: ("stage4_geometry:geometry_table", "stage4_geometry:comparison_table"),
     5: ("stage5_effects:all_tables",),
     6: ("stage6_scorecard:scorecard", "stage6_scorecard:record_numbers"),
 }  # fmt: skip
 PLAN_FILE = "sweep.json"
+PATIENCE = 10.0  # seconds that a task waits for somebody who has the run to himself
 _ONE_AT_A_TIME = threading.Lock()  # stages seed global generators: a worker with several threads still runs one
 
 
@@ -87,7 +93,8 @@ def carry_out(order: Order, *_finished_before: Any) -> Outcome:
     Raises
     ------
     SweepError
-        One line with the reason; the traceback goes to ``<run>/logs/<task>.txt``.
+        One line with the reason, such as a ``saema run`` at work in the folder. The traceback of a chapter that
+        failed goes to ``<run>/logs/<task>.txt``.
     """
     with _ONE_AT_A_TIME:
         if source_digest() != order.code:
@@ -101,7 +108,7 @@ def carry_out(order: Order, *_finished_before: Any) -> Outcome:
                 "workers share (--out), and rerun."
             )
         run = RunDirectory(order.run_dir, Study.from_dict(order.study), device=order.device)
-        with _task_lock(run, order):
+        with _task_lock(run, order), beside_other_tasks(run):
             if order.kind == "chapter" and is_finished(run, order.chapter, order.key):
                 return Outcome(order.id, 0.0, 0, True, _where())
             try:
@@ -177,6 +184,34 @@ def _task_lock(run: RunDirectory, order: Order) -> Iterator[None]:
 
     with FileLock(run.path / f".{order.kind}-{order.chapter}.lock"):
         yield
+
+
+@contextlib.contextmanager
+def beside_other_tasks(run: RunDirectory) -> Iterator[None]:
+    """Hold a run together with other tasks, so that nobody can have it alone meanwhile.
+
+    The lock is that of :meth:`RunDirectory.locked`, shared: ``saema run`` would take the files that tasks are
+    writing for leftovers, and the other way round.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows knows no shared locks: the sweep's own must do
+        yield
+        return
+    end = time.monotonic() + PATIENCE
+    with (run.path / ".run.lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise SweepError(
+                        f"{run.path} is in use by another process, such as saema run. Wait for it, then run the same "
+                        "sweep again."
+                    ) from error
+                time.sleep(0.1)
+        yield  # closing the file lets go of the lock
 
 
 @contextlib.contextmanager

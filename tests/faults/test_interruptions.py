@@ -1,20 +1,29 @@
 """A study killed at any moment resumes, redoes nothing that was finished, and ends with the same tables."""
 
+import hashlib
+import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
-from saema_utils.artifacts import RunDirectory
+from saema_utils.artifacts import RunDirectory, read_manifest
+from saema_utils.files import UNFINISHED
 from saema_utils.study import STUDIES
 from saema_utils.sweep_tasks import STAGES, _call
 
-KILLS = 20
+KILLS, KILLS_OF_THE_COMMAND = 17, 3
+KILLED_CHAPTER = 5  # the one with the most parts
 TINY = STUDIES["smoke"].changed(
     **{
         "name": "tiny", "concepts": ["days", "color"], "templates": 3, "noise_levels": [0.0, 0.5, 2.0], "n_seeds": 2,
@@ -28,8 +37,33 @@ TINY = STUDIES["smoke"].changed(
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
-def run_study(path, seconds=None):
-    """The whole study in a child process, killed without warning after ``seconds``; True when it finished."""
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    """The converted model is shared with other tests; activations of this study are its own."""
+    from saema_utils.files import cache_dir
+
+    own = tmp_path_factory.mktemp("cache")
+    (cache_dir() / "models").mkdir(parents=True, exist_ok=True)
+    (own / "models").symlink_to(cache_dir() / "models")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("SAEMA_CACHE", str(own))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The study that nobody touched, a copy of it as it was before KILLED_CHAPTER, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    _warm_up(folder)
+    started = time.monotonic()
+    assert run_study(folder / "whole", [c for c in STAGES if c < KILLED_CHAPTER])
+    shutil.copytree(folder / "whole", folder / "begun")
+    assert run_study(folder / "whole")
+    return folder / "whole", folder / "begun", time.monotonic() - started
+
+
+def run_study(path, chapters=tuple(STAGES), seconds=600):
+    """Chapters of the study in a child process, killed without warning after ``seconds``; True when it finished."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -37,13 +71,13 @@ def run_study(path, seconds=None):
             torch.set_num_threads(1)
             run = RunDirectory(path, TINY)
             with run.locked():
-                for stages in STAGES.values():
-                    for stage in stages:
+                for chapter in chapters:
+                    for stage in STAGES[chapter]:
                         _call(stage, run)
             status = 0
         finally:
             os._exit(status)
-    deadline = time.monotonic() + (seconds if seconds is not None else 600)
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -55,39 +89,96 @@ def run_study(path, seconds=None):
     return False
 
 
-def finished_tables(path):
-    """When each table that the manifest counts as made was written; a kill may fall before the manifest's line."""
-    made = RunDirectory(path, TINY).manifest()["artifacts"]
-    return {name: (path / name).stat().st_mtime_ns for name in made if name.startswith("tables/0")}
+def finished(path):
+    """When each table and part that the manifest counts as made was written, and its bytes.
+
+    A kill may fall between a file and the manifest's line about it: such a file may be made again.
+    """
+    return {
+        name: ((path / name).stat().st_mtime_ns, hashlib.sha256((path / name).read_bytes()).hexdigest())
+        for name in tables_made(path)
+    }
 
 
-def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAEMA_CACHE", str(_shared_model_cache(tmp_path)))
-    _warm_up(tmp_path)
-    started = time.monotonic()
-    assert run_study(tmp_path / "whole")
-    whole = time.monotonic() - started
+def tables_made(path):
+    return [name for name in read_manifest(path)["artifacts"] if name.startswith("tables/")]
 
+
+def test_kills_at_any_moment_change_nothing(tmp_path, whole):
+    expected, _, seconds = whole
     draw = random.Random(0)
     kills, folders = 0, []
     while kills < KILLS:  # a study that finished before enough kills is followed by another
         folders.append(tmp_path / f"killed{len(folders)}")
-        finished, before = False, {}
-        while kills < KILLS and not finished:
-            finished = run_study(folders[-1], draw.uniform(0.02, 0.12) * whole)
-            kills += not finished
-            after = finished_tables(folders[-1])
+        ended, before = False, {}
+        while kills < KILLS and not ended:
+            ended = run_study(folders[-1], seconds=draw.uniform(0.02, 0.1) * seconds)
+            kills += not ended
+            after = finished(folders[-1])
             assert {name: after.get(name) for name in before} == before, "a finished table was made again"
             before = after
-        assert finished or run_study(folders[-1])
-
-    expected = tmp_path / "whole/tables"
-    names = {p.name for p in expected.glob("*.csv")}
+        assert ended or run_study(folders[-1])
     for folder in folders:
-        assert [p.name for p in folder.rglob(".unfinished-*")] == []
-        assert names == {p.name for p in folder.glob("tables/*.csv")}
-        for name in names:
-            _assert_equal_tables(pd.read_csv(expected / name), pd.read_csv(folder / "tables" / name), name)
+        _assert_nothing_is_left_over(folder)
+        _assert_equal_runs(expected, folder)
+
+
+def test_the_command_killed_with_its_kernel_redoes_no_finished_part(tmp_path, whole):
+    """``kill -9`` for ``saema run`` and its kernel, each time a few more files were finished."""
+    expected, begun, _ = whole
+    folder = Path(shutil.copytree(begun, tmp_path / "run", copy_function=shutil.copy2))
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY.as_dict()))
+    draw, before, parts = random.Random(1), finished(folder), 0
+    for _ in range(KILLS_OF_THE_COMMAND):
+        running = saema_run(tmp_path)
+        wait_for_tables(folder, len(before) + draw.randint(1, 3), running)
+        time.sleep(draw.uniform(0, 0.1))
+        processes = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        assert any("ipykernel" in part for process in processes for part in process.cmdline())
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=30)
+        running.wait()
+        after = finished(folder)
+        assert after.items() >= before.items(), "a finished table was made again"
+        parts = max(parts, sum("/parts/" in name for name in after.keys() - before.keys()))
+        before = after
+    assert parts, "no kill fell among the parts of a table"
+    assert f"tables/{KILLED_CHAPTER:02d}_effects.csv" not in before, "the chapter was over before the last kill"
+
+    running = saema_run(tmp_path)
+    assert running.wait(timeout=600) == 0
+    assert finished(folder).items() >= before.items()
+    _assert_nothing_is_left_over(folder)
+    _assert_equal_runs(expected, folder, f"{KILLED_CHAPTER:02d}_*.csv")
+
+
+def saema_run(folder):
+    arguments = ["--study", "tiny.json", "--run-dir", "run", "--chapters", str(KILLED_CHAPTER), "--device", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "saema_utils", "run", *arguments], cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def wait_for_tables(folder, number, running, seconds=400):
+    end = time.monotonic() + seconds
+    while len(tables_made(folder)) < number:
+        assert running.poll() is None, "the command ended by itself"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def _assert_nothing_is_left_over(folder):
+    assert [p.name for p in folder.rglob(f"{UNFINISHED}*")] == []
+    assert [p.name for p in folder.glob("notebooks/.*")] == []
+
+
+def _assert_equal_runs(expected, found, pattern="*.csv"):
+    names = {p.name for p in (expected / "tables").glob(pattern)}
+    assert names == {p.name for p in (found / "tables").glob(pattern)}
+    for name in names:
+        _assert_equal_tables(pd.read_csv(expected / "tables" / name), pd.read_csv(found / "tables" / name), name)
 
 
 def _assert_equal_tables(a, b, name):
@@ -102,17 +193,6 @@ def _assert_equal_tables(a, b, name):
             assert a[column].astype(str).equals(b[column].astype(str)), (name, column)
 
 
-def _shared_model_cache(tmp_path):
-    """The converted model is shared with other tests; activations of this study are its own."""
-    from saema_utils.files import cache_dir
-
-    own = tmp_path / "cache"
-    own.mkdir()
-    (cache_dir() / "models").mkdir(parents=True, exist_ok=True)
-    (own / "models").symlink_to(cache_dir() / "models")
-    return own
-
-
 def _warm_up(tmp_path):
     """Import and compile in the parent, so that children start at the study itself."""
     import saema_utils as saema
@@ -123,3 +203,57 @@ def _warm_up(tmp_path):
     points = np.random.default_rng(0).normal(size=(40, 6))
     for method in ("paper", "direct"):
         saema.find_local_representations(points, method=method, min_cluster_size=4, seed=0)
+
+
+# ---- a full disk -----------------------------------------------------------------------------------
+
+SAVES = """
+import json, resource, sys
+import numpy as np, pandas as pd
+from saema_utils.artifacts import RunDirectory
+from saema_utils.study import STUDIES
+
+kind, path = sys.argv[1:]
+run = RunDirectory(path, STUDIES["smoke"])
+
+def save(rows):
+    numbers = np.random.default_rng(0).normal(size=(rows, 2))
+    if kind == "table":
+        run.save_table("01_x", pd.DataFrame(numbers))
+    elif kind == "tensors":
+        import torch
+        run.save_tensors("01_x", {"x": torch.from_numpy(numbers)})
+    else:
+        from saema_utils.figures import panels
+        figure, axes = panels()
+        axes.plot(*numbers.T)
+        run.save_figure("01_x", figure)
+
+save(3)
+limit = 2**17
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    save(20_000)
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["table", "tensors", "figure"])
+def test_a_disk_that_is_full_costs_one_line_and_no_earlier_file(kind, tmp_path):
+    """The system itself refuses to write on: a limit on the size of files, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", SAVES, kind, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name, message = json.loads(done.stdout)
+    assert name == "ArtifactError", message
+    assert "cannot write" in message
+    assert "earlier files are whole" in message
+    assert "\n" not in message
+    run = RunDirectory(tmp_path, STUDIES["smoke"])
+    made = [relative for relative in run.manifest()["artifacts"] if "01_x" in relative]
+    assert made
+    for relative in made:
+        run.check(relative)
+    hidden = {".manifest.lock"}
+    kept = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file() and p.name not in hidden}
+    assert kept == {*made, "manifest.json"}, "something is left over"

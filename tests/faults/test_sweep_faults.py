@@ -178,6 +178,31 @@ def test_a_lost_scheduler_is_one_line_and_the_rerun_resumes(workplace, serial_ta
         assert made == serial_tables[study.seed]["01_concepts.csv"]
 
 
+def test_a_sweep_and_a_run_of_one_folder_keep_out_of_each_others_way(workplace, serial_tables):
+    """The two commands at once: the second says in one line that the first is there, which ends as if alone."""
+    plan = plan_sweep(workplace / "sweep.yaml", folder=workplace / "runs", device="cpu")
+    name, study = next(iter(plan.runs.items()))
+    where = ["--study", f"runs/{name}/study.json", "--run-dir", f"runs/{name}", "--chapters", "1"]
+    log = workplace / "out.txt"
+    with log.open("w") as out:
+        sweeping = subprocess.Popen(
+            command(workplace, "--serial", "--workers", "2", "--chapters", "1"), stdout=out, stderr=out, cwd=workplace
+        )
+    try:
+        wait_for((plan.folder / name / ".chapter-1.progress").exists)
+        run = [sys.executable, "-m", "saema_utils", "run", *where]
+        refused = subprocess.run(run, capture_output=True, text=True, cwd=workplace)
+        assert sweeping.wait(timeout=400) == 0, log.read_text()
+    finally:
+        sweeping.kill()
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("saema: ")
+    assert refused.stderr.count("\n") == 1
+    assert "Wait for it" in refused.stderr
+    made = (plan.folder / name / "tables/01_concepts.csv").read_bytes()
+    assert made == serial_tables[study.seed]["01_concepts.csv"]
+
+
 def test_no_scheduler_at_the_address_is_one_line(workplace):
     refused = sweep(workplace, "--scheduler", "tcp://127.0.0.1:9")
     assert refused.returncode == 2

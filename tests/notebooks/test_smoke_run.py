@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import nbformat
 import pandas as pd
 import pytest
 
+from saema_utils.artifacts import RunDirectory
 from saema_utils.execution import chapter_notebooks, find_root, run_notebooks
+from saema_utils.sweep_tasks import STAGES, _call
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 # Columns that tests and readers outside this repository rely on.
@@ -30,6 +33,8 @@ TABLES = {
     "05_optimum": {"arm"},
     "06_claims": {"claim", "estimate", "low", "high", "verdict"},
 }  # fmt: skip
+# Rulers and toy worlds, which say nothing of the model: a sweep would make each again for every study.
+BENCHES = {f"tables/{name}.csv" for name in ("03_recovery", "03_laboratory", "04_ruler", "04_synthetic_merging")}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,26 @@ def test_pages_show_no_error_and_no_warning(executed):
         assert clean_notebook(notebook).cells
 
 
+def test_a_task_of_a_sweep_makes_every_table_of_its_chapter(smoke_run, tmp_path, monkeypatch):
+    """The tables that the notebooks asked for are those that the stages ask for, but for BENCHES."""
+    run = RunDirectory(shutil.copytree(smoke_run.run.path, tmp_path / "run"), smoke_run.run.study, device="cpu")
+    by_notebooks = {name for name in run.manifest()["artifacts"] if re.match(r"tables/0[1-6]_", name)}
+    asked, check = set(), RunDirectory.check
+
+    def recorded(self, relative, *more):
+        asked.add(relative)
+        return check(self, relative, *more)
+
+    monkeypatch.setattr(RunDirectory, "check", recorded)
+    for chapter, stages in STAGES.items():
+        asked.clear()
+        for stage in stages:
+            _call(stage, run)
+        own = {name for name in by_notebooks if name.startswith(f"tables/{chapter:02d}_")}
+        assert own
+        assert own - asked == BENCHES & own, f"chapter {chapter}"
+
+
 def test_running_again_runs_nothing(smoke_run):
     again = run_notebooks(smoke_run.run, range(1, 7), device="cpu")
     assert all(result.skipped for result in again)
@@ -98,7 +123,6 @@ def test_running_again_runs_nothing(smoke_run):
 
 
 def test_a_chapter_says_which_chapter_it_misses(tmp_path):
-    from saema_utils.artifacts import RunDirectory
     from saema_utils.errors import BookError
     from saema_utils.study import STUDIES
 

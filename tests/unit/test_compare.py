@@ -13,17 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+sys.path.insert(0, str(Path(__file__).parent))
+from test_claims import dose_table, geometry_table, noise_table
+
 from saema_utils import plots_compare
 from saema_utils.artifacts import RunDirectory
-from saema_utils.compare import (
-    agreement,
-    by_run,
-    compare_runs,
-    comparison,
-    find_runs,
-    heterogeneity,
-)
+from saema_utils.compare import agreement, by_run, compare_runs, comparison, find_runs, heterogeneity, run_names
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
+from saema_utils.stage6_scorecard import neighbouring_verdicts, scorecard
 from saema_utils.study import STUDIES
 
 relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # busy machines
@@ -120,6 +117,57 @@ def test_what_is_no_run_is_refused(tmp_path):
     RunDirectory(tmp_path / "empty", STUDIES["smoke"])
     with pytest.raises(ArtifactError, match="no run has finished"):
         compare_runs([tmp_path / "empty"])
+
+
+def test_runs_of_one_name_stay_apart(tmp_path):
+    for folder, growth in (("a", 1.1), ("b", 1.3)):
+        make_run(tmp_path / folder, "same", growth=growth)
+    make_run(tmp_path / "b", "own", growth=1.2)
+    table = compare_runs([tmp_path / "a", tmp_path / "b"])
+    effects = table[table["metric"] == "rank-moves-more"].set_index("run")["estimate"]
+    assert effects.to_dict() == pytest.approx({"a/same": math.log(1.1), "own": math.log(1.2), "b/same": math.log(1.3)})
+    wide = by_run(table).set_index("metric")
+    assert list(wide) == ["a/same", "own", "b/same"]
+    assert [text[:5] for text in wide.loc["rank-moves-more"]] == ["0.095", "0.182", "0.262"]
+    (image,) = plots_compare.effects_by_run(table).axes[0].images
+    drawn = dict(zip(table["metric"].loc[table["kind"] == "claim"].unique(), image.get_array(), strict=True))
+    assert list(drawn["rank-moves-more"]) == sorted(set(drawn["rank-moves-more"]))
+
+
+parts = st.lists(st.sampled_from(["a", "b", "a b"]), min_size=1, max_size=4)
+paths = st.lists(parts.map(lambda names: Path("/", *names)), unique=True, max_size=9)
+
+
+@relaxed
+@given(paths)
+def test_names_are_unique_ends_of_paths(found):
+    names = run_names(found)
+    assert len(set(names.values())) == len(found)
+    assert all(f"/{path}".endswith(f"/{name}") for path, name in names.items())
+    assert all("/" not in name for path, name in names.items() if [p.name for p in found].count(path.name) == 1)
+
+
+def finished_run(folder, name, gain):
+    """A run with every table that claims are judged on; ``gain`` is how far the SAE's ranks move."""
+    run = RunDirectory(folder / name, STUDIES["smoke"])
+    training = [
+        {"seed": s, "coefficient": c, "explained_variance": 0.7 + c} for s in range(5) for c in (-0.1, 0.0, 0.1)
+    ]
+    run.save_table("03_noise_rank", noise_table(gain))
+    run.save_table("04_geometry", geometry_table(2.0))
+    run.save_table("05_dose_response", dose_table(0.4))
+    run.save_table("05_separability_training", pd.DataFrame(training))
+    scorecard(run)
+    return run
+
+
+def test_a_neighbour_called_like_the_study_does_not_take_its_place(tmp_path):
+    own = finished_run(tmp_path, "own", gain=1.0)
+    finished_run(tmp_path, "smoke", gain=0.0)
+    verdicts = neighbouring_verdicts(own).set_index("claim").loc["rank-moves-more"]
+    assert verdicts.to_dict() == {"smoke (this run)": "supported", "smoke": "not supported"}
+    (tmp_path / "smoke").rename(tmp_path / "other")
+    assert list(neighbouring_verdicts(own)) == ["claim", "smoke", "other"]
 
 
 def test_comparing_changes_no_run(tmp_path):

@@ -1,20 +1,23 @@
 """Sweeps: what a file asks for, how it is planned, how long it would take, and where it would run."""
 
+import contextlib
 import itertools
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saema_utils import sweep_engine, sweep_slurm
+from saema_utils import sweep_engine, sweep_slurm, sweep_tasks
 from saema_utils.artifacts import RunDirectory
-from saema_utils.errors import StudyError, SweepError
+from saema_utils.errors import RunLockedError, StudyError, SweepError
 from saema_utils.schedule import Estimate, Timed, estimate, fit_workers, makespan, read_records, remaining_path
 from saema_utils.schedule import simulate_schedule as simulate
 from saema_utils.study import STUDIES
@@ -88,6 +91,7 @@ def test_paths_beside_the_sweep_file_become_absolute(write, tmp_path):
         ("base: smoke\ngird: {}", "gird"),
         ("grid: {seed: [0]}", "base"),
         ("base: smoke\ngrid: {sae.kk: [1]}", "sae.kk"),
+        ("base: smoke\ngrid: {self: [0]}", "self"),
         ("base: smoke\ngrid: {sae.k: 16}", "16"),
         ("base: smoke\ngrid: {sae.k: []}", "sae.k"),
         ("base: smoke\ngrid: {sae.k: [0]}", "sae.k"),
@@ -332,6 +336,92 @@ def test_a_failure_stops_only_what_needs_it(plan):
     assert len(settled) == 15
 
 
+def test_tasks_share_a_run_that_nobody_else_may_have(plan, monkeypatch):
+    """Two tasks at a time, in two processes; ``saema run`` keeps out, and its files stay."""
+    task = next(task for task in plan.tasks if task.kind == "chapter")
+    run = RunDirectory(plan.folder / task.run, plan.runs[task.run])
+    with held_by_a_process(run, "beside_other_tasks"), sweep_tasks.beside_other_tasks(run):
+        half = run.path / ".unfinished-01_concepts.csv"
+        half.touch()
+    with held_by_a_process(run, "beside_other_tasks"):
+        with pytest.raises(RunLockedError), run.locked():
+            pass
+        assert half.exists()
+    plan.write()
+    monkeypatch.setattr(sweep_tasks, "PATIENCE", 0.3)
+    with held_by_a_process(run, "locked"), pytest.raises(SweepError, match=r"in use by another process.*saema run"):
+        sweep_tasks.carry_out(plan.order(task))
+    assert not half.exists()
+    with held_by_a_process(run, "locked") as holder:
+        monkeypatch.setattr(sweep_tasks, "PATIENCE", 60)
+        threading.Timer(0.5, holder.stdin.close).start()  # who waits gets it as soon as it is free
+        with sweep_tasks.beside_other_tasks(run):
+            assert holder.wait(timeout=60) == 0
+
+
+@contextlib.contextmanager
+def held_by_a_process(run, how):
+    """Another process that holds a run until it is told to go."""
+    held = f"RunDirectory({str(run.path)!r}, Study.from_dict({run.study.as_dict()!r}))"
+    program = f"""
+import sys
+from saema_utils.artifacts import RunDirectory
+from saema_utils.study import Study
+from saema_utils.sweep_tasks import beside_other_tasks
+run = {held}
+with {"run.locked()" if how == "locked" else "beside_other_tasks(run)"}:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        holder.stdin.close()
+        holder.wait(timeout=60)
+        holder.stdout.close()
+
+
+def test_a_failed_task_is_tried_again(plan):
+    tries = []
+
+    def work(order, *_):
+        tries.append(order.id)
+        if tries.count(order.id) < 3:
+            raise OSError("the disk was away")
+        return at_once(order)
+
+    assert {s.status for s in run_serially(plan, work=work, retries=2).values()} == {"done"}
+    assert len(tries) == 3 * 15
+    tries.clear()
+    settled = run_serially(plan, work=work, retries=1)
+    assert [s.status for s in settled.values()].count("failed") == 1  # the model, which all others need
+    assert len(tries) == 2
+
+
+def test_a_sweep_that_resumes_keeps_its_threads(plan, write, monkeypatch):
+    """Sixteen cores: each task has as many threads when one is left, and memory is known, as when none was done."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**40))
+    fit = sweep_engine.fit_this_machine(plan)
+    assert (fit.workers, fit.threads) == (15, 1)
+    known = [Estimate(10.0, 2**38, "measured")] * len(plan.tasks)
+    run_serially(plan, fit.threads, work=at_once)
+    again = plan_sweep(write(GRID), folder=plan.folder)
+    measured = [replace(t, expected=e, finished=t.chapter != 3) for t, e in zip(again.tasks, known, strict=True)]
+    left = replace(again, tasks=tuple(measured))
+    fit = sweep_engine.fit_this_machine(left)
+    assert (fit.workers, fit.threads) == (3, 1)
+    one = replace(left, tasks=tuple(replace(t, finished=t.id != left.todo[0].id) for t in left.tasks))
+    fit = sweep_engine.fit_this_machine(one)
+    assert (fit.workers, fit.threads, fit.limited_by) == (1, 1, "tasks")
+    assert sweep_engine.fit_this_machine(one, workers=2).threads == 8
+    for spoiled in ("[]", "{", '{"threads": "many"}', '{"threads": -1}'):
+        (plan.folder / "sweep.json").write_text(spoiled)
+        assert plan_sweep(write(GRID), folder=plan.folder).threads == 0
+
+
 # ---- the command -----------------------------------------------------------------------------------
 
 
@@ -422,6 +512,22 @@ def test_workers_without_the_package_are_told_from_dead_ones(plan):
         client.run(forget)
         with pytest.raises(SweepError, match="cannot import saema_utils"):
             sweep_engine.run_on_dask(plan, client, work=at_once)
+
+
+def test_a_scheduler_without_workers_is_told_and_given_up(plan, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(sweep_engine, "LOOK", 0.2)
+    options = {"n_workers": 0, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        said = []
+        with pytest.raises(SweepError, match=r"had no worker for \d+ s; .*Start one with dask, then run the same"):
+            sweep_engine.run_on_dask(
+                plan, client, work=at_once, tell=said.append, patience=1, hint="Start one with dask"
+            )
+        assert len(said) == 1
+        assert said[0].startswith("waiting for a worker, at most 1 s: ")
+        settled = sweep_engine.run_on_dask(plan, client, work=at_once, tell=lambda line: cluster.scale(1), patience=60)
+    assert {result.status for result in settled.values()} == {"done"}
 
 
 # ---- SLURM -----------------------------------------------------------------------------------------
