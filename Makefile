@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install latest address book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
+.PHONY: help install latest address release-check book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -87,6 +87,9 @@ linkcheck:  ## Ask every external address in pages and notebooks whether it stil
 
 address: install  ## Move the book to REPOSITORY=OWNER/NAME: badges, launch buttons, setup cells, citation
 	$(BIN)/python -m saema_utils.address $(REPOSITORY)
+
+release-check: install  ## Refuse to publish from REPOSITORY what was not committed for it, and tagged
+	$(BIN)/python -m saema_utils.address --release $(REPOSITORY)
 
 clean:  ## Remove what builds made (runs and caches of models stay)
 	rm -rf _build build .pytest_cache .hypothesis .ruff_cache *.egg-info
