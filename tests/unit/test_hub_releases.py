@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 import hub_layout  # noqa: E402
 
-STUDIES = tuple(hub_layout.RELEASES)
+from saema_utils.errors import ModelError  # noqa: E402
+from saema_utils.models import load_language_model  # noqa: E402
+from saema_utils.preflight import check_study  # noqa: E402
+from saema_utils.study import STUDIES  # noqa: E402
+
+RELEASES = tuple(hub_layout.RELEASES)
 
 
 def environment(home: Path, cache: Path, **more: str) -> dict[str, str]:
@@ -54,16 +61,16 @@ def ask_worker(what: str, home: Path, work: Path, *studies: str) -> dict:
 
 @pytest.fixture(scope="module")
 def report(home, work) -> dict:
-    return ask_worker("facts", home, work, *STUDIES)
+    return ask_worker("facts", home, work, *RELEASES)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_captures_what_plain_transformers_computes(report, study):
     assert report[study]["residual_error"] < 1e-5
     assert report[study]["model_dtype"] == "torch.float32"
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_bos_stands_in_front_once(report, study):
     assert report[study]["bos_per_row"] == 1
     assert not report[study]["second_is_bos"]
@@ -98,7 +105,7 @@ def latents_by_hand(study: str, x: torch.Tensor, w: dict[str, torch.Tensor]) -> 
     return z, (z @ w["W_dec"] + w["b_dec"]) * deviation + mean
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_latents_and_reconstructions_follow_the_formula(report, study):
     found = report[study]
     weights = {name: torch.tensor(value) for name, value in found["weights"].items()}
@@ -107,12 +114,12 @@ def test_latents_and_reconstructions_follow_the_formula(report, study):
     torch.testing.assert_close(torch.tensor(found["x_hat"]), x_hat, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_decoding_again_gives_the_same(report, study):
     assert report[study]["decode_repeats"] == 0
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_evaluation_is_complete(report, study):
     assert report[study]["finite"]
     expected = hub_layout.RELEASES[study].k
@@ -143,7 +150,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(report, case, kind, says):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", RELEASES)
 def test_chapters_3_to_5_run_on_the_release(home, work, study):
     tables = ask_worker("chapters", home, work, study)[study]
     assert all(table["rows"] for table in tables.values()), tables
@@ -174,8 +181,19 @@ def test_every_notebook_runs_on_a_release_from_the_command_line(home, tmp_path):
 # ---- a hub that answers, and refuses ---------------------------------------------------------------
 
 
-class _GatedHub(BaseHTTPRequestHandler):
-    """What huggingface.co answers without a token: metadata is public, the files of a gated repository are not."""
+class _RefusingHub(BaseHTTPRequestHandler):
+    """What huggingface.co answers to one who may not read; the repository's name says why.
+
+    The metadata of a gated repository is public, its files are not. Codes and headers are those that
+    ``huggingface_hub.utils.hf_raise_for_status`` tells its errors by.
+    """
+
+    REFUSALS: ClassVar = {
+        "unknown/model": (404, "RepoNotFound", "Repository not found"),
+        "wrong/token": (401, "", "Invalid credentials in Authorization header"),
+        "narrow/token": (403, "", "Forbidden: this token may not read gated repositories"),
+        "ill/hub": (503, "", "Service unavailable"),
+    }
 
     def do_GET(self):
         self._answer(body=True)
@@ -184,17 +202,20 @@ class _GatedHub(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, body: bool) -> None:
-        is_metadata = self.path.startswith("/api/models/")
+        status, code, said = next(
+            (answer for name, answer in self.REFUSALS.items() if name in self.path), (200, "", "")
+        )
         files = ("config.json", "model.safetensors")
         facts = {"id": "google/gemma-2-2b", "sha": "a" * 40, "gated": "manual"}
         facts["siblings"] = [{"rfilename": name} for name in files]
         tree = [{"type": "file", "path": name, "size": 9, "oid": "b" * 40} for name in files]
         content = json.dumps(tree if "/tree/" in self.path else facts)
-        content = content if is_metadata else "Access to model google/gemma-2-2b is restricted."
-        self.send_response(200 if is_metadata else 401)
-        if not is_metadata:
-            self.send_header("X-Error-Code", "GatedRepo")
-            self.send_header("X-Error-Message", content)
+        if status == 200 and not self.path.startswith("/api/models/"):
+            status, code, said = 401, "GatedRepo", "Access to model google/gemma-2-2b is restricted."
+        self.send_response(status)
+        for header, value in (("X-Error-Code", code), ("X-Error-Message", said)):
+            if value:
+                self.send_header(header, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -205,28 +226,108 @@ class _GatedHub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_gated_model_without_a_token_says_where_to_get_one(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _GatedHub)
+ASK = """
+import json, sys
+from saema_utils.errors import SaemaError
+from saema_utils.models import model_folder
+for name in sys.argv[1:]:
+    try:
+        print(json.dumps([name, "no error", str(model_folder(name))]))
+    except SaemaError as error:
+        causes = [type(each).__name__ for each in (error.__cause__, error.__cause__.__cause__)]
+        print(json.dumps([name, type(error).__name__, str(error), *causes]))
+"""
+
+
+def ask_hub(folder: Path, token: str, *names: str, offline: bool = False) -> dict[str, list[str]]:
+    """By name: our error, its message, the hub's error that caused it, and what caused that."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _RefusingHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        more = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+        more = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": str(int(offline))}
         done = subprocess.run(
-            [sys.executable, "-c", GATED], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-            env=environment(tmp_path / "home", tmp_path / "cache", **more), check=False,
+            [sys.executable, "-c", ASK, *names], cwd=folder, capture_output=True, text=True, timeout=300,
+            env=environment(folder / "home", folder / "cache", HF_TOKEN=token, **more), check=False,
         )  # fmt: skip
     finally:
         server.shutdown()
-    message = done.stdout.strip()
-    assert message.startswith("ModelError"), done.stderr[-2000:]
-    for part in ("gated", "https://huggingface.co/google/gemma-2-2b", "huggingface.co/settings/tokens", "HF_TOKEN"):
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: answer for name, *answer in answers}
+
+
+GEMMA = "google/gemma-2-2b"
+
+
+@pytest.fixture(scope="module", params=["", "hf_of_somebody"], ids=["no token", "a token"])
+def refused(request, tmp_path_factory) -> tuple[str, dict[str, list[str]]]:
+    names = (GEMMA, *_RefusingHub.REFUSALS)
+    return request.param, ask_hub(tmp_path_factory.mktemp("refusing"), request.param, *names)
+
+
+@pytest.mark.parametrize(
+    ("name", "raised", "says"),
+    [
+        (GEMMA, "GatedRepoError", ["gated", f"Accept its licence at https://huggingface.co/{GEMMA},"]),
+        ("unknown/model", "RepositoryNotFoundError", ["no model 'unknown/model' that you may read", "Check the name"]),
+        ("wrong/token", "HfHubHTTPError", ["refuses model 'wrong/token'", "401"]),
+        ("narrow/token", "LocalEntryNotFoundError", ["refuses model 'narrow/token'", "403"]),
+    ],
+)
+def test_who_may_not_read_learns_which_token_and_where_to_put_it(refused, name, raised, says):
+    token, answers = refused
+    kind, message, cause, _ = answers[name]
+    assert cause == raised, "the error that the installed hub really raises"
+    assert kind == "ModelError"
+    assert "\n" not in message
+    for part in (*says, "https://huggingface.co/settings/tokens", "set HF_TOKEN", "Colab: Secrets"):
         assert part in message
+    assert ("token that was sent" in message) == bool(token)
 
 
-GATED = """
-from saema_utils.errors import SaemaError
-from saema_utils.models import model_folder
-try:
-    print(model_folder("google/gemma-2-2b"))
-except SaemaError as error:
-    print(f"{type(error).__name__}: {error}")
-"""
+def test_a_hub_that_is_ill_is_told_from_one_that_refuses(refused):
+    kind, message, cause, behind = refused[1]["ill/hub"]
+    assert (kind, cause, behind) == ("HubUnreachableError", "LocalEntryNotFoundError", "HfHubHTTPError")
+    assert "status 503" in message
+    assert "settings/tokens" not in message
+
+
+def test_without_a_network_the_message_is_about_the_cache(tmp_path):
+    kind, message, cause, behind = ask_hub(tmp_path, "", GEMMA, offline=True)[GEMMA]
+    assert (kind, cause, behind) == ("HubUnreachableError", "LocalEntryNotFoundError", "OfflineModeIsEnabled")
+    assert "HF_HOME" in message
+
+
+# ---- a cache that holds only what a tokenizer needs --------------------------------------------------
+
+
+@pytest.fixture
+def light_cache(tmp_path, monkeypatch) -> Path:
+    """A hub cache as ``AutoTokenizer.from_pretrained`` leaves it: configuration and tokenizer, no weights."""
+    folder = hub_layout.snapshot(tmp_path / "hub", "gpt2")
+    hub_layout.write_model(folder, "gpt2-small")
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def test_weights_that_are_still_on_the_hub_do_not_stop_a_study(light_cache):
+    study = STUDIES["gpt2-small"]
+    check_study(study)
+    with pytest.raises(ModelError, match="layer 12 does not exist"):  # what the cached files do tell is used
+        check_study(study.changed(layer=12))
+
+
+def test_a_folder_of_ones_own_needs_its_weights(light_cache, tmp_path):
+    own = shutil.copytree(light_cache, tmp_path / "own")
+    with pytest.raises(ModelError, match=r"pickled weights are not read.*Convert it first"):
+        check_study(STUDIES["gpt2-small"].changed(model=str(own)))
+
+
+def test_offline_the_missing_weights_are_named_when_the_model_is_loaded(light_cache):
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors.*run once with a network"):
+        load_language_model("gpt2", "cpu")
