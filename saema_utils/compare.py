@@ -15,6 +15,7 @@ from .artifacts import RunDirectory
 from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
 from .files import atomic_path
+from .sae_facts import sae_facts
 from .sweep_tasks import PLAN_FILE
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ def _plain(value: Any) -> Any:
 def _rows(run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
     from .claims import judge, load_claims
 
-    study, claims = run.study, load_claims()
+    study, sae, claims = run.study, sae_facts(run), load_claims()
     about = {
-        "run": run.path.name, "model": study.model, "layer": study.layer, "architecture": study.sae.architecture,
-        "d_sae": study.sae.d_sae, "k": study.sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
+        "run": run.path.name, "model": study.model, "layer": study.layer, "architecture": sae.architecture,
+        "d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
     }  # fmt: skip
     rows = []
     if run.entry("tables/02_sae_eval.csv"):

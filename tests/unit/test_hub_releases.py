@@ -146,6 +146,58 @@ def test_what_does_not_fit_is_refused_with_the_remedy(report, case, kind, says):
         assert part in message
 
 
+# ---- exactly the hub's files -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("study", "layer", "size"),
+    [
+        ("gpt2-small", 0, 565),  # v5_32k_layer_0.pt/cfg.json as the hub lists it
+        ("gpt2-small", 9, 565),
+        ("pythia-70m", 1, 541),  # 1-res-sm/cfg.json
+        ("pythia-70m", 4, 541),
+    ],
+)
+def test_a_configuration_has_as_many_bytes_as_the_hubs(study, layer, size):
+    assert len(json.dumps(hub_layout.published(study, layer))) == size
+
+
+@pytest.mark.parametrize("study", RELEASES)
+def test_the_study_says_what_its_release_says(study):
+    """Real width, real k, real layer: what ``saema studies`` shows before anything is downloaded."""
+    config, recipe = hub_layout.published(study, STUDIES[study].layer), STUDIES[study].sae
+    config = {**config, **config.get("trainer", {})}
+    assert recipe.d_sae == config.get("dict_size", config.get("d_sae"))
+    k = config.get("k", config.get("activation_fn_kwargs", {}).get("k"))
+    assert recipe.architecture == ("standard" if k is None else "topk")
+    assert k is None or recipe.k == k
+    place = config.get("submodule_name", config.get("hook_name"))
+    assert place in (STUDIES[study].hook_name, f"resid_post_layer_{STUDIES[study].layer}")
+
+
+@pytest.mark.parametrize(("study", "bos"), [("gpt2-small", True), ("pythia-70m", False), ("gemma-2-2b", True)])
+def test_whether_a_release_was_trained_with_bos_is_read(report, study, bos):
+    assert report[study]["facts"]["prepend_bos"] is bos
+    assert report[study]["recorded"] == report[study]["facts"], "the manifest says it as well"
+    told = [line for line in report["printed"].splitlines() if STUDIES[study].sae.source in line]
+    assert len(told) == (not bos), "one note, and only where it matters"
+    assert all("without a BOS token" in line for line in told)
+
+
+@pytest.mark.parametrize("study", RELEASES)
+def test_families_and_layers_are_as_sparse_as_the_published_autoencoder_was_measured(report, study):
+    recipe = report[study]["comparable"]
+    assert (recipe["d_sae"], recipe["k"]) == (96, round(report[study]["l0"]))
+
+
+@pytest.mark.parametrize(("study", "k"), [("gpt2-small", 8), ("pythia-70m", None), ("gemma-2-2b", 8)])
+def test_a_published_autoencoder_is_what_its_own_file_says(report, study, k):
+    """The stand-ins have 96 latents where the studies' recipes say tens of thousands."""
+    facts = report[study]["facts"]
+    assert (facts["d_sae"], facts["k"]) == (96, k)
+    assert facts["architecture"] == report[study]["architecture"]
+
+
 # ---- through the chapters --------------------------------------------------------------------------
 
 
