@@ -80,7 +80,8 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
         "hook": sae.cfg.metadata.hook_name, "weights": weights, "x": x.tolist(), "z": z.tolist(),
         "x_hat": once.tolist(), "decode_repeats": float((once - twice).abs().max() + (once - again).abs().max()),
         "finite": bool(evaluation.select_dtypes("number").notna().all().all()), "l0": evaluation["l0"]["sae"],
-        "comparable": dataclasses.asdict(comparable_recipe(run)), "facts": dataclasses.asdict(sae_facts(run)), "recorded": run.entry("sae/cfg.json")["sae_facts"],
+        "comparable": dataclasses.asdict(comparable_recipe(run)),
+        "facts": dataclasses.asdict(sae_facts(run)), "recorded": run.entry("sae/cfg.json")["sae_facts"],
         "files": sorted(path.name for path in (run.path / "sae").iterdir()),
     }  # fmt: skip
 
