@@ -21,7 +21,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 import hub_layout  # noqa: E402
+from live_bytes import LiveBytes  # noqa: E402
 
+from saema_utils.concepts import build_prompts  # noqa: E402
 from saema_utils.errors import ModelError  # noqa: E402
 from saema_utils.models import load_language_model  # noqa: E402
 from saema_utils.preflight import check_study  # noqa: E402
@@ -383,3 +385,74 @@ def test_a_folder_of_ones_own_needs_its_weights(light_cache, tmp_path):
 def test_offline_the_missing_weights_are_named_when_the_model_is_loaded(light_cache):
     with pytest.raises(ModelError, match=r"holds no \*\.safetensors.*run once with a network"):
         load_language_model("gpt2", "cpu")
+
+
+# ---- Gemma on a GPU of 16 GB -------------------------------------------------------------------------
+
+# Sizes of google/gemma-2-2b (2,614,341,888 parameters, two bytes each in bfloat16) and of its autoencoder, in bytes.
+GEMMA_WEIGHTS = 2 * 2_614_341_888
+GEMMA_SAE = 4 * (2 * 65_536 * 2_304 + 65_536 + 2_304)
+GEMMA_LATENTS = 4 * 65_536  # of one token, dense
+CARD = 15_360 * 2**20  # what a T4 reports
+DRIVER = 600_000_000  # CUDA's own context, and what the allocator cannot use
+
+
+def test_the_model_is_held_once_in_half_precision(tmp_path):
+    folder = hub_layout.write_model(tmp_path / "gemma", "gemma-2-2b", 64)
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))  # in float32, as on the hub
+    with LiveBytes() as bytes_of:
+        model = load_language_model(str(folder), "cpu", torch.bfloat16)
+    alive = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(alive.values()) < 0.51 * stored
+    assert bytes_of.peak < 0.56 * stored
+
+
+@pytest.fixture(scope="module")
+def copies() -> dict[str, float]:
+    """Most bytes alive at once, in units of an autoencoder's weights, or of the dense latents of the tokens."""
+    from saema_utils.coders import RandomDictionary, SaeCoder
+    from saema_utils.fidelity import measure_fidelity
+    from saema_utils.separability import LabelledTokens, as_plain, fresh, train_separable, warm_start
+    from saema_utils.stage5_training import Split, judge
+
+    d, f, n = 64, 8192, 300
+    plain = as_plain(fresh(d, f, 8, seed=0))
+    weights, latents = 4 * 2 * d * f, 4 * n * f
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    found, watched = {}, []
+    with LiveBytes() as live:
+        sae = warm_start(plain, 1.0)
+        train_separable(
+            sae, x, None, scale=1.0, steps=3, batch=8, checkpoints=(2,), watch=lambda *_: watched.append(live.now)
+        )
+    found["training"], found["watching"] = live.peak / weights, max(watched) / weights
+    with torch.no_grad():
+        coders = {"sae": SaeCoder(plain), "random dictionary": RandomDictionary(d, f, 8)}
+        for name, coder in coders.items():
+            with LiveBytes() as live:
+                measure_fidelity(coder, x)
+            found[name] = live.peak / latents
+        tokens = LabelledTokens(x, torch.arange(n) % 30, torch.arange(n) % 3)
+        parts = [LabelledTokens(x[i::3], tokens.clusters[i::3], tokens.concepts[i::3]) for i in range(3)]
+        with LiveBytes() as live:
+            judge(plain, x[:50], Split(*parts))
+        found["judging"] = live.peak / latents
+    return found
+
+
+def test_every_step_of_a_chapter_on_gemma_fits_a_16_gb_card(copies):
+    """The model stays loaded throughout; what comes on top of it is measured in small and scaled up."""
+    prompts = sum(len(found) for found in build_prompts(STUDIES["gemma-2-2b"]).values())
+    word_tokens = 2 * prompts  # a month or a planet is one token or two
+    on_top = {
+        # Chapter 2: the SAE, a second copy while it is saved, and slices of 2048 tokens.
+        "fidelity of the SAE": 2 * GEMMA_SAE + copies["sae"] * 2048 * GEMMA_LATENTS,
+        # Its directions are moved to the card for every slice, half as many numbers as an SAE has.
+        "fidelity of the random dictionary": 1.5 * GEMMA_SAE + copies["random dictionary"] * 2048 * GEMMA_LATENTS,
+        # Chapter 5: the study's own SAE and one in training, with batches of 384 and 128 concept tokens.
+        "training": (1 + copies["training"]) * GEMMA_SAE + 6 * 512 * GEMMA_LATENTS,
+        "judging a checkpoint": (1 + copies["watching"]) * GEMMA_SAE
+        + copies["judging"] * max(word_tokens, 2048) * GEMMA_LATENTS,
+    }  # fmt: skip
+    for step, more in on_top.items():
+        assert GEMMA_WEIGHTS + more + DRIVER < CARD, f"{step}: {(GEMMA_WEIGHTS + more + DRIVER) / 1e9:.1f} GB"
