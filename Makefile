@@ -30,8 +30,9 @@ book-full: install  ## The same with the comparison of models and the SAE famili
 	$(BIN)/saema run --study smollm2-135m --chapters 1-8
 	$(BIN)/saema book --study smollm2-135m
 
-smoke: install  ## Run the smoke study (about three minutes)
-	$(BIN)/saema run --study smoke
+DEVICE ?= auto
+smoke: install  ## Run the smoke study (about three minutes), on DEVICE if one is named
+	$(BIN)/saema run --study smoke --device $(DEVICE)
 
 test: install browser  ## Every test, the smoke study and the book build among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
