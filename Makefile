@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install latest address book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
+.PHONY: help install latest address release-check book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -30,8 +30,9 @@ book-full: install  ## The same with the comparison of models and the SAE famili
 	$(BIN)/saema run --study smollm2-135m --chapters 1-8
 	$(BIN)/saema book --study smollm2-135m
 
-smoke: install  ## Run the smoke study (about three minutes)
-	$(BIN)/saema run --study smoke
+DEVICE ?= auto
+smoke: install  ## Run the smoke study (about three minutes), on DEVICE if one is named
+	$(BIN)/saema run --study smoke --device $(DEVICE)
 
 test: install browser  ## Every test, the smoke study and the book build among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -87,6 +88,9 @@ linkcheck:  ## Ask every external address in pages and notebooks whether it stil
 
 address: install  ## Move the book to REPOSITORY=OWNER/NAME: badges, launch buttons, setup cells, citation
 	$(BIN)/python -m saema_utils.address $(REPOSITORY)
+
+release-check: install  ## Refuse to publish from REPOSITORY what was not committed for it, and tagged
+	$(BIN)/python -m saema_utils.address --release $(REPOSITORY)
 
 clean:  ## Remove what builds made (runs and caches of models stay)
 	rm -rf _build build .pytest_cache .hypothesis .ruff_cache *.egg-info

@@ -16,6 +16,7 @@ from .artifacts import RunDirectory
 from .chapter import in_colab, user_path
 from .errors import ArtifactError, SaemaError
 from .files import atomic_path
+from .sae_facts import sae_facts
 from .statistics import errors_to_bound
 from .sweep_tasks import PLAN_FILE
 
@@ -141,10 +142,10 @@ def _plain(value: Any) -> Any:
 def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
     from .claims import judge, load_claims
 
-    study, claims = run.study, load_claims()
+    study, sae, claims = run.study, sae_facts(run), load_claims()
     about = {
-        "run": name, "model": study.model, "layer": study.layer, "architecture": study.sae.architecture,
-        "d_sae": study.sae.d_sae, "k": study.sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
+        "run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture,
+        "d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
     }  # fmt: skip
     rows = []
     if run.entry("tables/02_sae_eval.csv"):

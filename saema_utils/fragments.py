@@ -13,6 +13,7 @@ from . import address
 from .artifacts import RunDirectory
 from .errors import BookError
 from .files import PACKAGE_DIR
+from .sae_facts import sae_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +38,13 @@ TABLES = {
 
 def numbers(run: RunDirectory) -> dict[str, str]:
     """Everything that a page may quote, formatted for reading: the study's choices, what was measured, times."""
-    study = run.study
+    study, sae = run.study, sae_facts(run)
     manifest = run.manifest()
     records = manifest.get("chapters", {}).values()
     chosen: dict[str, Any] = {
         "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
         "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
-        "d_sae": study.sae.d_sae, "k": study.sae.k, "epochs": study.sae.epochs, "n_seeds": study.n_seeds,
+        "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs, "n_seeds": study.n_seeds,
         "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
         "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
         "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),

@@ -19,7 +19,7 @@ from .files import digest, source_digest
 from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model
-from .stage8_families import MEASURED_BY, keep_sae
+from .stage8_families import MEASURED_BY, comparable_recipe, keep_sae
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def layer_table(run: RunDirectory) -> pd.DataFrame:
     """
     import pandas as pd
 
-    cluster_size, recipe = run.study.geometry.min_cluster_size, str(small_recipe(run.study.sae, "topk"))
+    cluster_size, recipe = run.study.geometry.min_cluster_size, str(small_recipe(comparable_recipe(run), "topk"))
     sources = source_digest("layer_sweep", "sae_training", "sparse_topk", *MEASURED_BY)
     key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, LAYER_TOKENS, sources])
 
@@ -87,7 +87,7 @@ def _train_all(run: RunDirectory, layers: tuple[int, ...], key: str) -> dict[int
     """A TopK autoencoder for every layer; explained variance of held-out tokens by layer."""
     import pandas as pd
 
-    recipe, done = small_recipe(run.study.sae, "topk"), "parts/08_layers_training"
+    recipe, done = small_recipe(comparable_recipe(run), "topk"), "parts/08_layers_training"
     files = [f"layers/{layer}/{name}" for layer in layers for name in SAE_FILES]
     if not all(run.is_fresh(name, key) for name in (*files, f"tables/{done}.csv")):
         rows = []

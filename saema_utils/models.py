@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import MODEL_DIGESTS
-from .errors import DeviceError, HubUnreachableError, ModelError, unknown_name
+from .errors import DeviceError, HubUnreachableError, ModelError, SaemaError, unknown_name
 from .files import cache_dir, digest, file_digest, write_json
 from .runtime import choose_device, choose_dtype
 from .study import EMBEDDED_MODEL, Study
@@ -68,9 +68,10 @@ def load_language_model(
     name = source.model if isinstance(source, Study) else source
     where = choose_device(str(device))
     folder = model_folder(name)
-    config = _read_config(folder, name)
+    config = read_config(folder, name)
+    check_weights(folder, name)
     if isinstance(source, Study):
-        check_layer(source.layer, _n_layers(config), name)
+        check_layer(source.layer, n_layers(config), name)
     dtype = dtype or choose_dtype(where, _n_parameters(folder))
     try:
         with quietly():
@@ -236,23 +237,48 @@ def _hub_folder(name: str) -> Path:
     try:
         with quietly():
             return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except hub.GatedRepoError as error:
-        raise ModelError(
-            f"model {name!r} is gated. Accept its licence at https://huggingface.co/{name}, make a read token at "
-            "https://huggingface.co/settings/tokens, set HF_TOKEN to it in the environment (Colab: Secrets), and "
-            "run again."
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"the hub has no model {name!r} that you may read. Check the name; a private one needs HF_TOKEN."
-        ) from error
     except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, OSError) as error:
-        raise HubUnreachableError(
-            f"model {name!r} is not in the local cache and the hub does not answer. To run offline, use "
-            f"'{EMBEDDED_MODEL}', a folder, or a machine's HF_HOME cache that holds it."
-        ) from error
+        remedy = f"use '{EMBEDDED_MODEL}', a folder, or a machine's HF_HOME cache that holds it"
+        raise hub_error(error, f"model {name!r}", name, ModelError, remedy) from error
     except ValueError as error:  # a name the hub's own rules refuse
         raise ModelError(f"{name!r} is not a hub name ({_one_line(error)}).") from error
+
+
+def hub_error(error: Exception, what: str, repository: str, refused: type[SaemaError], offline: str) -> SaemaError:
+    """What keeps the hub from giving a file, and what helps: a licence, a token, a name or a network.
+
+    Parameters
+    ----------
+    what, repository
+        How the reader calls what was asked for, and the repository on the hub that holds it.
+    refused
+        The error to make when the hub answered and said no.
+    offline
+        What to use instead when it did not answer.
+    """
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_token
+
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = getattr(response, "status_code", None)
+    token = (
+        "make a read token at https://huggingface.co/settings/tokens, set HF_TOKEN to it in the environment "
+        "(Colab: Secrets), and run again."
+    )
+    sent = "the token that was sent (HF_TOKEN, or of 'hf auth login')" if get_token() else ""
+    if isinstance(error, hub.GatedRepoError):
+        why = f"the account of {sent} has not been let in" if sent else "no token was sent"
+        return refused(f"{what} is gated and {why}. Accept its licence at https://huggingface.co/{repository}, {token}")
+    if isinstance(error, hub.RepositoryNotFoundError):
+        why = f" with {sent}" if sent else " without a token"
+        return refused(f"the hub has no {what} that you may read{why}. Check the name; for a private one, {token}")
+    if status in (401, 403):
+        why = f"{sent} is wrong, old, or may not read it" if sent else "no token was sent"
+        return refused(f"the hub refuses {what} (status {status}): {why}. To be let in, {token}")
+    return HubUnreachableError(
+        f"{what} is not in the local cache and the hub does not answer{f' (status {status})' if status else ''}. "
+        f"To run offline, {offline}."
+    )
 
 
 # ---- small parts -------------------------------------------------------------------------------
@@ -289,7 +315,8 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """A checkpoint's ``config.json``; whether its weights are there is for :func:`check_weights`."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -303,14 +330,20 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"model {name!r}: {path} names no model_type. Give a transformers checkpoint.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"model {name!r}: {folder} holds no *.safetensors (pickled weights are not read). Convert it first."
-        )
     return config
 
 
-def _n_layers(config: dict[str, Any]) -> int:
+def check_weights(folder: Path, name: str) -> None:
+    """Refuse a folder without safetensors; in the hub's cache it may be that they were never fetched."""
+    if any(folder.glob("*.safetensors")):
+        return
+    remedy = "Convert it first."
+    if folder.parent.name == "snapshots":
+        remedy = "If they were never fetched, run once with a network and without HF_HUB_OFFLINE."
+    raise ModelError(f"model {name!r}: {folder} holds no *.safetensors (pickled weights are not read). {remedy}")
+
+
+def n_layers(config: dict[str, Any]) -> int:
     text = config.get("text_config") or config
     for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
         if isinstance(text.get(key), int):

@@ -62,14 +62,16 @@ def model_shape(name: str) -> tuple[int, int] | None:
     folder = _local_folder(name)
     if folder is None:
         return None
-    from .models import _n_layers, _read_config
+    from .models import check_weights, n_layers, read_config
 
-    config = _read_config(folder, name)
+    config = read_config(folder, name)
+    if folder.parent.name != "snapshots":  # what the hub's cache lacks is downloaded when it is needed
+        check_weights(folder, name)
     if not (folder / "tokenizer.json").exists():
         raise ModelError(f"model {name!r} has no fast tokenizer (tokenizer.json). Add one to {folder} and run again.")
     text = config.get("text_config") or config
     width = next((text[key] for key in ("hidden_size", "n_embd", "d_model") if isinstance(text.get(key), int)), None)
-    return None if width is None else (_n_layers(config), width)
+    return None if width is None else (n_layers(config), width)
 
 
 def _local_folder(name: str) -> Path | None:

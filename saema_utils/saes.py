@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from .errors import HubUnreachableError, SaeError, unknown_name
+from .errors import SaeError, unknown_name
 from .fidelity import Fidelity, explained_variance, measure_fidelity
 from .sae_training import DEFAULT_PENALTY, TrainedSae, train_sae
 
@@ -109,22 +109,21 @@ def check_release(release: str, sae_id: str) -> None:
 def _load_release(release: str, sae_id: str, device: str | torch.device) -> SAE:
     from huggingface_hub import errors as hub
     from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    from .models import quietly
+    from .models import hub_error, quietly
 
     check_release(release, sae_id)
     try:
         with quietly():
             return SAE.from_pretrained(release, sae_id, device=str(device))
-    except hub.GatedRepoError as error:
-        raise SaeError(
-            f"SAE release {release!r} is gated. Accept its licence on the hub, set HF_TOKEN, and run again."
-        ) from error
     except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, OSError) as error:
-        raise HubUnreachableError(
-            f"SAE {release}:{sae_id} is not in the local cache and the hub does not answer. To run offline, copy a "
-            "machine's HF_HOME cache that holds it and set HF_HUB_OFFLINE=1, give a folder, or use --sae train."
-        ) from error
+        known = get_pretrained_saes_directory()
+        repository = known[release].repo_id if release in known else release
+        remedy = (
+            "copy a machine's HF_HOME cache that holds it and set HF_HUB_OFFLINE=1, give a folder, or use --sae train"
+        )
+        raise hub_error(error, f"SAE {release}:{sae_id}", repository, SaeError, remedy) from error
     except Exception as error:
         raise SaeError(f"SAE {release}:{sae_id} cannot be read ({_one_line(error)}).") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
 from .files import UNFINISHED, digest, file_digest, source_digest
 from .runtime import generator
+from .sae_facts import bos_note, read_facts, sae_facts
 from .saes import SAE_FILES, load_sae, train_sae
 from .splice import spliced_losses
 from .stage1_activations import (
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 SPLICED_SHARE = 10  # cross-entropy needs five full forward passes, so it uses a tenth of the held-out text
 DENSITY_TOKENS = 65_536
 CONTEXT_WORDS = 6
+_TOLD: set[tuple[Path, str]] = set()
 
 
 def sae_key(run: RunDirectory) -> str:
@@ -63,6 +66,7 @@ def study_sae(run: RunDirectory) -> SAE:
     trained = run.study.sae.source == "train"
     needed = [*files, "tables/02_sae_training.csv"] if trained else files
     if all(run.is_fresh(name, key) for name in needed):
+        _tell_once(run)
         return load_sae(run.path / "sae", run.device)
     if trained:
         corpus, study = corpus_activations(run), run.study
@@ -77,15 +81,26 @@ def study_sae(run: RunDirectory) -> SAE:
         width = language_model(run).cfg.d_model
         sae = load_sae(run.study.sae.source, run.device, width, run.study.hook_name)
         _keep(run, sae, key)
+    _tell_once(run)
     return load_sae(run.path / "sae", run.device)
+
+
+def _tell_once(run: RunDirectory) -> None:
+    """Print what is to be known of the study's SAE, once in every chapter that uses it."""
+    note = bos_note(sae_facts(run), run.study.sae.source)
+    if note and (run.path, note) not in _TOLD:
+        _TOLD.add((run.path, note))
+        print(note)
 
 
 def _keep(run: RunDirectory, sae: SAE, key: str) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run.path, prefix=UNFINISHED) as folder:
         sae.save_model(folder)
+        facts = dataclasses.asdict(read_facts(Path(folder)))
         for name in SAE_FILES:
-            run.save_file(f"sae/{name}", lambda path, name=name: shutil.copyfile(Path(folder) / name, path), key)
+            copy = partial(shutil.copyfile, Path(folder) / name)
+            run.save_file(f"sae/{name}", copy, key, sae_facts=facts)
 
 
 def training_history(run: RunDirectory) -> pd.DataFrame:
@@ -111,12 +126,20 @@ def study_coders(run: RunDirectory) -> dict[str, Coder]:
     dictionary has the SAE's width and (rounded) its mean number of active latents.
     """
     sae = SaeCoder(study_sae(run))
-    stored = run.cached_tensors("02_coders", coders_key(run), lambda: _fit_controls(run, sae))
-    stored = {name: value.to(run.device) for name, value in stored.items()}
+    stored = {name: value.to(run.device) for name, value in _controls(run, sae).items()}
     pca = PcaCoder(stored["pca_mean"], stored["pca_components"], stored["pca_eigenvalues"])
     k, seed = max(1, round(float(stored["sae_l0"]))), run.study.seed
     random = RandomDictionary(sae.d_in, sae.n_latents, min(k, sae.n_latents), seed, bias=stored["pca_mean"])
     return {coder.name: coder for coder in (sae, pca, random)}
+
+
+def sae_l0(run: RunDirectory) -> float:
+    """Mean number of latents of the study's SAE that fire on a held-out token."""
+    return float(_controls(run, SaeCoder(study_sae(run)))["sae_l0"])
+
+
+def _controls(run: RunDirectory, sae: SaeCoder) -> dict[str, Tensor]:
+    return run.cached_tensors("02_coders", coders_key(run), lambda: _fit_controls(run, sae))
 
 
 def _fit_controls(run: RunDirectory, sae: SaeCoder) -> dict[str, Tensor]:

@@ -249,15 +249,19 @@ def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
     count = run.study.intervention.spliced_sequences
     sequences, mask = corpus.heldout_tokens[:count], corpus.heldout_mask[:count]
     vectors = corpus.heldout[: int(mask.sum())].to(run.device).float()
-    for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
+
+    def trained(coefficient: float) -> tuple[dict[str, float], Tensor]:
+        """A function, so that one autoencoder is gone before the next is trained."""
         sae = shared.begin(seed=seed, separation_coefficient=coefficient)
         plain = shared.train(sae, shared.split.train, seed)
-        facts = judge(plain, shared.heldout, shared.split)
-        rows.append({"coefficient": coefficient, "seed": seed, "steps": shared.steps, **facts})
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
-        spliced[str(coefficient)] = whole
+        return judge(plain, shared.heldout, shared.split), whole
+
+    for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
+        facts, spliced[str(coefficient)] = trained(coefficient)
+        rows.append({"coefficient": coefficient, "seed": seed, "steps": shared.steps, **facts})
     table = pd.DataFrame(rows)
     table["ce_recovered"] = _recovered(run, sequences, mask, spliced)
     return table
@@ -286,15 +290,14 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         shared = bench(run)
-        plain = as_plain(shared.begin(seed=seed), shared.scale)
-        on_aedp = shared.begin(seed=seed, separation_coefficient=coefficient, separation_measure="aedp")
-        rows = [
-            {"autoencoder": name, **judge(sae, shared.heldout, shared.split)}
-            for name, sae in (
-                ("before", plain), ("latents doubled, decoder halved", _doubled(plain)),
-                ("trained on AEDP", shared.train(on_aedp, shared.split.train, seed)),
-            )
-        ]  # fmt: skip
+        aedp = {"separation_coefficient": coefficient, "separation_measure": "aedp"}
+        # One at a time: in training, an autoencoder already takes five times its own size.
+        makers = {
+            "before": lambda: as_plain(shared.begin(seed=seed), shared.scale),
+            "latents doubled, decoder halved": lambda: _doubled(as_plain(shared.begin(seed=seed), shared.scale)),
+            "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
+        }
+        rows = [{"autoencoder": name, **judge(make(), shared.heldout, shared.split)} for name, make in makers.items()]
         paired = sweep[sweep["seed"] == seed].set_index("coefficient")
         for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
             rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
@@ -354,11 +357,13 @@ def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
         jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
         for seed in run.study.seeds[:2]:
             for change, level in progress(jobs, f"reversed cause, seed {seed}"):
-                if change == "k":
-                    plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
-                else:
-                    plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
-                facts = judge(plain, shared.heldout, shared.split)
+
+                def trained(change: str = change, level: int = level, seed: int = seed) -> SAE:
+                    if change == "k":
+                        return shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
+                    return shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
+
+                facts = judge(trained(), shared.heldout, shared.split)
                 rows.append({"change": change, "level": level, "seed": seed, **facts})
         return pd.DataFrame(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -16,9 +17,11 @@ from .family_measures import concept_measures, mean_over_concepts
 from .fidelity import measure_fidelity
 from .files import digest, source_digest
 from .runtime import progress
+from .sae_facts import sae_facts
 from .saes import DEFAULT_PENALTY, SAE_FILES, load_sae
 from .stage1_activations import concept_activations, concepts_key, corpus_activations, corpus_key
-from .study import ARCHITECTURES
+from .stage2_sae import sae_l0
+from .study import ARCHITECTURES, SaeRecipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,9 +43,22 @@ def family_seeds(run: RunDirectory) -> tuple[int, ...]:
     return run.study.seeds[: FAMILY_SEEDS if run.study.corpus.tokens >= FAMILY_TOKENS else 1]
 
 
+def comparable_recipe(run: RunDirectory) -> SaeRecipe:
+    """The recipe that families and layers start from: as wide and as sparse as the study's autoencoder is.
+
+    A published one is measured: its recipe in the study says nothing of how many latents fire.
+    """
+    recipe = run.study.sae
+    if recipe.source == "train":
+        return recipe
+    d_sae = sae_facts(run).d_sae
+    return dataclasses.replace(recipe, d_sae=d_sae, k=min(d_sae, max(1, round(sae_l0(run)))))
+
+
 def families_key(run: RunDirectory) -> str:
     """Digest of everything the families are trained on and with."""
-    recipes = [str(small_recipe(run.study.sae, name)) for name in ARCHITECTURES]
+    matched = comparable_recipe(run)
+    recipes = [str(small_recipe(matched, name)) for name in ARCHITECTURES]
     return digest([corpus_key(run), recipes, source_digest("sae_training", "sparse_topk", "families", "coders")])
 
 
@@ -80,7 +96,7 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
     files = [f"{folder}/{name}" for name in SAE_FILES]
     if all(run.is_fresh(name, key) for name in (*files, f"tables/{part}.csv")):
         return run.table(part)
-    corpus, recipe = corpus_activations(run), small_recipe(run.study.sae, architecture)
+    corpus, recipe = corpus_activations(run), small_recipe(comparable_recipe(run), architecture)
     metadata = {"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture}
     matched = train_to_l0(
         corpus.train[:FAMILY_TOKENS], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
@@ -102,7 +118,7 @@ def keep_sae(run: RunDirectory, sae: Any, folder: str, key: str) -> None:
 def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int) -> pd.DataFrame:
     import pandas as pd
 
-    sae, k = matched.trained.sae, small_recipe(run.study.sae, architecture).k
+    sae, k = matched.trained.sae, small_recipe(comparable_recipe(run), architecture).k
     found = measure_fidelity(SaeCoder(sae), corpus_activations(run).heldout.to(run.device))
     return pd.DataFrame(
         [

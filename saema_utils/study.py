@@ -342,6 +342,7 @@ STUDIES: dict[str, Study] = {
             sae=SaeRecipe(
                 source="sae_bench_gemma-2-2b_topk_width-2pow16_date-1109:blocks.19.hook_resid_post__trainer_0",
                 d_sae=65536,
+                k=20,
             ),
             corpus=CorpusRecipe(tokens=200_000, heldout_tokens=20_000),
             hardware="GPU 16 GB, hub, token",

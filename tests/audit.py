@@ -76,7 +76,11 @@ def main() -> int:
     bad = {name: entry for name, entry in packages.items() if entry["verdict"] not in (CLEAN, UNKNOWN)}
     for name, entry in bad.items():
         print(f"{name} {entry['version']}: {entry['verdict']}")
-    print(f"audit: {len(packages)} pinned, {len(bad)} vulnerable, {len(unknown)} not audited. See {STORED.name}.")
+    means = "not asked about, so neither clean nor vulnerable is known of them"
+    remedy = f" ({means}): run it where pypi.org/pypi/*/json gives advisories" if unknown else ""
+    print(
+        f"audit: {len(packages)} pinned, {len(bad)} vulnerable, {len(unknown)} not audited{remedy}. See {STORED.name}."
+    )
     return 1 if bad else 2 if unknown else 0
 
 

@@ -50,6 +50,7 @@ RELEASES = {
         ),
     )
 }  # fmt: skip
+LAYERS = {"gpt2-small": 11, "pythia-70m": 5, "gemma-2-2b": 19}
 
 
 def snapshot(hub: Path, repo: str) -> Path:
@@ -165,56 +166,74 @@ def write_sae(folder: Path, release: Release) -> None:
     decoder = torch.randn(release.d_sae, release.d_model, generator=generator)
     decoder /= decoder.norm(dim=-1, keepdim=True)
     bias = torch.randn(release.d_model, generator=generator) / 10
+    config = shrunk(release)
     if release.study == "gemma-2-2b":
-        _write_dictionary_learning(folder, release, decoder, bias)
+        # sae_lens.loading.pretrained_sae_loaders.dictionary_learning_sae_huggingface_loader_1 reads config.json and
+        # ae.pt, the state of dictionary_learning's AutoEncoderTopK: linear layers (transposed to sae_lens's) and
+        # b_dec. Its k was a plain number then and not part of the state, and there was no threshold.
+        (folder / "config.json").write_text(json.dumps(config, indent=4))
+        state = {
+            "encoder.weight": decoder.clone(), "encoder.bias": torch.zeros(release.d_sae),
+            "decoder.weight": decoder.T.contiguous(), "b_dec": bias,
+        }  # fmt: skip
+        torch.save(state, folder / "ae.pt")
         return
     from safetensors.torch import save_file
 
-    # sae_lens.loading.pretrained_sae_loaders.sae_lens_huggingface_loader: cfg.json, sae_weights.safetensors and,
-    # where there is one, sparsity.safetensors (Pythia's release has none).
+    # sae_lens.loading.pretrained_sae_loaders.sae_lens_huggingface_loader reads all three files.
     weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_enc": torch.zeros(release.d_sae), "b_dec": bias}
     save_file(weights, folder / "sae_weights.safetensors")
-    if release.study == "gpt2-small":
-        save_file({"sparsity": torch.full((release.d_sae,), -2.0)}, folder / "sparsity.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(_config_before_version_6(release)))
+    save_file({"sparsity": torch.full((release.d_sae,), -2.0)}, folder / "sparsity.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config))
 
 
-def _config_before_version_6(release: Release) -> dict:
-    """Keys of releases older than sae_lens 6, renamed and filled in by ``handle_pre_6_0_config``."""
-    common = {
-        "d_in": release.d_model, "d_sae": release.d_sae, "dtype": "torch.float32", "device": "cuda",
-        "context_size": 64, "prepend_bos": True, "dataset_path": "Skylion007/openwebtext",
-    }  # fmt: skip
-    if release.study == "gpt2-small":
-        # OpenAI's autoencoders normalise every token; activation_fn topk makes the architecture topk.
-        return {
-            **common, "architecture": "standard", "model_name": "gpt2-small", "hook_name": "blocks.11.hook_resid_post",
-            "hook_layer": 11, "hook_head_index": None, "activation_fn_str": "topk",
-            "activation_fn_kwargs": {"k": release.k}, "apply_b_dec_to_input": True,
-            "finetuning_scaling_factor": False, "normalize_activations": "layer_norm",
-        }  # fmt: skip
-    return {
-        **common, "model_name": "pythia-70m-deduped", "hook_point": "blocks.5.hook_resid_post", "hook_point_layer": 5,
-        "hook_point_head_index": None, "activation_fn_str": "relu", "normalize_activations": "none",
-    }  # fmt: skip
+def published(study: str, layer: int) -> dict:
+    """The configuration file of a release, with every key and value that the hub's own has.
 
-
-def _write_dictionary_learning(folder: Path, release: Release, decoder: torch.Tensor, bias: torch.Tensor) -> None:
-    """``config.json`` and ``ae.pt`` as ``dictionary_learning_sae_huggingface_loader_1`` reads them.
-
-    Configuration keys: ``get_dictionary_learning_config_1_from_hf``. The weights are the state of
-    dictionary_learning's AutoEncoderTopK: linear layers (transposed to sae_lens's), b_dec, k, threshold.
+    Sources, besides sae_lens's registry. *GPT-2*: ``v5_32k_layer_9/cfg.json`` of the sister repository
+    ``jbloom/GPT2-Small-OAI-v5-32k-resid-mid-SAEs`` is public text; SAELens's ``docs/sae_table.md`` names another
+    dataset for ``resid-post``, and only ``prepend_bos: true`` then gives the 565 bytes that the hub lists.
+    *Pythia*: the same keys of sae_lens 3; only ``prepend_bos: false`` gives the 541 bytes of ``4-res-sm/cfg.json``.
+    *Gemma*: ``resid_post_layer_12/trainer_0/config.json`` in the diff of commit d8e911b of
+    ``canrager/saebench_gemma-2-2b_width-2pow16_date-1109``. A test compares the sizes.
     """
-    trainer = {
-        "trainer_class": "TrainerTopK", "dict_class": "AutoEncoderTopK", "activation_dim": release.d_model,
-        "dict_size": release.d_sae, "k": release.k, "layer": 19, "lm_name": "google/gemma-2-2b",
-        "submodule_name": "resid_post_layer_19", "device": "cuda:0", "seed": 0,
+    if study == "gemma-2-2b":
+        trainer = {
+            "trainer_class": "TrainerTopK", "dict_class": "AutoEncoderTopK", "lr": 0.0001, "steps": 97656, "seed": 0,
+            "activation_dim": 2304, "dict_size": 65536, "k": 20, "device": "cuda:1", "layer": layer,
+            "lm_name": "google/gemma-2-2b", "wandb_name": f"TopKTrainer-google/gemma-2-2b-resid_post_layer_{layer}",
+            "submodule_name": f"resid_post_layer_{layer}",
+        }  # fmt: skip
+        buffer = {
+            "d_submodule": 2304, "io": "out", "n_ctxs": 2048, "ctx_len": 128, "refresh_batch_size": 24,
+            "out_batch_size": 4096, "device": "cuda:1",
+        }  # fmt: skip
+        return {"trainer": trainer, "buffer": buffer}
+    gpt2 = study == "gpt2-small"
+    # Older than sae_lens 6: renamed and filled in by handle_pre_6_0_config, where activation_fn topk makes the
+    # architecture topk. OpenAI's autoencoders normalise every token.
+    return {
+        "architecture": "standard", "d_in": 768 if gpt2 else 512, "d_sae": 32768, "dtype": "torch.float32",
+        "device": "cuda", "model_name": "gpt2-small" if gpt2 else "pythia-70m-deduped",
+        "hook_name": f"blocks.{layer}.hook_resid_post", "hook_layer": layer, "hook_head_index": None,
+        "activation_fn_str": "topk" if gpt2 else "relu", "activation_fn_kwargs": {"k": 32} if gpt2 else {},
+        "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None,
+        "prepend_bos": gpt2,
+        "dataset_path": "apollo-research/Skylion007-openwebtext-tokenizer-gpt2"
+        if gpt2 else "EleutherAI/the_pile_deduplicated",
+        "dataset_trust_remote_code": True, "context_size": 64 if gpt2 else 128,
+        "normalize_activations": "layer_norm" if gpt2 else "none",
     }  # fmt: skip
-    buffer = {"d_submodule": release.d_model, "io": "out", "n_ctxs": 2000, "ctx_len": 128, "device": "cuda:0"}
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": buffer}))
-    state = {
-        "encoder.weight": decoder.clone(), "encoder.bias": torch.zeros(release.d_sae),
-        "decoder.weight": decoder.T.contiguous(), "b_dec": bias, "k": torch.tensor(release.k),
-        "threshold": torch.tensor(-1.0),
-    }  # fmt: skip
-    torch.save(state, folder / "ae.pt")
+
+
+def shrunk(release: Release) -> dict:
+    """The published configuration with the stand-in's width, latents and k."""
+    config = published(release.study, LAYERS[release.study])
+    if release.study == "gemma-2-2b":
+        config["trainer"] |= {"activation_dim": release.d_model, "dict_size": release.d_sae, "k": release.k}
+        config["buffer"]["d_submodule"] = release.d_model
+        return config
+    config |= {"d_in": release.d_model, "d_sae": release.d_sae}
+    if config["activation_fn_kwargs"]:
+        config["activation_fn_kwargs"] = {"k": release.k}
+    return config

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import sys
@@ -50,6 +51,8 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
     from saema_utils.artifacts import RunDirectory
     from saema_utils.coders import SaeCoder
     from saema_utils.models import model_folder
+    from saema_utils.sae_facts import sae_facts
+    from saema_utils.stage8_families import comparable_recipe
 
     study = tiny(name)
     run = RunDirectory(folder / name, study, device="cpu")
@@ -77,6 +80,8 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
         "hook": sae.cfg.metadata.hook_name, "weights": weights, "x": x.tolist(), "z": z.tolist(),
         "x_hat": once.tolist(), "decode_repeats": float((once - twice).abs().max() + (once - again).abs().max()),
         "finite": bool(evaluation.select_dtypes("number").notna().all().all()), "l0": evaluation["l0"]["sae"],
+        "comparable": dataclasses.asdict(comparable_recipe(run)),
+        "facts": dataclasses.asdict(sae_facts(run)), "recorded": run.entry("sae/cfg.json")["sae_facts"],
         "files": sorted(path.name for path in (run.path / "sae").iterdir()),
     }  # fmt: skip
 
@@ -130,9 +135,9 @@ if __name__ == "__main__":
     what, folder, *studies = sys.argv[1:]
     torch.set_num_threads(1)
     report: dict[str, Any] = {}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         for name in studies:
             report[name] = facts_of(name, Path(folder)) if what == "facts" else chapters(name, Path(folder))
         if what == "facts":
             report["refusals"] = refusals(Path(folder))
-    print(json.dumps(report))
+    print(json.dumps({**report, "printed": printed.getvalue()}))

@@ -7,7 +7,8 @@ versions=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=(3.11 3.12 3.13)
 failed=0 ran=0
 for version in "${versions[@]}"; do
-  if ! command -v "python$version" >/dev/null; then
+  # A version manager may have the name without the interpreter, so it is asked to run.
+  if ! "python$version" -c "" 2>/dev/null; then
     echo "python$version: not on this machine, passed over"
     continue
   fi

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
+from saema_utils import fragments
+from saema_utils.artifacts import RunDirectory
 from saema_utils.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.errors import ActivationError, HubUnreachableError, SaeError
+from saema_utils.compare import compare_runs
+from saema_utils.errors import ActivationError, ArtifactError, HubUnreachableError, SaeError
 from saema_utils.fidelity import explained_variance, mean_cosine, measure_fidelity, recovered_features
-from saema_utils.saes import check_fits, load_sae, train_sae
-from saema_utils.study import ARCHITECTURES, SaeRecipe
+from saema_utils.sae_facts import SaeFacts, bos_note, read_facts, sae_facts
+from saema_utils.saes import SAE_FILES, check_fits, load_sae, train_sae
+from saema_utils.study import ARCHITECTURES, STUDIES, SaeRecipe
 
 RECIPE = SaeRecipe(d_sae=64, k=3, epochs=4, batch=128, learning_rate=5e-3)
 
@@ -332,3 +338,53 @@ def test_recovered_features_is_one_for_a_shuffled_truth():
     shuffled = 3 * truth[torch.randperm(9)]
     torch.testing.assert_close(recovered_features(truth, shuffled), torch.ones(9, dtype=torch.float64))
     assert (recovered_features(truth, torch.zeros(4, 5)) == 0).all()
+
+
+# ---- facts of an autoencoder ---------------------------------------------------------------------
+
+
+def run_with(folder, sae, **changes):
+    """A run of the smoke study whose chapter 2 has loaded ``sae`` from elsewhere."""
+    sae.save_model(folder / "elsewhere")
+    study = STUDIES["smoke"].changed(**{"sae.source": str(folder / "elsewhere"), **changes})
+    run = RunDirectory(folder / "run", study)
+    for name in SAE_FILES:
+        source = folder / "elsewhere" / name
+        run.save_file(f"sae/{name}", lambda path, source=source: shutil.copyfile(source, path))
+    return run
+
+
+@pytest.mark.parametrize(("kind", "k"), [("topk", 5), ("standard", None)])
+def test_a_loaded_sae_is_described_by_its_own_file_not_by_the_recipe(tmp_path, kind, k):
+    run = run_with(tmp_path, small_sae(kind=kind))
+    assert sae_facts(run) == SaeFacts(kind, 40, k)
+    rows = [{"representation": "sae", "explained_variance": 0.8, "l0": 5.0, "dead_fraction": 0, "ce_recovered": 0.9}]
+    run.save_table("02_sae_eval", pd.DataFrame(rows))
+    row = compare_runs([run.path]).iloc[0]
+    assert (row["architecture"], row["d_sae"]) == (kind, 40)
+    assert (row["k"] == k) if k else pd.isna(row["k"])
+    shown = fragments.numbers(run)
+    assert (shown["d_sae"], shown["k"]) == ("40", str(k) if k else "undefined")
+
+
+def test_a_recipe_describes_what_is_trained_here_and_what_is_not_there_yet(tmp_path):
+    recipe = STUDIES["smoke"].sae
+    assert sae_facts(RunDirectory(tmp_path / "a", STUDIES["smoke"])) == SaeFacts("topk", recipe.d_sae, recipe.k)
+    gemma = STUDIES["gemma-2-2b"]
+    assert sae_facts(RunDirectory(tmp_path / "b", gemma)) == SaeFacts("topk", 65536, 20)
+
+
+def test_an_sae_trained_without_bos_is_noted_and_others_are_not(tmp_path):
+    sae = small_sae()
+    sae.cfg.metadata["prepend_bos"] = False
+    facts = sae_facts(run_with(tmp_path, sae))
+    assert not facts.prepend_bos
+    note = bos_note(facts, "somewhere:there")
+    assert "somewhere:there" in note
+    assert "\n" not in note
+    assert bos_note(SaeFacts("topk", 40, 5), "somewhere:there") == ""
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="d_sae"):
+        read_facts(tmp_path)

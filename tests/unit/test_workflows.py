@@ -25,6 +25,9 @@ createLinter().then((lint) => {
 """
 sys.path.insert(0, str(ROOT / "tests"))
 
+from saema_utils import address  # noqa: E402
+from saema_utils.errors import BookError  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def lint(tmp_path_factory):
@@ -97,11 +100,64 @@ def test_the_matrix_covers_every_python_that_the_package_allows():
     assert matrix["python"] == [f"3.{minor}" for minor in range(low, high)]
 
 
-def test_publishing_fills_the_address_from_its_own_environment():
+def test_publishing_checks_the_address_of_its_own_repository_first():
     commands = [step.get("run", "") for step in steps(ROOT / ".github/workflows/publish.yml")]
-    moved = next(i for i, command in enumerate(commands) if "make address" in command)
-    assert "$GITHUB_REPOSITORY" in commands[moved]
-    assert moved < next(i for i, command in enumerate(commands) if "make book" in command)
+    checked = next(i for i, command in enumerate(commands) if "make release-check" in command)
+    assert "$GITHUB_REPOSITORY" in commands[checked]
+    assert checked < next(i for i, command in enumerate(commands) if "make book" in command)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A clone of a repository that holds what an address is written into, with its origin beside it."""
+    origin, clone = tmp_path / "origin.git", tmp_path / "clone"
+    git(tmp_path, "init", "--bare", str(origin))
+    git(tmp_path, "clone", str(origin), str(clone))
+    for path in [ROOT / "saema_utils/address.py", *(p for glob in address.FOLLOWERS for p in ROOT.glob(glob))]:
+        copy = clone / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    git(clone, "add", ".")
+    git(clone, "commit", "-m", "Book")
+    return clone
+
+
+def check(clone: Path, repository: str) -> str:
+    """What ``make release-check`` says there; empty when it lets the book pass."""
+    try:
+        address.check_release(clone, repository)
+    except BookError as error:
+        return str(error)
+    return ""
+
+
+def test_a_book_that_names_another_repository_is_not_published(published):
+    said = check(published, "ada/saema-fork")
+    assert "\n" not in said
+    assert "make address REPOSITORY=ada/saema-fork" in said
+    assert f"tag that commit {address.BRANCH}" in said
+    moved = address.move_repository(published, "ada/saema-fork")
+    assert len(moved) > 10
+    assert "make address REPOSITORY" in check(published, address.REPOSITORY), "moved here, but not committed"
+
+
+def test_a_committed_address_is_published_once_its_tag_is_pushed(published):
+    git(published, "tag", address.BRANCH)
+    assert f"git push origin {address.BRANCH}" in check(published, address.REPOSITORY)
+    git(published, "push", "origin", address.BRANCH)
+    assert check(published, address.REPOSITORY) == ""
+
+
+def test_the_badge_opens_the_release_that_the_setup_cell_installs():
+    assert address.release_requirement().rsplit("@", 1)[1] == address.BRANCH
+    assert f"/blob/{address.BRANCH}/" in address.colab_url("notebooks/01_activations.ipynb")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text())
+    assert set(workflow[True]["push"]) == {"tags"}, "the book on the web is that of a tag"
 
 
 def test_the_link_check_finds_addresses_and_leaves_placeholders_alone(tmp_path):
