@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .edits import ARMS
-from .figures import COLORS, NAMES, line_style, panels
+from .figures import COLORS, NAMES, SEQUENTIAL, line_style, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,7 +212,7 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
         natural["separation"],
         natural["explained_variance"],
         c=np.log10(natural["step"]),
-        cmap="viridis",
+        cmap=SEQUENTIAL,
         s=26,
         zorder=2,
     )
@@ -226,7 +226,7 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
     right.axhline(0, color="#cccccc", linewidth=1)
     right.axvline(0, color="#cccccc", linewidth=1)
     right.scatter(
-        centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap="viridis", s=26
+        centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap=SEQUENTIAL, s=26
     )
     right.locator_params(axis="x", nbins=5)
     right.set_xlabel("separation, minus the mean of its step")
