@@ -171,9 +171,10 @@ def dimension_sentence(comparison: pd.DataFrame) -> str:
         f"Found directly, the SAE's local representations have **{own['ratio']:.2f}** times the intrinsic dimension of "
         f"the residual stream's (95 % interval {np.exp(own['low']):.2f} to {np.exp(own['high']):.2f}, "
         f"{int(own['n_concepts'])} concepts: {_plain(own)}), and {other['ratio']:.2f} times that of a random "
-        f"dictionary's ({np.exp(other['low']):.2f} to {np.exp(other['high']):.2f}: {_plain(other)}). The effective rank of "
-        f"their covariance, which looks at whole clusters instead of next neighbours, is **{spread['ratio']:.2f}** times the "
-        f"residual stream's ({np.exp(spread['low']):.2f} to {np.exp(spread['high']):.2f}: {_plain(spread)})."
+        f"dictionary's ({np.exp(other['low']):.2f} to {np.exp(other['high']):.2f}: {_plain(other)}). The effective "
+        f"rank of their covariance, which looks at whole clusters instead of next neighbours, is "
+        f"**{spread['ratio']:.2f}** times the residual stream's ({np.exp(spread['low']):.2f} to "
+        f"{np.exp(spread['high']):.2f}: {_plain(spread)})."
     )
 
 
