@@ -293,6 +293,7 @@ def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
         != decide(Interval(row.estimate, row.low, row.high, row.n), row.direction, 0.0, minimum[row.claim])
     }
     require(set(ids) == changed, f"{len(changed)} verdicts change; you named {len(ids)}. Judge each with margin 0.")
+    require(ids == sorted(ids), "The right ids, but not sorted.")
 
 
 @exercise("6.2", wrong=6)
