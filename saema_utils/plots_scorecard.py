@@ -94,9 +94,10 @@ def certainty_sentence(card: pd.DataFrame) -> str:
     if distance.empty:
         return "No claim has units enough to be judged, so every verdict is inconclusive wherever its interval lies."
     fragile, firm = (distance - 1).abs().idxmin(), distance.idxmax()
-    side = "holds the margin" if distance[fragile] <= 1 else "leaves the margin out"
-    return (
+    text = (
         f"The verdict that hangs by the thinnest thread is *{card.loc[fragile, 'claim']}*: its margin lies at "
-        f"{distance[fragile]:.1f} times what its interval reaches on that side, so that the interval only just {side}. "
-        f"The firmest is *{card.loc[firm, 'claim']}*, at {distance[firm]:.1f} times."
+        f"{distance[fragile]:.1f} times what its interval reaches on that side, and at 1 the verdict turns."
     )
+    if firm == fragile:
+        return text
+    return f"{text} The firmest is *{card.loc[firm, 'claim']}*, at {distance[firm]:.1f} times."

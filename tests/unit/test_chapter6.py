@@ -77,9 +77,10 @@ def test_the_thinnest_thread_is_the_interval_that_ends_nearest_to_its_margin():
     )
     text = certainty_sentence(made)
     assert "thinnest thread is *fragile*" in text
-    assert "only just leaves the margin out" in text
+    assert "at 1.0 times" in text
     assert "firmest is *firm*" in text
     assert interval_widths(made).axes
+    assert "firmest" not in certainty_sentence(made[:1]), "one verdict is not compared with itself"
 
 
 def test_without_units_no_verdict_is_called_firm():
