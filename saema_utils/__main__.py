@@ -13,7 +13,7 @@ import typer
 from .chapter import default_run_dir, parse_chapters, resolve_study
 from .compare import compare_command
 from .errors import SaemaError, StudyError
-from .files import expand
+from .files import user_path
 from .study import DEFAULT_STUDY, STUDIES, Study
 from .sweep import sweep_command
 
@@ -51,7 +51,7 @@ def run(
     runtime.choose_device(device)
     chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus)
     preflight.check_study(chosen)
-    target = expand(run_dir) if run_dir else default_run_dir(chosen)
+    target = user_path(run_dir) if run_dir else default_run_dir(chosen)
     if force:
         artifacts.forget(target)
     directory = artifacts.RunDirectory(target, chosen, device=device)
@@ -77,7 +77,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     """A study with the user's own model, layer, SAE, prompts or corpus; named after what it changes."""
     changes: dict[str, Any] = {}
     if prompts:
-        path = expand(prompts)
+        path = user_path(prompts)
         if not path.is_file():
             raise StudyError(f"prompts file {prompts!r} does not exist. Pass a JSON file {{concept: [prompt, ...]}}.")
         changes["prompts_file"] = str(path.resolve())
@@ -88,7 +88,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     if sae:
         changes["sae.source"] = _absolute(sae)
     if corpus:
-        path = expand(corpus)
+        path = user_path(corpus)
         if not path.is_file():
             raise StudyError(f"corpus file {corpus!r} does not exist. Pass a .txt file.")
         changes["corpus.source"] = str(path.resolve())
@@ -104,7 +104,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
 
 def _absolute(source: str) -> str:
     """A folder by its whole path, so that the study can be run again from anywhere; other names as they are."""
-    path = expand(source)
+    path = user_path(source)
     return str(path.resolve()) if path.is_dir() else source
 
 
@@ -147,7 +147,7 @@ def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> Non
     from .book import build_book
 
     chosen = resolve_study(study)
-    path = expand(run_dir) if run_dir else default_run_dir(chosen)
+    path = user_path(run_dir) if run_dir else default_run_dir(chosen)
     if run_dir and (path / "study.json").exists():
         chosen = resolve_study(str(path / "study.json"))
     index = build_book(artifacts.RunDirectory(path, chosen))

@@ -23,7 +23,6 @@ from .errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
 from .files import (
     atomic_path,
     cannot_write,
-    expand,
     file_digest,
     source_digest,
     sweep_up,
@@ -63,7 +62,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path, study: Study, device: str = "auto"):
-        self.path = expand(path).resolve()
+        self.path = user_path(path).resolve()
         self.study = study
         self._device = device
         manifest = self.manifest()
@@ -344,7 +343,7 @@ def forget(run_path: str | Path) -> None:
     Only a directory that holds a manifest, or nothing, is emptied: a mistyped path loses nothing. Nor does a
     run that another process is using.
     """
-    path = expand(run_path).resolve()
+    path = user_path(run_path).resolve()
     if not path.exists():
         return
     if not path.is_dir():

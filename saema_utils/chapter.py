@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import RunDirectory
-from .errors import SaemaError, StudyError
+from .errors import StudyError
+from .files import user_path
 from .study import DEFAULT_STUDY, STUDIES, Study, get_study
 
 if TYPE_CHECKING:
@@ -74,23 +75,6 @@ def parse_chapters(text: str) -> tuple[int, ...]:
     if not chosen or not chosen <= set(CHAPTERS):
         raise StudyError(f"chapters is {text!r}; allowed: {CHAPTERS[0]} to {CHAPTERS[-1]}, such as 3, 1-3 or 1,3-5.")
     return tuple(sorted(chosen))
-
-
-def user_path(text: str | Path) -> Path:
-    """A path that a person typed, with ``~`` and ``~name`` filled in.
-
-    Raises
-    ------
-    SaemaError
-        If nobody of that name has a home folder here, or a symbolic link in it leads back to itself.
-    """
-    try:
-        path = Path(text).expanduser()
-        path.resolve()
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
-    return path
 
 
 def open_run(study: str = "auto", run_dir: str = "", device: str = "auto", seed: int | None = None) -> RunDirectory:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .artifacts import RunDirectory
-from .chapter import in_colab, user_path
+from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
-from .files import atomic_path
+from .files import atomic_path, user_path
 from .sae_facts import sae_facts
 from .statistics import errors_to_bound
 from .sweep_tasks import PLAN_FILE

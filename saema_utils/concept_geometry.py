@@ -55,6 +55,8 @@ class ConceptClouds:
         [P] each: index of the prompt's word and of its template.
     n_copies
         Tokens left out because a token before them has the same vector.
+    contexts
+        [N]: the token's prompt with the token in brackets.
     """
 
     concept: str
@@ -69,6 +71,7 @@ class ConceptClouds:
     prompt_words: Int[np.ndarray, " P"]
     templates: Int[np.ndarray, " P"]
     n_copies: int
+    contexts: Sequence[str]
     _known: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -134,7 +137,23 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
         prompt_words=prompt_words[with_word],
         templates=template_of[with_word],
         n_copies=int((~kept).sum()),
+        contexts=[
+            in_brackets(activations.token_strings[p], t, prompts[p].text)
+            for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
+        ],
     )  # fmt: skip
+
+
+def in_brackets(strings: Sequence[str], position: int, text: str) -> str:
+    """A prompt with one of its tokens in brackets; what stands before the text (BOS) is left out.
+
+    >>> in_brackets(["<s>", "In", " May", "."], 2, "In May.")
+    'In [May].'
+    """
+    before, token, after = "".join(strings[:position]), strings[position], "".join(strings[position + 1 :])
+    before = before[max(0, (before + token + after).find(text)) :]
+    space = token[: len(token) - len(token.lstrip())]
+    return f"{before}{space}[{token.strip()}]{after}"
 
 
 def _firing(z: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConceptError
+from .files import user_path
 from .study import Study
 
 MAX_FILE_BYTES = 10_000_000
@@ -212,7 +213,7 @@ def read_prompts(path: str | Path) -> dict[str, ConceptPrompts]:
     ConceptError
         One line that names the file, what is wrong, and what to do.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     remedy = 'Expected {"concept": ["prompt", ...], ...}. Correct the file and run again.'
     try:
         size = path.stat().st_size

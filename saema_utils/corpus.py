@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CorpusError, unknown_name
+from .files import user_path
 from .study import EMBEDDED_CORPUS, CorpusRecipe
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def read_documents(source: str, seed: int) -> Iterable[str]:
         return _shuffled(_dictionary_entries(), seed)
     if source.startswith("hub:"):
         return _distinct(_hub_documents(source.removeprefix("hub:"), seed))
-    return _shuffled(_paragraphs(Path(source).expanduser()), seed)
+    return _shuffled(_paragraphs(user_path(source)), seed)
 
 
 def _shuffled(documents: Iterable[str], seed: int) -> list[str]:

@@ -258,18 +258,20 @@ def _scale_free_separation(answer: Callable[..., Any]) -> None:
     require(values == sorted(set(values)), f"It must grow as the poles move apart; yours goes {values}.")
 
 
-@exercise("5.4", wrong=lambda latents, decoder: (latents, decoder))
-def _win_without_separating(answer: Callable[..., Any]) -> None:
+@exercise("5.4", wrong=lambda latents, labels, decoder: 3 * latents)
+def _separate_unseen_by_the_decoder(answer: Callable[..., Any]) -> None:
     import torch
 
-    from .geometry import aedp, poles
+    from .separation import separation_scale_free
 
     latents, labels = _toy_clusters()
     decoder = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    new, rows = answer(latents, decoder)
-    require(torch.allclose(new @ rows, latents @ decoder), "The reconstruction has changed.")
-    ratio = aedp(poles(new, labels)) / aedp(poles(latents, labels))
-    require(ratio >= 3 - 1e-9, f"The distance of poles has grown by {ratio:.2f}; make it at least 3 times as large.")
+    new = answer(latents.clone(), labels.clone(), decoder.clone())
+    require(tuple(new.shape) == tuple(latents.shape), f"Return latents of shape {tuple(latents.shape)}.")
+    change = float((new @ decoder - latents @ decoder).abs().max())
+    require(change < 1e-6, f"The reconstruction has changed, by {change:.2g}: add only what the decoder maps to zero.")
+    found = float(separation_scale_free(new, labels))
+    require(found >= 0.95, f"The separation is {found:.2f}. How far along that direction should each word move?")
 
 
 # ---- chapter 6 ---------------------------------------------------------------------------------
@@ -291,6 +293,7 @@ def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
         != decide(Interval(row.estimate, row.low, row.high, row.n), row.direction, 0.0, minimum[row.claim])
     }
     require(set(ids) == changed, f"{len(changed)} verdicts change; you named {len(ids)}. Judge each with margin 0.")
+    require(ids == sorted(ids), "The right ids, but not sorted.")
 
 
 @exercise("6.2", wrong=6)

@@ -45,6 +45,13 @@ NAMES = {
 MAIN = ("residual", "sae", "poles")
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
+TOWARDS_CLAIM = "RdBu"  # blue where the paper expects the effect, as in the verdicts
+CYCLIC = "twilight_shifted"
+# Clusters and words are more than the colours that everybody can tell apart: the marker changes when these are used up.
+CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#222222")
+CLASS_MARKERS = ("o", "s", "^", "D", "v", "P")
+PLOTLY_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+NOISE_MARKER = "x"
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
     "figure.dpi": 110, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
@@ -74,6 +81,20 @@ def panels(n_columns: int = 1, n_rows: int = 1, *, width: float = 7.2, height: f
 def line_style(name: str) -> dict[str, object]:
     """Colour and dash of a representation or an arm: solid for what is studied, dashed for controls."""
     return {"color": COLORS[name], "linestyle": "-" if name in MAIN else "--"}
+
+
+def class_style(number: int) -> tuple[str, int]:
+    """Colour and marker number of a cluster or word: 36 pairs, then they repeat and only labels tell."""
+    return CLASS_COLORS[number % len(CLASS_COLORS)], number // len(CLASS_COLORS) % len(CLASS_MARKERS)
+
+
+def scatter_classes(axes: Axes, x: Sequence[float], y: Sequence[float], classes: Sequence[int], size: float) -> None:
+    """Dots of many classes, each in the style of its number."""
+    x, y, classes = np.asarray(x), np.asarray(y), np.asarray(classes)
+    for number in np.unique(classes):
+        color, marker = class_style(int(number))
+        mine = classes == number
+        axes.scatter(x[mine], y[mine], s=size, color=color, marker=CLASS_MARKERS[marker], linewidth=0, zorder=2)
 
 
 def band(axes: Axes, x: Sequence[float], center, low, high, name: str, label: bool = True) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtifactError
+from .errors import ArtifactError, SaemaError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ def outside_digest(*sources: str) -> str:
     """
     found: list[Any] = []
     for source in sources:
-        path = expand(source)
+        path = user_path(source)
         if source and path.is_file():
             found.append(file_digest(path))
         elif source and path.is_dir():
@@ -95,12 +95,21 @@ def outside_digest(*sources: str) -> str:
     return digest(found)
 
 
-def expand(path: str | Path) -> Path:
-    """The path with ``~`` filled in; one line where that user does not exist."""
+def user_path(text: str | Path) -> Path:
+    """A path that a person typed, with ``~`` and ``~name`` filled in.
+
+    Raises
+    ------
+    SaemaError
+        If nobody of that name has a home folder here, or a symbolic link in it leads back to itself.
+    """
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ArtifactError(f"path {str(path)!r} cannot be read ({error}). Write the folder in full.") from error
+        path = Path(text).expanduser()
+        path.resolve()
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
+    return path
 
 
 def cache_dir() -> Path:

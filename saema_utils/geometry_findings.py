@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.05
+TOKEN_TEXTS, WORDS, NEITHER = "the *texts of tokens*", "the *words* of the concept", "neither tokens nor words closely"
+FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same
 NO_CYCLE = "The words of this study form no cycle that this book knows, so there is no circle to look for."
 
 
@@ -59,7 +61,7 @@ def distances_sentence(circles: pd.DataFrame) -> str:
             "the plane as from its neighbour, leave no hole that growing balls could find."
         )
     return (
-        f"A plane flatters: it shows {before['variance_share']:.0%} of the variance of {first} in the residual "
+        f"The plane shows {before['variance_share']:.0%} of the variance of {first} in the residual "
         "stream and "
         f"{after['variance_share']:.0%} in the latents. Over all dimensions, the rank correlation of distances "
         f"with steps "
@@ -68,18 +70,36 @@ def distances_sentence(circles: pd.DataFrame) -> str:
 
 
 def clusters_sentence(merging: pd.DataFrame, geometry: pd.DataFrame) -> str:
-    """What the clusters follow: the texts of tokens, or the words."""
-    direct = merging[merging["protocol"] == "direct"].groupby("representation")[["ami", "ami_token"]].mean()
+    """What the paper's clusters follow: the texts of tokens, the words, or neither."""
+    agreement = _agreement_of_the_papers_clusters(merging)
+    before, after = agreement.loc["residual"], agreement.loc["sae"]
     copies = geometry.drop_duplicates("concept")
     shown = copies["n_copies"].sum() / (copies["n_copies"] + copies["n_points"]).sum()
-    before, after = direct.loc["residual"], direct.loc["sae"]
-    return (
-        f"**{shown:.0%}** of the tokens are copies: prompts that begin alike share their first vectors "
-        f"exactly, so each is "
-        "counted once. Of what is left, clusters follow the *text of the token*: adjusted mutual information with it "
-        f"is {before['ami_token']:.2f} in the residual stream and {after['ami_token']:.2f} in the SAE. With the "
-        f"concept's words, over their own tokens, it is {before['ami']:.2f} and {after['ami']:.2f}."
+    follows = [_followed(row) for row in (before, after)]
+    if follows[0] == follows[1]:
+        main = f"clusters follow {follows[0]} in both representations"
+    else:
+        main = f"clusters follow {follows[0]} in the residual stream and {follows[1]} in the SAE"
+    text = (
+        f"**{shown:.0%}** of the tokens are copies: prompts that begin alike share their first vectors exactly, so "
+        f"each is counted once. Of what is left, {main} (the paper's protocol, over all concepts and seeds): adjusted "
+        f"mutual information with the token's text is **{before['ami_token']:.2f}** in the residual stream and "
+        f"**{after['ami_token']:.2f}** in the SAE; with the concept's words, over their own tokens, it is "
+        f"{before['ami']:.2f} and {after['ami']:.2f}."
     )
+    if set(follows) == {TOKEN_TEXTS}:
+        text += " So a count of clusters mostly counts the different tokens of our sentences."
+    return text
+
+
+def _agreement_of_the_papers_clusters(merging: pd.DataFrame) -> pd.DataFrame:
+    return merging[merging["protocol"] == "paper"].groupby("representation")[["ami", "ami_token"]].mean()
+
+
+def _followed(agreement: pd.Series) -> str:
+    if max(agreement["ami_token"], agreement["ami"]) < FOLLOWED:
+        return NEITHER
+    return TOKEN_TEXTS if agreement["ami_token"] >= agreement["ami"] else WORDS
 
 
 def seeds_sentence(geometry: pd.DataFrame) -> str:
@@ -93,7 +113,7 @@ def seeds_sentence(geometry: pd.DataFrame) -> str:
         "stream and "
         f"**{mean['sae']:.1f}** in the SAE, on average; from one seed to the next the number differs by up to "
         f"{int(spread.max())}. Read off the embedding, as the paper does, their dimension is "
-        f"{rows['intrinsic_dimension_embedding'].mean():.1f}, whatever it was: in the data's own space it is "
+        f"{rows['intrinsic_dimension_embedding'].mean():.1f}; in the data's own space it is "
         f"{rows['intrinsic_dimension'].mean():.1f}."
     )
 
@@ -107,10 +127,11 @@ def size_sentence(geometry: pd.DataFrame, min_cluster_size: int) -> str:
     few, many = (found[found.index.isin(words.index[side])] for side in (~large, large))
     if not len(few) or not len(many):
         return "A token of a sentence occurs once per word: a cluster of them is as large as there are words."
+    decided = "Most of the number is decided before any model is asked. " if many.mean() >= 2 * few.mean() else ""
     return (
-        f"Most of the number is decided before any model is asked. A token of a sentence occurs once per word, and "
-        f"{min_cluster_size} is the smallest cluster: concepts of fewer words have **{few.mean():.1f}** local "
-        f"representations in the residual stream, those of at least as many words **{many.mean():.1f}**."
+        f"{decided}A token of a sentence occurs once per word, and {min_cluster_size} is the smallest cluster: "
+        f"concepts of fewer words have **{few.mean():.1f}** local representations in the residual stream, those of at "
+        f"least as many words **{many.mean():.1f}**."
     )
 
 
@@ -147,12 +168,13 @@ def dimension_sentence(comparison: pd.DataFrame) -> str:
     own, other = (rows.loc[("intrinsic_dimension", against)] for against in ("residual", "random_dictionary"))
     spread = rows.loc[("effective_rank", "residual")]
     return (
-        f"The SAE's local representations have **{own['ratio']:.2f}** times the intrinsic dimension of the residual "
-        f"stream's (95 % interval {np.exp(own['low']):.2f} to {np.exp(own['high']):.2f}, {int(own['n_concepts'])} "
-        f"concepts: {_plain(own)}), and {other['ratio']:.2f} times that of a random dictionary's "
-        f"({np.exp(other['low']):.2f} to {np.exp(other['high']):.2f}: {_plain(other)}). The effective rank of their "
-        f"covariance, which looks at whole clusters instead of next neighbours, is **{spread['ratio']:.2f}** times the "
-        f"residual stream's ({np.exp(spread['low']):.2f} to {np.exp(spread['high']):.2f}: {_plain(spread)})."
+        f"Found directly, the SAE's local representations have **{own['ratio']:.2f}** times the intrinsic dimension of "
+        f"the residual stream's (95 % interval {np.exp(own['low']):.2f} to {np.exp(own['high']):.2f}, "
+        f"{int(own['n_concepts'])} concepts: {_plain(own)}), and {other['ratio']:.2f} times that of a random "
+        f"dictionary's ({np.exp(other['low']):.2f} to {np.exp(other['high']):.2f}: {_plain(other)}). The effective "
+        f"rank of their covariance, which looks at whole clusters instead of next neighbours, is "
+        f"**{spread['ratio']:.2f}** times the residual stream's ({np.exp(spread['low']):.2f} to "
+        f"{np.exp(spread['high']):.2f}: {_plain(spread)})."
     )
 
 
@@ -162,7 +184,7 @@ def global_sentence(comparison: pd.DataFrame, geometry: pd.DataFrame) -> str:
     tree, path = rows.loc["mst_weight_scale_free"], rows.loc["geodesic_scale_free"]
     words = geometry[geometry["protocol"].eq("words") & geometry["representation"].eq("sae")]
     return (
-        "In units of the cloud's own radius the tree that joins the poles is "
+        "In units of the cloud's own radius the tree that joins the poles (direct protocol) is "
         f"**{tree['ratio']:.2f}** times as heavy in the SAE ({_plain(tree)}) and the way along the "
         f"cloud from pole to pole "
         f"**{path['ratio']:.2f}** times as long ({_plain(path)}). The configuration of the words "
@@ -190,18 +212,31 @@ def words_sentence(uncertainty: pd.DataFrame) -> str:
 def learned_bullets(circles: pd.DataFrame, comparison: pd.DataFrame, merging: pd.DataFrame) -> str:
     """Three bullets of what the chapter found."""
     rows = comparison[comparison["against"] == "residual"].set_index(["protocol", "measure"])
-    number, dimension = rows.loc[("paper", "n_local")], rows.loc[("direct", "intrinsic_dimension")]
-    spread = rows.loc[("direct", "effective_rank")]
-    direct = merging[merging["protocol"] == "direct"].groupby("representation")["ami_token"].mean()
+    number = rows.loc[("paper", "n_local")]
+    near, far = rows.loc[("direct", "intrinsic_dimension")], rows.loc[("direct", "effective_rank")]
+    agreement = _agreement_of_the_papers_clusters(merging).loc["residual"]
     return (
         f"- {kept_circles(circles)}\n"
-        "- Local representations, as the paper finds them, are mostly one token each (agreement with token texts "
-        f"{direct['residual']:.2f}). Sparse coding changes their number by a factor of {number['ratio']:.2f}: "
-        f"{_plain(number)}.\n"
-        f"- Next neighbours span {dimension['ratio']:.2f} times the dimensions ({_plain(dimension)}), whole clusters "
-        f"{spread['ratio']:.2f} times ({_plain(spread)}): whether dimensions are "
-        "added depends on how far one looks."
+        f"- Local representations, as the paper finds them in the residual stream, follow {_followed(agreement)} "
+        f"(agreement with token texts {agreement['ami_token']:.2f}, with words {agreement['ami']:.2f}). Sparse coding "
+        f"changes their number by a factor of {number['ratio']:.2f}: {_plain(number)}.\n"
+        f"- Next neighbours span {near['ratio']:.2f} times the dimensions ({_plain(near)}), whole clusters "
+        f"{far['ratio']:.2f} times ({_plain(far)}): {_near_and_far(near, far)}."
     )
+
+
+def _near_and_far(near: pd.Series, far: pd.Series) -> str:
+    """Whether dimensions are added, from the verdicts on next neighbours and on whole clusters."""
+    verdicts = {near["verdict"], far["verdict"]}
+    if "too few concepts" in verdicts:
+        return "too few concepts to say whether dimensions are added"
+    if verdicts == {"SAE higher"}:
+        return "dimensions are added, near and far"
+    if verdicts == {"SAE lower"}:
+        return "dimensions are lost, near and far"
+    if verdicts == {"no clear difference"}:
+        return "neither scale says clearly that dimensions are added or lost"
+    return "whether dimensions are added depends on how far one looks"
 
 
 def kept_circles(circles: pd.DataFrame) -> str:

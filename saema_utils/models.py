@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import MODEL_DIGESTS
 from .errors import DeviceError, HubUnreachableError, ModelError, SaemaError, unknown_name
-from .files import cache_dir, digest, file_digest, write_json
+from .files import cache_dir, digest, file_digest, user_path, write_json
 from .runtime import choose_device, choose_dtype
 from .study import EMBEDDED_MODEL, Study
 
@@ -110,7 +110,7 @@ def model_folder(name: str) -> Path:
         if name != EMBEDDED_MODEL:
             raise ModelError(unknown_name("embedded model", name, [EMBEDDED_MODEL]))
         return _embedded_folder()
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path.resolve()
     if path.exists():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import COLORS, NAMES, despined_grid, panels
+from .figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, panels
 from .plots_scorecard import VERDICT_COLORS
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ METRIC_NAMES = {
     "dead_fraction": "dead latents (share)",
     "ce_recovered": "cross-entropy recovered (share)",
 }
-TOWARDS_CLAIM = "RdBu"  # blue where the paper expects the effect, as in the verdicts
 _REACH = 4.0
 
 

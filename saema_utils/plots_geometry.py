@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .figures import COLORS, NAMES, panels
+from .figures import (
+    COLORS,
+    CYCLIC,
+    NAMES,
+    NOISE_MARKER,
+    PLOTLY_SYMBOLS,
+    class_style,
+    panels,
+    scatter_classes,
+)
 from .geometry_verdicts import MEASURES
 
 if TYPE_CHECKING:
@@ -16,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
-CYCLIC = "twilight_shifted"
-CATEGORICAL = "tab20"
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
 
 
@@ -81,8 +88,8 @@ def local_map(table: pd.DataFrame, concept: str) -> Figure:
     for axis, name in zip(axes[0], names, strict=True):
         part = rows[rows["representation"] == name]
         noise, clustered = part[part["cluster"] < 0], part[part["cluster"] >= 0]
-        axis.scatter(noise["x"], noise["y"], s=9, color=COLORS["muted"], alpha=0.6, linewidth=0)
-        axis.scatter(clustered["x"], clustered["y"], c=clustered["cluster"] % 20, cmap=CATEGORICAL, s=16, linewidth=0)
+        axis.scatter(noise["x"], noise["y"], s=9, color=COLORS["muted"], marker=NOISE_MARKER, alpha=0.6, linewidth=0.8)
+        scatter_classes(axis, clustered["x"], clustered["y"], clustered["cluster"], 17)
         for text, (x, y), bold in _labels(clustered):
             axis.annotate(
                 text, (x, y), xytext=(0, 8), textcoords="offset points", fontsize=7.5, ha="center", va="bottom",
@@ -113,18 +120,15 @@ def _bare(axis: Axes) -> None:
 
 
 def word_map(table: pd.DataFrame, concept: str) -> Figure:
-    """The word in every sentence of one concept: a colour per word, rings where a cluster holds two words."""
-    import matplotlib
-
+    """The word in every sentence of one concept: a style per word, rings where a cluster holds two words."""
     rows = table[table["concept"] == concept]
     names = _present(rows)
     words = list(dict.fromkeys(rows["word"]))
-    hues = {word: matplotlib.colormaps["turbo"]((i + 0.5) / len(words)) for i, word in enumerate(words)}
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         part = rows[rows["representation"] == name]
         mixed = part.groupby("cluster")["word"].transform("nunique") > 1
-        axis.scatter(part["x"], part["y"], c=[hues[word] for word in part["word"]], s=26, linewidth=0, zorder=2)
+        scatter_classes(axis, part["x"], part["y"], part["word"].map(words.index), 26)
         ringed = part[mixed]
         axis.scatter(
             ringed["x"], ringed["y"], s=70, facecolor="none", edgecolor=COLORS["accent"], linewidth=1, zorder=1
@@ -316,22 +320,30 @@ def spread_over_seeds(geometry: pd.DataFrame, names: Sequence[str] = ("residual"
 
 
 def interactive_map(table: pd.DataFrame, concept: str, representation: str = "sae") -> Any:
-    """The map of one representation to hover over: each token with its sentence's word and its cluster."""
+    """The map of one representation to hover over: each token in its prompt, with its word and its cluster."""
+    import html
+
     import plotly.graph_objects as go
 
     rows = table[(table["concept"] == concept) & (table["representation"] == representation)]
     figure = go.Figure()
-    for is_word, name, size in ((False, "other tokens", 6), (True, "tokens of the word", 10)):
+    for is_word, name, size, edge in ((False, "other tokens", 6, 0), (True, "tokens of the word", 10, 1.5)):
         part = rows[rows["is_word"] == is_word]
-        colors = np.where(part["cluster"] >= 0, part["cluster"] % 10, -1)
+        styles = [
+            class_style(cluster) if cluster >= 0 else (COLORS["muted"], None) for cluster in part["cluster"].astype(int)
+        ]
         text = [
-            f"{token!r} in a sentence about {word}<br>{'noise' if cluster < 0 else f'local representation {cluster}'}"
-            for token, word, cluster in zip(part["token"], part["word"], part["cluster"], strict=True)
+            f"{html.escape(str(row.context))}<br>word: {html.escape(str(row.word))}<br>"
+            + ("noise" if row.cluster < 0 else f"local representation {row.cluster}")
+            for row in part.itertuples()
         ]
         figure.add_scatter(
             x=part["x"].round(3), y=part["y"].round(3), mode="markers", name=name, text=text, hoverinfo="text",
-            marker={"size": size, "color": colors, "colorscale": "Turbo", "opacity": 0.8,
-                    "symbol": "diamond" if is_word else "circle"},
+            marker={
+                "size": size, "color": [color for color, _ in styles], "opacity": 0.85,
+                "symbol": ["x-thin-open" if mark is None else PLOTLY_SYMBOLS[mark] for _, mark in styles],
+                "line": {"width": edge, "color": COLORS["muted"]},
+            },
         )  # fmt: skip
     figure.update_layout(height=460, legend={"orientation": "h"}, margin={"l": 10, "r": 10, "t": 10, "b": 10})
     figure.update_xaxes(visible=False)

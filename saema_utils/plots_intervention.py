@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .edits import ARMS
-from .figures import COLORS, NAMES, line_style, panels
+from .figures import COLORS, NAMES, SEQUENTIAL, line_style, panels
+from .intervention_findings import STOPS, with_parabola
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from plotly.graph_objects import Figure as PlotlyFigure
 
@@ -38,10 +40,16 @@ def _relative(doses: pd.DataFrame, column: str = "mse") -> pd.DataFrame:
 
 
 def dose_curves(doses: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -> Figure:
-    """Relative error of every arm against dose, mean and range over concepts, with each arm's best dose."""
+    """Relative error of every arm against dose, mean and range over concepts, with each arm's best dose.
+
+    Dots are measured. Through them goes the closed form where it is the curve; where latents that stop have bent the
+    curve away, dots are joined by straight lines. A tick is a best dose at which the closed form holds, a cross one
+    at which a latent has already stopped.
+    """
     figure, axes = panels(2, 1, width=9.2, height=4.0, sharey=True)
-    table = _relative(doses)
-    for ax, preserve, title in zip(axes, (False, True), ("All latents may move", "Support kept"), strict=True):
+    table = with_parabola(_relative(doses), best)
+    titles = ("All latents may move", "Support kept: latents stop at zero")
+    for ax, preserve, title in zip(axes, (False, True), titles, strict=True):
         ax.axhline(1, color="#bbbbbb", linewidth=1)
         ax.axvline(0, color="#bbbbbb", linewidth=1)
         ax.set_ylim(0.965, ceiling)
@@ -49,14 +57,17 @@ def dose_curves(doses: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -
             part = table[(table["arm"] == arm) & (table["preserve_sparsity"].astype(bool) == preserve)]
             curve = part.groupby(["alpha", "concept"])["relative"].mean().unstack("concept").sort_index()
             mean = curve.mean(axis=1)
-            ax.plot(mean.index, mean, label=NAMES[arm], **line_style(arm))
+            x, y = mean.index.to_numpy(), mean.to_numpy()
+            if part["misfit"].max() <= STOPS:  # the mean of parabolas is one, and three of its points tell it
+                x = np.linspace(x.min(), x.max(), 200)
+                y = np.polyval(np.polyfit(part["alpha"], part["parabola"], 2), x)
+            ax.plot(x, y, label=NAMES[arm], **line_style(arm))
+            ax.plot(mean.index, mean, ".", color=COLORS[arm], markersize=4)
             ax.fill_between(
                 mean.index, curve.min(axis=1), curve.max(axis=1), color=COLORS[arm], alpha=0.13, linewidth=0
             )
-            stars = best[(best["arm"] == arm) & (best["preserve_sparsity"].astype(bool) == preserve)]
-            stars = stars.groupby("concept")["alpha_star"].mean().clip(doses["alpha"].min(), doses["alpha"].max())
-            height = 0.972 + 0.006 * row
-            ax.plot(stars, np.full(len(stars), height), "|", color=COLORS[arm], markersize=7, markeredgewidth=1.4)
+            _best_doses(ax, best[(best["arm"] == arm) & (best["preserve_sparsity"].astype(bool) == preserve)],
+                        0.972 + 0.006 * row, COLORS[arm], (doses["alpha"].min(), doses["alpha"].max()))  # fmt: skip
         ax.set_xlabel("dose alpha (poles at 1 + alpha times their distance)")
         ax.set_title(title)
     axes[0].set_ylabel("squared error, relative to no edit")
@@ -68,6 +79,14 @@ def dose_curves(doses: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=len(ARMS), frameon=False)
     return figure
+
+
+def _best_doses(ax: Axes, rows: pd.DataFrame, height: float, color: str, reach: tuple[float, float]) -> None:
+    """One mark a concept: a tick where the closed form holds for every draw, else a cross."""
+    found = rows.groupby("concept").agg(alpha=("alpha_star", "mean"), exact=("exact", "all"))
+    for exact, marker, size in ((True, "|", 7), (False, "x", 5)):
+        alphas = found.loc[found["exact"].astype(bool) == exact, "alpha"].clip(*reach)
+        ax.plot(alphas, np.full(len(alphas), height), marker, color=color, markersize=size, markeredgewidth=1.4)
 
 
 def misleading_correlation(doses: pd.DataFrame, correlation: pd.DataFrame, concept: str) -> Figure:
@@ -212,7 +231,7 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
         natural["separation"],
         natural["explained_variance"],
         c=np.log10(natural["step"]),
-        cmap="viridis",
+        cmap=SEQUENTIAL,
         s=26,
         zorder=2,
     )
@@ -226,7 +245,7 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
     right.axhline(0, color="#cccccc", linewidth=1)
     right.axvline(0, color="#cccccc", linewidth=1)
     right.scatter(
-        centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap="viridis", s=26
+        centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap=SEQUENTIAL, s=26
     )
     right.locator_params(axis="x", nbins=5)
     right.set_xlabel("separation, minus the mean of its step")

@@ -65,18 +65,39 @@ def verdict_grid(verdicts: pd.DataFrame) -> Figure:
 
 
 def interval_widths(card: pd.DataFrame) -> Figure:
-    """How sure each verdict is: distance of the interval's nearer end from the margin, in half widths."""
-    import numpy as np
-
-    half = (card["high"] - card["low"]) / 2
-    turned = np.where(card["direction"] == "greater", 1, -1)
-    distance = turned * (card["estimate"] - card["margin"]) / half.where(half > 0)
-    rows = card.assign(distance=distance.clip(-8, 8)).sort_values("distance")
+    """How sure each verdict is: :func:`distance_from_margin` as bars; at the lines an interval ends at its margin."""
+    rows = card.assign(distance=distance_from_margin(card).clip(-8, 8)).sort_values("distance")
     figure, axes = panels(width=8.2, height=0.38 * len(card) + 0.9)
     axes.barh(rows["claim"], rows["distance"], color=[VERDICT_COLORS[v] for v in rows["verdict"]], height=0.62)
     axes.axvline(0, color="#444444", linewidth=1)
     for edge in (-1, 1):
         axes.axvline(edge, color="#444444", linewidth=1, linestyle=":")
-    axes.set_xlabel("distance of the estimate from the margin, in half widths of the interval")
+    axes.set_xlabel("distance of the estimate from its margin / reach of its interval on that side")
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def distance_from_margin(card: pd.DataFrame) -> pd.Series:
+    """Estimate minus margin, over the reach of its interval on the margin's side; turned as the paper expects.
+
+    Above 1 the interval lies beyond the margin, below -1 short of it, and between them it holds it.
+    """
+    above = card["estimate"] >= card["margin"]
+    reach = (card["estimate"] - card["low"]).where(above, card["high"] - card["estimate"])
+    turn = card["direction"].map({"greater": 1, "less": -1})
+    return turn * (card["estimate"] - card["margin"]) / reach.where(reach > 0)
+
+
+def certainty_sentence(card: pd.DataFrame) -> str:
+    """Which verdict little would change, and which much: the nearest to an end of its interval, and the farthest."""
+    distance = distance_from_margin(card)[card["scale"] == "full"].dropna().abs()
+    if distance.empty:
+        return "No claim has units enough to be judged, so every verdict is inconclusive wherever its interval lies."
+    fragile, firm = (distance - 1).abs().idxmin(), distance.idxmax()
+    text = (
+        f"The verdict that hangs by the thinnest thread is *{card.loc[fragile, 'claim']}*: its margin lies at "
+        f"{distance[fragile]:.1f} times what its interval reaches on that side, and at 1 the verdict turns."
+    )
+    if firm == fragile:
+        return text
+    return f"{text} The firmest is *{card.loc[firm, 'claim']}*, at {distance[firm]:.1f} times."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CorpusError, ModelError, SaeError, unknown_name
+from .files import user_path
 from .study import EMBEDDED_CORPUS, EMBEDDED_MODEL, Study
 
 EMBEDDED_SHAPE = (30, 576)
@@ -44,7 +45,7 @@ def check_text(study: Study) -> None:
         if source.startswith("embedded:") and source != EMBEDDED_CORPUS:
             raise CorpusError(unknown_name("embedded corpus", source, [EMBEDDED_CORPUS]))
         return
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         raise CorpusError(f"corpus {source!r} is no file. Allowed: '{EMBEDDED_CORPUS}', a .txt file, or hub:NAME.")
     size, needed = path.stat().st_size, recipe.tokens + recipe.heldout_tokens
@@ -75,7 +76,7 @@ def model_shape(name: str) -> tuple[int, int] | None:
 
 
 def _local_folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path
     from .models import _HUB_NAME
@@ -93,7 +94,7 @@ def _local_folder(name: str) -> Path | None:
 def check_sae(study: Study, width: int | None) -> None:
     """An autoencoder must be there, and read the model's width at the study's layer."""
     source = study.sae.source
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if not folder.is_dir():
         _check_release(source)
         return

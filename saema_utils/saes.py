@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .errors import SaeError, unknown_name
 from .fidelity import Fidelity, explained_variance, measure_fidelity
+from .files import user_path
 from .sae_training import DEFAULT_PENALTY, TrainedSae, train_sae
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def load_sae(
         If it would have to be downloaded and the hub does not answer.
     """
     text = str(source)
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sae_lens warns about its own defaults of old releases
         if folder.is_dir():

@@ -24,7 +24,7 @@ from .artifacts import RunDirectory
 from .concepts import ConceptPrompts, Prompt, build_prompts
 from .corpus import corpus_tokens
 from .errors import ActivationError, ArtifactError
-from .files import atomic_path, cache_dir, digest, file_digest, source_digest, write_json, write_tensors
+from .files import atomic_path, cache_dir, digest, file_digest, source_digest, user_path, write_json, write_tensors
 from .models import check_layer, digest_once, load_language_model, model_digest
 from .runtime import progress
 from .statistics import label_permutation_test
@@ -305,8 +305,8 @@ def corpus_key(run: RunDirectory) -> str:
     """Digest of everything the corpus activations are made from (not the rest of the study)."""
     recipe = run.study.as_dict()["corpus"]
     source = run.study.corpus.source
-    if source != EMBEDDED_CORPUS and not source.startswith("hub:") and Path(source).expanduser().is_file():
-        recipe["source"] = file_digest(Path(source).expanduser())
+    if source != EMBEDDED_CORPUS and not source.startswith("hub:") and user_path(source).is_file():
+        recipe["source"] = file_digest(user_path(source))
     sources = source_digest("corpus", "activations")
     return digest([model_digest(run.study), run.study.hook_name, recipe, run.study.seed, sources, LAYOUT])
 

@@ -15,7 +15,7 @@ from .activations import ConceptActivations, special_tokens
 from .artifacts import RunDirectory
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
-from .files import UNFINISHED, digest, file_digest, source_digest
+from .files import UNFINISHED, digest, file_digest, source_digest, user_path
 from .runtime import generator
 from .sae_facts import bos_note, read_facts, sae_facts
 from .saes import SAE_FILES, load_sae, train_sae
@@ -44,7 +44,7 @@ def sae_key(run: RunDirectory) -> str:
     """Digest of everything the study's SAE is made from."""
     recipe = dataclasses.asdict(run.study.sae)
     if recipe["source"] != "train":
-        folder = Path(recipe["source"]).expanduser()
+        folder = user_path(recipe["source"])
         found = [file_digest(folder / name) for name in SAE_FILES if (folder / name).is_file()]
         return digest([recipe["source"], found, run.study.hook_name])
     return digest([recipe, run.study.seed, corpus_key(run), source_digest("sae_training", "sparse_topk")])

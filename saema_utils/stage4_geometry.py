@@ -125,7 +125,7 @@ def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
 
 
 def map_table(run: RunDirectory) -> pd.DataFrame:
-    """``04_map``: two-dimensional UMAP of the tokens, with text, prompt, word and cluster."""
+    """``04_map``: two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster."""
     return _tables(run)["04_map"]
 
 
@@ -291,7 +291,7 @@ def _map_rows(
             "concept": clouds.concept, "representation": representation, "x": float(plane[i, 0]),
             "y": float(plane[i, 1]), "token": clouds.tokens[i], "prompt": int(clouds.prompt_of[i]),
             "word": clouds.words[clouds.word_of[i]], "is_word": bool(clouds.is_word[i]),
-            "cluster": int(local.labels[i]),
+            "cluster": int(local.labels[i]), "context": clouds.contexts[i],
         }
         for i in range(len(plane))
     ]  # fmt: skip

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chapter import resolve_study, user_path
+from .chapter import resolve_study
 from .errors import StudyError, SweepError, unknown_name
-from .files import digest
+from .files import digest, user_path
 from .study import Study
 
 SWEEP_KEYS = ("base", "grid", "cases", "chapters", "device", "slurm")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import RunDirectory
-from .chapter import default_run_dir, resolve_study, user_path
+from .chapter import default_run_dir, resolve_study
 from .errors import SweepError
-from .files import PACKAGE_DIR, digest, file_digest, source_digest, write_json
+from .files import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest, user_path, write_json
 from .schedule import Estimate, Record, Timed, estimate, read_records
 from .study import Study
 from .sweep_file import expand, read_sweep_file
@@ -181,7 +181,7 @@ def _chapter_tasks(
 ) -> list[Task]:
     keys: dict[int, str] = {}
     tasks = []
-    inputs = [study.digest, code, _data_files(), _outside(study)]
+    inputs = [study.digest, code, _data_files(), outside_digest(*study.outside)]
     directory = RunDirectory(where / run, study) if (where / run / "manifest.json").exists() else None
     for chapter in chapters:
         keys[chapter] = digest([chapter, *inputs, [keys[needed] for needed in NEEDS[chapter]]])
@@ -194,20 +194,6 @@ def _chapter_tasks(
 
 def _data_files() -> list[str]:
     return [file_digest(path) for path in sorted([*PACKAGE_DIR.glob("*.yaml"), *PACKAGE_DIR.glob("*.json")])]
-
-
-def _outside(study: Study) -> list[Any]:
-    """What the files are that a study names: content of small ones, sizes and times of folders."""
-    found: list[Any] = []
-    for name in (study.prompts_file, study.corpus.source, study.model, study.sae.source):
-        path = Path(name).expanduser()
-        if name and path.is_file():
-            found.append(file_digest(path))
-        elif name and path.is_dir():
-            found.extend(
-                (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.iterdir()) if p.is_file()
-            )
-    return found
 
 
 def _shared_by(study: Study) -> dict[str, str]:

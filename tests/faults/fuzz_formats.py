@@ -26,7 +26,7 @@ from saema_utils.errors import SaemaError
 from saema_utils.parameters import parameter_names, read_notebook
 from saema_utils.saes import SAE_FILES, load_sae
 from saema_utils.study import STUDIES
-from saema_utils.sweep_file import expand, read_sweep_file
+from saema_utils.sweep_file import read_sweep_file
 
 SMOKE = STUDIES["smoke"]
 TABLE, TENSORS = "tables/01_x.csv", "tensors/01_x.safetensors"
@@ -116,7 +116,7 @@ LOADERS: dict[str, Callable[[Path, bytes], None]] = {
     "prompts": written("prompts.json", read_prompts),
     "corpus": written("corpus.txt", lambda path: list(read_documents(str(path), 0))),
     "claims": written("claims.yaml", load_claims),
-    "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path))),
+    "sweep": written("sweep.yaml", lambda path: user_path(read_sweep_file(path))),
     "notebook": written("notebook.ipynb", parameters),
     "parameters": as_parameters,
     "chapters": lambda folder, data: parse_chapters(data.decode("utf-8", "replace")),

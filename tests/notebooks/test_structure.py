@@ -138,13 +138,20 @@ def test_ends_with_what_was_learned_what_could_be_wrong_and_what_is_next(noteboo
     assert places == sorted(places), places
 
 
+def description(cell) -> str:
+    """What a figure's cell says to those who cannot see it: in its metadata, or, of an interactive one, in its code."""
+    if "interactive(" not in cell.source:
+        return cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+    (alt,) = re.findall(r"^alt = (\(.*?^\)|\".*?\"$)", cell.source, re.M | re.S)
+    return ast.literal_eval(alt)
+
+
 def test_every_figure_has_caption_name_and_description(notebook):
     names = []
     for cell in code(notebook):
-        if not SHOWS.search(cell.source) or "interactive(" in cell.source:
+        if not SHOWS.search(cell.source):
             continue
-        facts = cell.metadata.get("mystnb", {})
-        figure, alt = facts.get("figure", {}), facts.get("image", {}).get("alt", "")
+        figure, alt = cell.metadata.get("mystnb", {}).get("figure", {}), description(cell)
         assert figure.get("caption"), f"{cell['id']} has no caption"
         assert re.fullmatch(r"fig-[a-z0-9-]+", figure.get("name", "")), f"{cell['id']} has no name"
         assert len(alt.split()) >= 8, f"{cell['id']}: describe what is drawn and how to read it: {alt!r}"
@@ -165,6 +172,7 @@ def test_names_of_figures_are_unique_in_the_book():
 
 
 def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
+    assert re.search(r"^## Exercises$", markdown(notebook), re.M), "exercises have a section of their own"
     headings = re.findall(rf"^### Exercise ({number}\.\d+) \((easy|medium|hard), (\d+) min\)", markdown(notebook), re.M)
     assert len(headings) >= 3
     all_of_them = re.findall(rf"^#+ Exercise ({number}\.\d+)", markdown(notebook), re.M)
@@ -184,6 +192,18 @@ def test_shows_its_core_formula_as_a_function(notebook):
     assert cells, "the core formula stands in a cell tagged 'definition'"
     for cell in cells:
         assert any(isinstance(s, ast.FunctionDef) for s in ast.parse(cell.source).body), cell["id"]
+
+
+def test_every_function_that_a_page_defines_is_held_against_the_package(notebook):
+    """Nothing is defined twice unless a test holds both equal: some unit test calls each by its name."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "unit").glob("test_*.py"))
+    names = [
+        statement.name
+        for cell in code(notebook, "definition")
+        for statement in ast.parse(cell.source).body
+        if isinstance(statement, ast.FunctionDef)
+    ]
+    assert not [name for name in names if f'"{name}"' not in tests]
 
 
 def test_links_between_chapters_lead_somewhere(notebook):

@@ -449,3 +449,119 @@ def test_kept_circles_are_counted_among_those_that_were_there():
     circles = pd.DataFrame(rows, columns=["representation", "concept", "p_value"])
     assert "Of 1 circle in the residual stream, the SAE's latents keep **0**" in findings.kept_circles(circles)
     assert "no cycle" in findings.kept_circles(circles[:0])
+
+
+# ---- what the page says, whichever way the tables turn out ---------------------------------------
+
+
+def agreements(**by_protocol):
+    """A table like ``04_merging``: per protocol, agreement of clusters with token texts and with words."""
+    rows = [
+        {"protocol": protocol, "representation": name, "concept": c, "ami_token": with_tokens, "ami": with_words}
+        for protocol, (with_tokens, with_words) in by_protocol.items()
+        for name in ("residual", "sae")
+        for c in ("months", "days")
+    ]
+    return pd.DataFrame(rows)
+
+
+def comparisons(near="no clear difference", far="no clear difference", measure="n_local"):
+    """A table like ``04_comparison`` in which only the verdicts on dimensions are chosen."""
+    verdicts = {"intrinsic_dimension": near, "effective_rank": far, measure: "no clear difference"}
+    rows = [
+        {
+            "protocol": protocol,
+            "measure": m,
+            "against": "residual",
+            "ratio": 1.5,
+            "low": -0.1,
+            "high": 0.1,
+            "verdict": v,
+        }
+        for protocol in ("paper", "direct")
+        for m, v in verdicts.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+NO_CIRCLES = pd.DataFrame(columns=["concept", "representation", "p_value", "score"])
+COPIES = pd.DataFrame({"concept": ["months", "days"], "n_copies": [10, 10], "n_points": [30, 30]})
+
+
+@pytest.mark.parametrize(
+    ("paper", "said"),
+    [((0.8, 0.1), findings.TOKEN_TEXTS), ((0.1, 0.8), findings.WORDS), ((0.12, 0.1), findings.NEITHER)],
+)
+def test_what_the_papers_clusters_follow_is_read_off_the_papers_clusters(paper, said):
+    opposite = (0.33, 0.97) if said == findings.TOKEN_TEXTS else (0.97, 0.33)
+    merging = agreements(paper=paper, direct=opposite)
+    sentences = (
+        findings.clusters_sentence(merging, COPIES),
+        findings.learned_bullets(NO_CIRCLES, comparisons(), merging),
+    )
+    for text in sentences:
+        assert said in text
+        assert f"{paper[0]:.2f}" in text
+        assert f"{opposite[0]:.2f}" not in text
+        assert not any(other in text for other in {findings.TOKEN_TEXTS, findings.WORDS, findings.NEITHER} - {said})
+    assert ("mostly counts" in sentences[0]) == (said == findings.TOKEN_TEXTS)
+
+
+def test_representations_whose_clusters_follow_different_things_are_told_apart():
+    merging = agreements(paper=(0.8, 0.1))
+    merging.loc[merging["representation"] == "sae", ["ami_token", "ami"]] = 0.1, 0.9
+    text = findings.clusters_sentence(merging, COPIES)
+    assert f"{findings.TOKEN_TEXTS} in the residual stream and {findings.WORDS} in the SAE" in text
+    assert "mostly counts" not in text
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "said"),
+    [
+        ("SAE higher", "SAE higher", "dimensions are added, near and far"),
+        ("SAE lower", "SAE lower", "dimensions are lost, near and far"),
+        ("SAE lower", "SAE higher", "depends on how far one looks"),
+        ("SAE lower", "no clear difference", "depends on how far one looks"),
+        ("no clear difference", "no clear difference", "neither scale says clearly"),
+        ("too few concepts", "too few concepts", "too few concepts to say"),
+    ],
+)
+def test_whether_dimensions_are_added_follows_from_both_verdicts(near, far, said):
+    text = findings.learned_bullets(NO_CIRCLES, comparisons(near, far), agreements(paper=(0.8, 0.1)))
+    assert text.endswith(f"{said}.") or said in text.splitlines()[-1]
+
+
+def test_the_number_of_clusters_is_called_decided_only_where_words_decide_it():
+    rows = [("residual", "words", c, n) for c, n in (("days", 7), ("months", 12))]
+    alike = [("residual", "paper", c, n) for c, n in (("days", 20), ("months", 21))]
+    geometry = pd.DataFrame(rows + alike, columns=["representation", "protocol", "concept", "n_local"])
+    assert "decided before" not in findings.size_sentence(geometry, 10)
+    geometry.loc[2, "n_local"] = 3
+    assert "decided before" in findings.size_sentence(geometry, 10)
+
+
+# ---- the maps ------------------------------------------------------------------------------------
+
+
+def test_every_token_of_the_map_stands_in_brackets_in_its_own_prompt(clouds):
+    assert len(clouds.contexts) == len(clouds.tokens)
+    for i, context in enumerate(clouds.contexts):
+        assert f"[{clouds.tokens[i].strip()}]" in context
+        assert clouds.words[clouds.word_of[i]] in context
+    assert cg.in_brackets(["<s>", "In", " May", " it", " rains", "."], 2, "In May it rains.") == "In [May] it rains."
+    assert cg.in_brackets(["In", " May"], 0, "In May") == "[In] May"
+
+
+def test_the_map_to_hover_over_shows_the_prompt_and_a_style_a_cluster():
+    from saema_utils.plots_geometry import interactive_map
+
+    rows = [
+        {"concept": "months", "representation": "sae", "x": i, "y": i, "word": "May", "is_word": i == 0,
+         "cluster": cluster, "context": f"In [May] it <rains> {i}."}
+        for i, cluster in enumerate((0, 1, 7, -1))
+    ]  # fmt: skip
+    traces = interactive_map(pd.DataFrame(rows), "months").data
+    text = [t for trace in traces for t in trace.text]
+    assert all(f"In [May] it &lt;rains&gt; {i}." in "".join(text) for i in range(4))
+    styles = [pair for trace in traces for pair in zip(trace.marker.color, trace.marker.symbol, strict=True)]
+    assert len(set(styles)) == 4

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from saema_utils import intervention_findings as findings
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.intervention import optimum, scale_separation
 from saema_utils.separation import separation_scale_free
@@ -177,3 +178,108 @@ def test_separation_that_hurts_is_said_to_contradict():
     found = effects(*made_tables(best=-0.4, gain_of_training=-0.05, punish=0.05))
     assert causal_verdict(found)["after training"] == "contradicts"
     assert set(found.loc[found["unit"] == "seed", "verdict"]) == {"contradicts"}
+
+
+# ---- what the page says, whichever way the tables turn out ---------------------------------------
+
+
+def measured(preserve: bool, best: float = 0.2, stopped: float = 0.0):
+    """Doses and best doses of one concept whose error is a parabola, and left by ``stopped`` beyond dose 0.5."""
+    from saema_utils.edits import ARMS
+
+    doses, stars = [], []
+    for arm in ARMS:
+        common = {"concept": "months", "arm": arm, "seed": 0, "preserve_sparsity": preserve}
+        stars.append({**common, "alpha_star": best, "slope": -2 * best, "curvature": 4.0, "mse_at_zero": 2.0,
+                      "exact": stopped == 0})  # fmt: skip
+        for alpha in np.linspace(-1, 1, 9):
+            value = 2 * (1 - 2 * best * alpha + alpha**2) - (stopped if alpha > 0.5 else 0)
+            doses.append({**common, "alpha": alpha, "mse": value})
+    return pd.DataFrame(doses), pd.DataFrame(stars)
+
+
+@pytest.mark.parametrize("stopped", [0.0, 0.4])
+def test_the_closed_form_is_the_curve_until_a_latent_stops(stopped):
+    table = findings.with_parabola(*measured(True, stopped=stopped))
+    assert table.loc[table["alpha"] <= 0.5, "misfit"].max() < 1e-12
+    assert table.loc[table["alpha"] > 0.5, "misfit"].max() == pytest.approx(stopped / 2)
+
+
+def test_the_closed_form_of_the_table_fits_what_is_measured_of_real_edits(clusters):
+    import dataclasses
+
+    from saema_utils.intervention import dose_response
+
+    latents, labels = clusters
+    decoder = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
+    target = torch.randn(60, 6, generator=torch.Generator().manual_seed(2)).double()
+    tables = []
+    for preserve in (False, True):
+        common = {"concept": "c", "seed": 0, "preserve_sparsity": preserve}
+        doses = dose_response(latents, labels, lambda z: z @ decoder, target, alphas=[-1, 0, 1, 2], arms=("poles",),
+                              preserve_sparsity=preserve).assign(**common)  # fmt: skip
+        found = optimum(latents, labels, lambda z: z @ decoder, target, preserve_sparsity=preserve)
+        row = dataclasses.asdict(found) | common | {"arm": "poles"}
+        tables.append(findings.with_parabola(doses.drop(columns=["seed"], errors="ignore").assign(seed=0),
+                                             pd.DataFrame([row])))  # fmt: skip
+    free, kept = tables
+    assert free["misfit"].max() < 1e-9
+    assert kept["misfit"].max() > findings.STOPS  # latents of these clusters are pushed through zero
+
+
+@pytest.mark.parametrize("stopped", [0.0, 0.4])
+def test_a_parabola_is_drawn_and_claimed_only_where_it_is_exact(stopped):
+    from saema_utils.plots_intervention import dose_curves
+
+    free, kept = measured(False), measured(True, stopped=stopped)
+    doses, best = (pd.concat(pair, ignore_index=True) for pair in zip(free, kept, strict=True))
+    left, right = dose_curves(doses, best).axes
+    smooth = [max(len(line.get_xdata()) for line in ax.lines) for ax in (left, right)]
+    assert smooth[0] > 100
+    assert (smooth[1] > 100) == (stopped == 0)
+    crosses = [len(line.get_xdata()) for ax in (left, right) for line in ax.lines if line.get_marker() == "x"]
+    assert sum(crosses) == (0 if stopped == 0 else 4)
+    text = findings.parabola_sentence(doses, best)
+    assert ("leaves its parabola: by 20%" in text) == (stopped > 0)
+    assert ("none has stopped in 0 of 4 cases" in text) == (stopped > 0)
+
+
+def correlations(poles, scaling):
+    rows = [
+        {"concept": "c", "arm": arm, "seed": 0, "preserve_sparsity": False, "range": side, "r": r}
+        for arm, pair in (("poles", poles), ("global_scaling", scaling))
+        for side, r in zip((findings.TOGETHER, findings.APART), pair, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_correlations_sign_is_called_that_of_the_side_only_where_it_is():
+    turns = findings.correlation_sentence(correlations((-0.9, 0.9), (-0.8, 0.8)))
+    assert "sign is that of the side" in turns
+    assert "distance travelled" in turns
+    falls = findings.correlation_sentence(correlations((-0.9, -0.7), (-0.8, 0.8)))
+    assert "sign is that of the side" not in falls
+    assert "One sign on both sides" in falls
+    assert "tells moving poles from mere growth" in falls
+
+
+@pytest.mark.parametrize(("gained", "said"), [(0.1, "does its work"), (-0.1, "not reliably do its work")])
+def test_the_term_is_said_to_work_only_if_it_does(gained, said):
+    columns = ("separation_words", "explained_variance", "ev_words", "ce_recovered")
+    rows = [{"seed": s, "coefficient": c, **dict.fromkeys(columns, c * gained)} for s in range(3) for c in (-1, 0, 1)]
+    text = findings.training_sentence(pd.DataFrame(rows))
+    assert said in text
+    assert f"**{gained:+.3f}**" in text
+
+
+@pytest.mark.parametrize(
+    ("best", "gain", "answer"),
+    [(0.4, 0.05, "In part."), (0.0, -0.03, "Not on this evidence."), (-0.4, -0.05, "Not on this evidence.")],
+)
+def test_the_answer_follows_from_the_effects(best, gain, answer):
+    found = effects(*made_tables(best=best, gain_of_training=gain, punish=-gain))
+    text = findings.verdict_sentence(found)
+    assert f"**Does separability cause reconstruction? {answer}**" in text
+    assert f"{(found['verdict'] == 'supports').sum()} of {len(found)} effects support it" in text
+    everything = found.assign(verdict="supports")
+    assert "Yes, on this evidence." in findings.verdict_sentence(everything)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from saema_utils.figures import COLORS, MAIN, line_style
+from saema_utils.figures import (
+    CLASS_COLORS,
+    CLASS_MARKERS,
+    COLORS,
+    CYCLIC,
+    DIVERGING,
+    MAIN,
+    PLOTLY_SYMBOLS,
+    SEQUENTIAL,
+    TOWARDS_CLAIM,
+    class_style,
+    line_style,
+)
 
 # Machado, Oliveira and Fernandes 2009, full severity, on linear RGB.
 DEFICIENCIES = {
@@ -26,8 +39,8 @@ TOGETHER = {
 CLEAR, DISTINCT = 20, 10
 
 
-def lab(name: str, deficiency: str) -> np.ndarray:
-    srgb = np.array(to_rgb(COLORS[name]))
+def lab(name: object, deficiency: str) -> np.ndarray:
+    srgb = np.array(to_rgb(COLORS.get(name, name)))
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = (np.array(DEFICIENCIES[deficiency]) @ linear).clip(0, 1)
     to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -52,3 +65,34 @@ def test_colours_that_stand_together_stay_apart(group, deficiency):
         if group != "verdicts" and {a, b} & set(MAIN):  # what is studied against its controls
             dashes = line_style(a)["linestyle"] != line_style(b)["linestyle"]
             assert distance > CLEAR or dashes, f"{a} and {b} differ in hue only, and little, under {deficiency}"
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_colours_of_clusters_and_words_stay_apart_and_from_noise(deficiency):
+    for a, b in combinations((*CLASS_COLORS, COLORS["muted"]), 2):
+        distance = np.linalg.norm(lab(a, deficiency) - lab(b, deficiency))
+        assert distance > DISTINCT, f"{a} and {b} look alike under {deficiency}: {distance:.0f}"
+
+
+def test_more_classes_than_colours_differ_in_their_marker():
+    styles = [class_style(i) for i in range(len(CLASS_COLORS) * len(CLASS_MARKERS))]
+    assert len(set(styles)) == len(styles) >= 30
+    assert len(PLOTLY_SYMBOLS) == len(CLASS_MARKERS)
+    assert class_style(len(styles)) == styles[0]
+
+
+def along(name: str, n: int) -> list[tuple[float, ...]]:
+    return [matplotlib.colormaps[name](x)[:3] for x in np.linspace(0, 1, n)]
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_colours_of_scales_keep_their_order(deficiency):
+    """Sequential: lightness rises. Diverging: both ends differ from each other and the middle. Cyclic: half a turn."""
+    lightness = [lab(color, deficiency)[0] for color in along(SEQUENTIAL, 9)]
+    assert lightness == sorted(lightness)
+    for name in (DIVERGING, TOWARDS_CLAIM):
+        for a, b in combinations(along(name, 3), 2):
+            assert np.linalg.norm(lab(a, deficiency) - lab(b, deficiency)) > CLEAR, name
+    turn = [lab(color, deficiency) for color in along(CYCLIC, 13)[:-1]]
+    for i in range(6):
+        assert np.linalg.norm(turn[i] - turn[i + 6]) > CLEAR
