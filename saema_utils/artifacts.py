@@ -26,6 +26,7 @@ from .files import (
     file_digest,
     source_digest,
     sweep_up,
+    user_path,
     write_json,
     write_tensors,
 )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 
 from .edits import edit_direction
 from .errors import InterventionError
+from .runtime import float64
 from .separation import check_labelled
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def dose_beyond_scaling(
     if arm == "global_scaling":
         raise InterventionError("arm is 'global_scaling'; allowed: an arm to compare with it, such as 'poles'.")
     z, y, _ = check_labelled(latents, labels)
-    base = decode(z).double()
-    error = base - torch.as_tensor(target).double()
-    steps = [decode(z + edit_direction(z, y, name, seed=seed)).double() - base for name in (arm, "global_scaling")]
+    base = float64(decode(z))
+    error = base - float64(torch.as_tensor(target))
+    steps = [float64(decode(z + edit_direction(z, y, name, seed=seed))) - base for name in (arm, "global_scaling")]
     pairs = ((error, error), (error, steps[0]), (error, steps[1]), (steps[0],) * 2, tuple(steps), (steps[1],) * 2)
     statistics = torch.stack([(a * b).sum(1) for a, b in pairs], dim=1).cpu().numpy()
     groups = np.arange(len(z)) if prompts is None else torch.as_tensor(prompts).cpu().numpy()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from .errors import SaeError
-from .runtime import batch_size, generator
+from .runtime import batch_size, float64, generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -215,14 +215,14 @@ class PcaCoder:
         if not 1 <= wanted <= most:
             raise SaeError(f"n_components is {wanted}; allowed: 1 to {most} for {n} tokens of width {d}.")
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
-        mean = sum(part.sum(0, dtype=torch.float64) for part in x.split(16_384)) / n
-        gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+        mean = sum(float64(part).sum(0) for part in x.split(16_384)) / n
+        gram = torch.zeros(d, d, dtype=torch.float64, device=mean.device)
         for part in x.split(16_384):
-            centred = part.to(work) - mean.to(work)
-            gram += (centred.T @ centred).double()
+            centred = part.to(work) - mean.to(work).to(x.device)
+            gram += float64(centred.T @ centred)
         values, vectors = torch.linalg.eigh(gram / (n - 1))
-        components = vectors.flip(-1).T[:wanted].to(work).contiguous()
-        return cls(mean.to(work), components, values.flip(0).clamp_min(0))
+        components = vectors.flip(-1).T[:wanted].to(work).to(x.device).contiguous()
+        return cls(mean.to(work).to(x.device), components, values.flip(0).clamp_min(0))
 
     @classmethod
     def fit_to_fvu(cls, x: Float[Tensor, "N D"], fvu: float, heldout: Float[Tensor, "M D"] | None = None) -> PcaCoder:
@@ -232,9 +232,9 @@ class PcaCoder:
         """
         full = cls.fit(x)
         seen = (x if heldout is None else heldout).to(full.mean.dtype)
-        energy = ((seen - full.mean) @ full.components.T).double().square().sum(0)
-        total = (seen - seen.mean(0)).double().square().sum()
-        beyond = (seen - full.mean).double().square().sum()
+        energy = float64((seen - full.mean) @ full.components.T).square().sum(0)
+        total = float64(seen - seen.mean(0)).square().sum()
+        beyond = float64(seen - full.mean).square().sum()
         left = (beyond - energy.cumsum(0)) / total
         good = (left <= fvu).nonzero()
         count = int(good[0]) + 1 if len(good) else full.n_latents

@@ -43,7 +43,7 @@ def edit_direction(
     norms = towards.norm(dim=1, keepdim=True)
     draws = generator(seed, arm)
     if arm == "random_direction":
-        noise = torch.randn(towards.shape, generator=draws, dtype=torch.float64).to(towards)
+        noise = torch.randn(towards.shape, generator=draws, dtype=torch.float64).to(towards.dtype).to(towards.device)
         towards = _of_norm(torch.where(towards != 0, noise, 0), norms)
     elif arm == "permuted_labels":
         # A random cyclic order: every cluster gets another one's pole, all such orders alike.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .runtime import float64
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -24,14 +26,14 @@ def explained_variance(x: Float[Tensor, "N D"], x_hat: Float[Tensor, "N D"]) -> 
     for worse, NaN when the tokens do not vary. One attention sink among the tokens carries most of the
     variance and makes any reconstruction of it look perfect: mask them first.
     """
-    x, x_hat = x.double(), x_hat.double()
+    x, x_hat = float64(x), float64(x_hat)
     total = float((x - x.mean(0)).square().sum())
     return 1 - float((x - x_hat).square().sum()) / total if total > 0 else math.nan
 
 
 def mean_cosine(x: Float[Tensor, "N D"], x_hat: Float[Tensor, "N D"]) -> float:
     """Mean cosine between tokens and their reconstructions."""
-    return float(torch.nn.functional.cosine_similarity(x.double(), x_hat.double(), dim=-1).mean())
+    return float(torch.nn.functional.cosine_similarity(float64(x), float64(x_hat), dim=-1).mean())
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,23 @@ class Fidelity:
     @property
     def dead_fraction(self) -> float:
         """Share of latents that fired on none of the tokens."""
-        return float((self.firing_rate == 0).double().mean())
+        return float(float64(self.firing_rate == 0).mean())
 
 
 @torch.no_grad()
 def measure_fidelity(coder: Coder, x: Float[Tensor, "N D"], size: int = 2048) -> Fidelity:
     """Encode and decode tokens in slices, so that memory holds one slice of latents at a time."""
-    mean = x.mean(0, dtype=torch.float64) if x.dtype != torch.float16 else x.float().mean(0, dtype=torch.float64)
+    mean = sum(float64(part).sum(0) for part in x.split(size)) / len(x)
     residual = total = cosine = 0.0
     fired: Tensor | None = None
     for part in x.split(size):
         values = part.float()
         latents = coder.encode(values)
         x_hat = coder.decode(latents).float()
-        residual += float((values - x_hat).square().sum(dtype=torch.float64))
-        total += float((values - mean).square().sum(dtype=torch.float64))
+        residual += float(float64((values - x_hat).square()).sum())
+        total += float((float64(values) - mean).square().sum())
         cosine += mean_cosine(values, x_hat) * len(values)
-        counts = (latents != 0).sum(0).double()
+        counts = float64((latents != 0).sum(0))
         fired = counts if fired is None else fired + counts
     n = len(x)
     return Fidelity(
@@ -88,4 +90,4 @@ def recovered_features(truth: Float[Tensor, "G D"], dictionary: Float[Tensor, "F
     dimensions, so compare with a random dictionary of the same shape.
     """
     unit = torch.nn.functional.normalize
-    return (unit(truth.double(), dim=-1) @ unit(dictionary.double().to(truth.device), dim=-1).T).amax(dim=-1)
+    return (unit(float64(truth), dim=-1) @ unit(float64(dictionary.to(truth.device)), dim=-1).T).amax(dim=-1)

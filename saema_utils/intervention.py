@@ -20,7 +20,7 @@ import torch
 
 from .edits import ARMS, KEPT_SHARE, LARGEST_ALPHA, apply_edit, edit_direction
 from .errors import InterventionError, unknown_name
-from .runtime import generator
+from .runtime import float64, generator
 from .separation import (
     check_labelled,
     cluster_means,
@@ -100,7 +100,7 @@ def dose_response(
     import pandas as pd
 
     z, y, k = check_labelled(latents, labels)
-    x = torch.as_tensor(target).double()
+    x = float64(torch.as_tensor(target))
     spread = (x - x.mean(0)).square().sum()
     # Every arm stays within the latents that some token uses, so distances need only those columns.
     used = (z != 0).any(0)
@@ -113,7 +113,7 @@ def dose_response(
             whole = torch.zeros_like(z)
             whole[:, used] = edited
             decoded = decode(whole)
-            squared = (decoded.double() - x).square()
+            squared = (float64(decoded) - x).square()
             rows.append(
                 {
                     "alpha": float(alpha), "arm": arm,
@@ -157,9 +157,9 @@ def error_statistics(
     latents: Float[Tensor, "N F"], direction: Float[Tensor, "N F"], decode: Decode, target: Float[Tensor, "N D"]
 ) -> Float[Tensor, "N 3"]:
     """Per token the coefficients (A, B, C) of its squared error ``A + 2 B alpha + C alpha^2`` per dimension."""
-    base = decode(latents).double()
-    step = decode(latents + direction).double() - base
-    error = base - torch.as_tensor(target).double()
+    base = float64(decode(latents))
+    step = float64(decode(latents + direction)) - base
+    error = base - float64(torch.as_tensor(target))
     return torch.stack([(error * error).mean(1), (error * step).mean(1), (step * step).mean(1)], dim=1)
 
 
@@ -327,10 +327,11 @@ def optimise_separability(
         )
     z, y, k = check_labelled(latents, labels)
     known, used = y >= 0, (z != 0).any(0)
-    compact = z[:, used].double()
+    compact = float64(z[:, used])
+    y, known = y.to(compact.device), known.to(compact.device)
     poles = cluster_means(compact, y, k)
     unit = (poles - poles.mean(0)).square().sum(1).mean().sqrt()
-    support = cluster_means((compact != 0).double(), y, k) > 0
+    support = cluster_means((compact != 0).to(compact), y, k) > 0
     before = distance_matrix(poles, relative=True) if reference is None else reference.to(poles)
     before = before / (before.sum() / (k * (k - 1)))
     sign = 1.0 if direction == "raise" else -1.0
@@ -355,7 +356,7 @@ def optimise_separability(
         return {
             "restart": restart, "step": step, "objective": {"aedp": aedp, "gromov_wasserstein": gw}.get(objective, 0.0),
             "aedp": aedp, "gromov_wasserstein": gw, "separation_scale_free": float(separation_scale_free(edited, y)),
-            "mse": float((decode(whole).double() - target.double()).square().mean()),
+            "mse": float((float64(decode(whole)) - float64(target)).square().mean()),
             "edit_norm": float(shift.square().sum(1).mean().sqrt() / unit),
         }  # fmt: skip
 

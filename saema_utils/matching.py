@@ -63,9 +63,10 @@ def procrustes_disparity(a: Points, b: Points) -> float:
 def _gram(points: Points) -> np.ndarray:
     """A square root [K, K] of the centred, normalised Gram matrix: all that shape depends on."""
     x = check_points(points)
+    largest = float(x.abs().max())
     x = (x - x.mean(dim=0)).cpu().numpy()
     norm = np.linalg.norm(x)
-    if norm <= 1e-12 * max(1.0, np.abs(np.asarray(points)).max(initial=0.0)):
+    if norm <= 1e-12 * max(1.0, largest):
         return np.full((len(x), 1), np.nan)
     if x.shape[1] <= len(x):
         return x / norm

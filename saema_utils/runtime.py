@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PROGRESS_FILE = "SAEMA_PROGRESS_FILE"
+WITHOUT_FLOAT64 = frozenset({"mps"})
 _SHARE_OF_FREE_MEMORY = 0.25
 
 
@@ -54,6 +55,11 @@ def choose_dtype(device: torch.device, n_parameters: int) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if device.type == "cuda" and n_parameters > 1_000_000_000 else torch.float32
+
+
+def float64(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64: on its own device, or on the CPU where the device has no float64 (Apple's)."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
 
 
 def seed_everything(seed: int) -> None:

@@ -139,8 +139,10 @@ class Batches(Iterator):
         self.names = [] if tokens is None else tokens.concepts.unique().tolist()
 
     def __next__(self) -> Float[Tensor, "B D"]:
-        rows = [torch.randint(len(self.corpus), (self.batch,), generator=self.draws)]
-        parts = [self.corpus[rows[0]].float()]
+        rows = torch.randint(len(self.corpus), (self.batch,), generator=self.draws)
+        # The corpus may be mapped from disk while the weights, and the concept tokens, lie on the device.
+        device = self.sae.W_dec.device
+        parts = [self.corpus[rows].to(device).float()]
         if self.names:
             order = torch.randperm(len(self.names), generator=self.draws)[: self.per_step]
             chosen = []
@@ -148,8 +150,7 @@ class Batches(Iterator):
                 members = (self.tokens.concepts == self.names[i]).nonzero()[:, 0]
                 chosen.append(members[torch.randperm(len(members), generator=self.draws)[: self.most]])
             here = torch.cat(chosen)
-            parts.append(self.tokens.vectors[here].float())
-            device = self.sae.W_dec.device
+            parts.append(self.tokens.vectors[here].to(device).float())
             self.sae.concept_labels = self.tokens.clusters[here].to(device)
             self.sae.concept_groups = self.tokens.concepts[here].to(device)
         return torch.cat(parts)

@@ -105,7 +105,7 @@ def gromov_wasserstein(
             raise InterventionError(
                 f"a distance matrix has shape {tuple(matrix.shape)}; allowed: square, of two or more poles."
             )
-    c1, c2 = (m.detach().double().cpu().numpy() for m in (distances, reference))
+    c1, c2 = (m.detach().cpu().double().numpy() for m in (distances, reference))
     p, q = np.full(len(c1), 1 / len(c1)), np.full(len(c2), 1 / len(c2))
     starts: list[np.ndarray | None] = [None]
     if len(c1) == len(c2):

@@ -16,7 +16,7 @@ from .artifacts import RunDirectory
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
 from .files import UNFINISHED, digest, file_digest, source_digest, user_path
-from .runtime import generator
+from .runtime import float64, generator
 from .sae_facts import bos_note, read_facts, sae_facts
 from .saes import SAE_FILES, load_sae, train_sae
 from .splice import spliced_losses
@@ -240,13 +240,13 @@ def _density(run: RunDirectory) -> pd.DataFrame:
     coder, corpus = SaeCoder(study_sae(run)), corpus_activations(run)
     more = max(0, min(len(corpus.train), DENSITY_TOKENS - len(corpus.heldout)))
     chosen = torch.randperm(len(corpus.train), generator=generator(run.study.seed, "density"))[:more].sort().values
-    fired = torch.zeros(coder.n_latents, dtype=torch.float64, device=run.device)
+    fired = float64(torch.zeros(coder.n_latents, device=run.device))
     summed, seen = fired.clone(), 0
     for source in (corpus.heldout, corpus.train[chosen]):
         for part in source.split(2048):
             latents = coder.encode(part.to(run.device).float())
-            fired += (latents != 0).sum(0)
-            summed += latents.sum(0, dtype=torch.float64)
+            fired += float64((latents != 0).sum(0))
+            summed += float64(latents).sum(0)
             seen += len(part)
     return pd.DataFrame(
         {

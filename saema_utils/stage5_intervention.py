@@ -21,7 +21,7 @@ from .edits import ARMS, apply_edit, edit_direction
 from .errors import InterventionError
 from .files import digest, source_digest
 from .intervention import dose_response, optimise_separability, optimum, separation_error_correlation
-from .runtime import progress
+from .runtime import float64, progress
 from .separation import check_labelled, cluster_means, distance_matrix
 from .stage1_activations import concept_activations, concepts_key, language_model
 from .stage2_sae import sae_key, study_sae
@@ -227,7 +227,8 @@ def optimised_table(run: RunDirectory) -> pd.DataFrame:
         if not _is_usable(tokens):
             return pd.DataFrame({"search": [""]})
         _, labels, k = check_labelled(tokens.latents, tokens.labels)
-        shape = distance_matrix(cluster_means(tokens.vectors.double(), labels, k), relative=True)
+        vectors = float64(tokens.vectors)
+        shape = distance_matrix(cluster_means(vectors, labels.to(vectors.device), k), relative=True)
         parts = []
         for objective, direction in SEARCHES:
             towards = shape if (objective, direction) == ("gromov_wasserstein", "lower") else None

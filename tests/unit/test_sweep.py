@@ -60,7 +60,7 @@ def at_once(order, *_):
 
 
 def test_a_grid_is_every_combination(write):
-    runs, changes = user_path(read_sweep_file(write(GRID)))
+    runs, changes = expand(read_sweep_file(write(GRID)))
     assert sorted((s.sae.k, s.seed) for s in runs.values()) == [(16, 0), (16, 1), (32, 0), (32, 1)]
     assert all(runs[name].changed(name="x") == STUDIES["smoke"].changed(**changes[name], name="x") for name in runs)
     assert all(runs[name].name == name for name in runs)
@@ -68,19 +68,19 @@ def test_a_grid_is_every_combination(write):
 
 def test_cases_change_fields_together(write):
     text = "base: [smoke]\ncases: [{layer: 3, sae.k: 8}, {layer: 9, sae.k: 16}]\ngrid: {seed: [0, 1]}"
-    runs, _ = user_path(read_sweep_file(write(text)))
+    runs, _ = expand(read_sweep_file(write(text)))
     assert sorted((s.layer, s.sae.k, s.seed) for s in runs.values()) == [(3, 8, 0), (3, 8, 1), (9, 16, 0), (9, 16, 1)]
 
 
 def test_several_bases_and_study_files_beside_the_sweep(write):
     write(json.dumps({"base": "smoke", "name": "mine", "layer": 4}), "mine.json")
-    runs, _ = user_path(read_sweep_file(write("base: [smoke, mine.json]\ngrid: {seed: [7]}")))
+    runs, _ = expand(read_sweep_file(write("base: [smoke, mine.json]\ngrid: {seed: [7]}")))
     assert sorted((s.layer, s.seed) for s in runs.values()) == [(4, 7), (15, 7)]
 
 
 def test_paths_beside_the_sweep_file_become_absolute(write, tmp_path):
     write("one two", "text.txt")
-    runs, _ = user_path(read_sweep_file(write("base: smoke\ngrid: {corpus.source: [text.txt]}")))
+    runs, _ = expand(read_sweep_file(write("base: smoke\ngrid: {corpus.source: [text.txt]}")))
     assert [s.corpus.source for s in runs.values()] == [str(tmp_path / "text.txt")]
 
 
@@ -137,7 +137,7 @@ def test_run_names_are_safe_folders(changes):
 
 
 def test_values_that_look_alike_get_their_own_folders(write):
-    runs, _ = user_path(read_sweep_file(write("base: smoke\ngrid: {model: ['org/a b', 'org/a?b', 'ORG/A-B']}")))
+    runs, _ = expand(read_sweep_file(write("base: smoke\ngrid: {model: ['org/a b', 'org/a?b', 'ORG/A-B']}")))
     assert len({name.lower() for name in runs}) == 3
 
 
