@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .activations import SINK_FACTOR, capture_concept, capture_residual_stream, find_sinks, special_tokens
+from .activations import SINK_FACTOR, capture_concept, capture_residual_stream, find_sinks
 from .artifacts import RunDirectory
 from .coders import SaeCoder
 from .concepts import build_prompts
@@ -20,6 +20,7 @@ from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model
 from .stage8_families import MEASURED_BY, comparable_recipe, keep_sae
+from .tokens import special_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,6 @@ from .activations import (
     capture_residual_stream,
     find_sinks,
     pack,
-    special_tokens,
     unpack,
 )
 from .artifacts import RunDirectory
@@ -29,6 +28,7 @@ from .models import check_layer, digest_once, load_language_model, model_digest
 from .runtime import progress
 from .statistics import label_permutation_test
 from .study import EMBEDDED_CORPUS
+from .tokens import special_tokens
 from .wordmaps import cyclic_order, places_around, principal_plane, variance_shares, word_means
 
 if TYPE_CHECKING:

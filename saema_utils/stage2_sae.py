@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .activations import ConceptActivations, special_tokens
+from .activations import ConceptActivations
 from .artifacts import RunDirectory
 from .coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from .fidelity import measure_fidelity
@@ -28,6 +28,7 @@ from .stage1_activations import (
     corpus_key,
     language_model,
 )
+from .tokens import special_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

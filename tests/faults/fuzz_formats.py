@@ -26,7 +26,7 @@ from saema_utils.errors import SaemaError
 from saema_utils.parameters import parameter_names, read_notebook
 from saema_utils.saes import SAE_FILES, load_sae
 from saema_utils.study import STUDIES
-from saema_utils.sweep_file import read_sweep_file
+from saema_utils.sweep_file import expand, read_sweep_file
 
 SMOKE = STUDIES["smoke"]
 TABLE, TENSORS = "tables/01_x.csv", "tensors/01_x.safetensors"

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hub_layout
 
 from saema_utils import activations as act
-from saema_utils.activations import capture_concept, capture_residual_stream, find_sinks, tokenize
+from saema_utils.activations import capture_concept, capture_residual_stream, find_sinks
 from saema_utils.concepts import ConceptPrompts, Prompt, read_prompts
 from saema_utils.errors import ActivationError, HookNeverFiredError
 from saema_utils.models import load_language_model, quietly
+from saema_utils.tokens import tokenize
 
 BOS = hub_layout.ENDOFTEXT
 HOOK = "blocks.1.hook_resid_post"

@@ -356,7 +356,7 @@ def test_the_content_of_files_that_a_study_names_counts(tmp_path):
 
 
 def test_a_home_that_does_not_exist_is_one_clear_line():
-    with pytest.raises(ArtifactError, match="in full"):
+    with pytest.raises(SaemaError, match="no_such_user_here"):
         RunDirectory("~no_such_user_here/run", SMOKE)
 
 

@@ -23,7 +23,7 @@ from saema_utils.schedule import simulate_schedule as simulate
 from saema_utils.study import STUDIES
 from saema_utils.sweep import _Report, describe, duration
 from saema_utils.sweep_engine import Settled, run_serially
-from saema_utils.sweep_file import read_sweep_file, run_name
+from saema_utils.sweep_file import expand, read_sweep_file, run_name
 from saema_utils.sweep_plan import plan_sweep, with_earlier
 from saema_utils.sweep_tasks import Outcome
 
