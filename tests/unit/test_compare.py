@@ -154,6 +154,7 @@ def finished_run(folder, name, gain):
         {"seed": s, "coefficient": c, "explained_variance": 0.7 + c} for s in range(5) for c in (-0.1, 0.0, 0.1)
     ]
     run.save_table("03_noise_rank", noise_table(gain))
+    run.save_table("03_distinct", noise_table(gain))
     run.save_table("04_geometry", geometry_table(2.0))
     run.save_table("05_dose_response", dose_table(0.4))
     run.save_table("05_separability_training", pd.DataFrame(training))
