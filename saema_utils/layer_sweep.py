@@ -1,4 +1,4 @@
-"""One measure at several depths: the headline measures of chapters 3 and 4 at four layers of the study's model."""
+"""One measure at several depths: the headline measures of chapters 3 and 4 at some layers of the study's model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import digest, source_digest
 from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model
-from .stage8_families import MEASURED_BY, keep_sae
+from .stage8_families import MEASURED_BY, is_small, keep_sae
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYERS = 4
+LAYERS_SMALL = 2  # in a study with too little text for a trend to be read
 LAYER_TOKENS = 24_000
 HELDOUT_TOKENS = 4_000
 
@@ -55,11 +56,12 @@ def layer_table(run: RunDirectory) -> pd.DataFrame:
 
     cluster_size, recipe = run.study.geometry.min_cluster_size, str(small_recipe(run.study.sae, "topk"))
     sources = source_digest("layer_sweep", "sae_training", "sparse_topk", *MEASURED_BY)
-    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, LAYER_TOKENS, sources])
+    count = LAYERS_SMALL if is_small(run) else LAYERS
+    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, LAYER_TOKENS, count, sources])
 
     def compute() -> pd.DataFrame:
         model = language_model(run)
-        layers = sweep_layers(model.cfg.n_layers, run.study.layer)
+        layers = sweep_layers(model.cfg.n_layers, run.study.layer, count)
         explained = _train_all(run, layers, key)
         hooks = {f"blocks.{layer}.hook_resid_post": layer for layer in layers}
         parts = []

@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .artifacts import RunDirectory
-from .coders import SaeCoder
+from .coders import RandomDictionary, SaeCoder
 from .families import MatchedSae, small_recipe, train_to_l0
 from .family_measures import concept_measures, mean_over_concepts
 from .fidelity import measure_fidelity
@@ -18,13 +20,14 @@ from .files import digest, source_digest
 from .runtime import progress
 from .saes import DEFAULT_PENALTY, SAE_FILES, load_sae
 from .stage1_activations import concept_activations, concepts_key, corpus_activations, corpus_key
-from .study import ARCHITECTURES
+from .study import ARCHITECTURES, SaeRecipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FAMILY_TOKENS = 40_000
 FAMILY_SEEDS = 2
+SEARCH_TRIALS = 4
 MEASURED_BY = (
     "families", "family_measures", "stratification", "token_grams", "rank_verdicts", "concept_geometry", "geometry",
     "clouds", "dimension", "topology", "matching", "word_circles", "intervention", "edits", "separation", "fidelity",
@@ -35,15 +38,67 @@ NAMES = {
 }  # fmt: skip
 
 
+def is_small(run: RunDirectory) -> bool:
+    """Whether a study has too little text for families to be told apart: everything is then tried once and briefly."""
+    return run.study.corpus.tokens < FAMILY_TOKENS
+
+
 def family_seeds(run: RunDirectory) -> tuple[int, ...]:
     """Seeds of the families: two, or one where the study is too small for two to be trained."""
-    return run.study.seeds[: FAMILY_SEEDS if run.study.corpus.tokens >= FAMILY_TOKENS else 1]
+    return run.study.seeds[: 1 if is_small(run) else FAMILY_SEEDS]
+
+
+def search_trials(run: RunDirectory) -> int:
+    """Most trainings that the search for a family's sparsity coefficient may take."""
+    return SEARCH_TRIALS // 2 if is_small(run) else SEARCH_TRIALS
+
+
+def ruler_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``08_ruler``: families trained where the truth is known, and how much of it each decoder holds.
+
+    Tokens are sparse sums of forty unit directions in sixteen dimensions, with a little noise. Columns: family, L0
+    on training tokens, recovery (mean over true directions of the largest cosine with a decoder row). The first row
+    is a random dictionary of the same width: chance.
+    """
+    import pandas as pd
+
+    epochs, trials = (2 if is_small(run) else 6), search_trials(run)
+
+    def compute() -> pd.DataFrame:
+        draws = torch.Generator().manual_seed(run.study.seed)
+        truth = torch.nn.functional.normalize(torch.randn(40, 16, generator=draws), dim=1)
+        amounts = torch.rand(2400, 40, generator=draws) * (torch.rand(2400, 40, generator=draws) < 0.08)
+        tokens = 5 * amounts @ truth + 0.1 * torch.randn(2400, 16, generator=draws)
+
+        def recovery(rows: torch.Tensor) -> float:
+            return float((torch.nn.functional.normalize(rows.cpu(), dim=1) @ truth.T).max(0).values.mean())
+
+        width, k = 48, 3
+        chance = recovery(RandomDictionary(16, width, k).dictionary())
+        rows = [{"family": "random dictionary", "L0": float(k), "recovery": chance}]
+        for name, title in NAMES.items():
+            recipe = SaeRecipe(architecture=name, d_sae=width, k=k, epochs=epochs, batch=64, learning_rate=3e-3)
+            made = train_to_l0(
+                tokens[:2000], tokens[2000:], recipe, run.study.seed, max_trials=trials, description=""
+            )  # fmt: skip
+            rows.append({"family": title, "L0": made.l0, "recovery": recovery(made.trained.sae.W_dec.detach())})
+        return pd.DataFrame(rows)
+
+    sources = source_digest("sae_training", "sparse_topk", "families", "coders", "stage8_families")
+    return run.cached_table("08_ruler", digest([run.study.seed, epochs, trials, sources]), compute)
 
 
 def families_key(run: RunDirectory) -> str:
     """Digest of everything the families are trained on and with."""
     recipes = [str(small_recipe(run.study.sae, name)) for name in ARCHITECTURES]
-    return digest([corpus_key(run), recipes, source_digest("sae_training", "sparse_topk", "families", "coders")])
+    return digest(
+        [
+            corpus_key(run),
+            recipes,
+            search_trials(run),
+            source_digest("sae_training", "sparse_topk", "families", "coders"),
+        ]
+    )
 
 
 def training_table(run: RunDirectory) -> pd.DataFrame:
@@ -82,9 +137,10 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
         return run.table(part)
     corpus, recipe = corpus_activations(run), small_recipe(run.study.sae, architecture)
     metadata = {"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture}
+    first = start is None
     matched = train_to_l0(
         corpus.train[:FAMILY_TOKENS], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
-        start=None if start is None or math.isnan(start) else start, max_trials=4 if start is None else 2,
+        start=None if first or math.isnan(start) else start, max_trials=search_trials(run) if first else 2,
     )  # fmt: skip
     keep_sae(run, matched.trained.sae, folder, key)
     return run.cached_table(part, key, lambda: _facts(run, matched, architecture, seed))
