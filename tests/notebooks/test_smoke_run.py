@@ -30,6 +30,7 @@ TABLES = {
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
     "06_claims": {"claim", "estimate", "low", "high", "verdict"},
+    "08_ruler": {"family", "L0", "recovery"},
     "08_families": {"architecture", "seed", "l0", "explained_variance"},
     "08_layers": {"layer", "concept", "representation"},
 }  # fmt: skip
