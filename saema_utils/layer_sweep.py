@@ -19,7 +19,7 @@ from .files import digest, source_digest
 from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model
-from .stage8_families import MEASURED_BY, is_small, keep_sae
+from .stage8_families import MEASURED_BY, is_small, keep_sae, training_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,8 @@ def layer_table(run: RunDirectory) -> pd.DataFrame:
     cluster_size, recipe = run.study.geometry.min_cluster_size, str(small_recipe(run.study.sae, "topk"))
     sources = source_digest("layer_sweep", "sae_training", "sparse_topk", *MEASURED_BY)
     count = LAYERS_SMALL if is_small(run) else LAYERS
-    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, LAYER_TOKENS, count, sources])
+    tokens = training_tokens(run, LAYER_TOKENS)
+    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, tokens, count, sources])
 
     def compute() -> pd.DataFrame:
         model = language_model(run)
@@ -110,7 +111,7 @@ def _corpus_at(
     import dataclasses
 
     recipe = dataclasses.replace(
-        run.study.corpus, tokens=min(LAYER_TOKENS, run.study.corpus.tokens),
+        run.study.corpus, tokens=min(training_tokens(run, LAYER_TOKENS), run.study.corpus.tokens),
         heldout_tokens=min(HELDOUT_TOKENS, run.study.corpus.heldout_tokens),
     )  # fmt: skip
     model = language_model(run)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILY_TOKENS = 40_000
+SMALL_TOKENS = 5_000
 FAMILY_SEEDS = 2
 SEARCH_TRIALS = 4
 MEASURED_BY = (
@@ -46,6 +47,11 @@ def is_small(run: RunDirectory) -> bool:
 def family_seeds(run: RunDirectory) -> tuple[int, ...]:
     """Seeds of the families: two, or one where the study is too small for two to be trained."""
     return run.study.seeds[: 1 if is_small(run) else FAMILY_SEEDS]
+
+
+def training_tokens(run: RunDirectory, enough: int = FAMILY_TOKENS) -> int:
+    """How many of the study's tokens each autoencoder of this chapter is trained on, at most."""
+    return SMALL_TOKENS if is_small(run) else enough
 
 
 def search_trials(run: RunDirectory) -> int:
@@ -139,7 +145,7 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
     metadata = {"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture}
     first = start is None
     matched = train_to_l0(
-        corpus.train[:FAMILY_TOKENS], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
+        corpus.train[: training_tokens(run)], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
         start=None if first or math.isnan(start) else start, max_trials=search_trials(run) if first else 2,
     )  # fmt: skip
     keep_sae(run, matched.trained.sae, folder, key)

@@ -18,7 +18,7 @@ from saema_utils.errors import SaeError
 from saema_utils.families import calibrate_threshold, mean_l0, search_penalty, small_recipe, train_to_l0
 from saema_utils.layer_sweep import LAYERS, LAYERS_SMALL, sweep_layers
 from saema_utils.saes import load_sae
-from saema_utils.stage8_families import family_seeds, is_small, search_trials, spread_table
+from saema_utils.stage8_families import family_seeds, is_small, search_trials, spread_table, training_tokens
 from saema_utils.study import ARCHITECTURES, DEFAULT_STUDY, STUDIES, SaeRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +129,7 @@ def test_only_studies_of_little_text_try_families_once_and_briefly(tmp_path):
     runs = {name: RunDirectory(tmp_path / name, STUDIES[name], device="cpu") for name in ("smoke", DEFAULT_STUDY)}
     assert {name: is_small(run) for name, run in runs.items()} == {"smoke": True, DEFAULT_STUDY: False}
     assert len(family_seeds(runs["smoke"])) < len(family_seeds(runs[DEFAULT_STUDY])) == 2
+    assert training_tokens(runs["smoke"]) < training_tokens(runs[DEFAULT_STUDY]) == 40_000
     assert search_trials(runs["smoke"]) < search_trials(runs[DEFAULT_STUDY]) == 4
 
 
