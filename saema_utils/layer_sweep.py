@@ -1,4 +1,4 @@
-"""One measure at several depths: the headline measures of chapters 3 and 4 at four layers of the study's model."""
+"""One measure at several depths: the headline measures of chapters 3 and 4 at some layers of the study's model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import digest, source_digest
 from .runtime import progress
 from .saes import SAE_FILES, load_sae, train_sae
 from .stage1_activations import concepts_key, corpus_key, language_model
-from .stage8_families import MEASURED_BY, comparable_recipe, keep_sae
+from .stage8_families import comparable_recipe, is_small, keep_sae, training_tokens
 from .tokens import special_tokens
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYERS = 4
+LAYERS_SMALL = 2  # in a study with too little text for a trend to be read
 LAYER_TOKENS = 24_000
 HELDOUT_TOKENS = 4_000
 
@@ -55,12 +56,14 @@ def layer_table(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     cluster_size, recipe = run.study.geometry.min_cluster_size, str(small_recipe(comparable_recipe(run), "topk"))
-    sources = source_digest("layer_sweep", "sae_training", "sparse_topk", *MEASURED_BY)
-    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, LAYER_TOKENS, sources])
+    sources = source_digest("layer_sweep")
+    count = LAYERS_SMALL if is_small(run) else LAYERS
+    tokens = training_tokens(run, LAYER_TOKENS)
+    key = digest([concepts_key(run), corpus_key(run), recipe, cluster_size, tokens, count, sources])
 
     def compute() -> pd.DataFrame:
         model = language_model(run)
-        layers = sweep_layers(model.cfg.n_layers, run.study.layer)
+        layers = sweep_layers(model.cfg.n_layers, run.study.layer, count)
         explained = _train_all(run, layers, key)
         hooks = {f"blocks.{layer}.hook_resid_post": layer for layer in layers}
         parts = []
@@ -109,7 +112,7 @@ def _corpus_at(
     import dataclasses
 
     recipe = dataclasses.replace(
-        run.study.corpus, tokens=min(LAYER_TOKENS, run.study.corpus.tokens),
+        run.study.corpus, tokens=min(training_tokens(run, LAYER_TOKENS), run.study.corpus.tokens),
         heldout_tokens=min(HELDOUT_TOKENS, run.study.corpus.heldout_tokens),
     )  # fmt: skip
     model = language_model(run)

@@ -171,7 +171,7 @@ def variance_table(run: RunDirectory, k: int = 20) -> pd.DataFrame:
                 rows += [(concept, tokens, i + 1, float(share)) for i, share in enumerate(shares)]
         return pd.DataFrame(rows, columns=["concept", "tokens", "components", "share"])
 
-    key = digest([concepts_key(run), k, source_digest("wordmaps", "stage1_activations")])
+    key = digest([concepts_key(run), k, source_digest("stage1_activations")])
     return run.cached_table("01_sink_variance", key, compute)
 
 
@@ -206,7 +206,7 @@ def word_maps(run: RunDirectory) -> pd.DataFrame:
 
     if not chosen:
         return _no_map()
-    key = digest([concepts_key(run), chosen, run.study.seed, source_digest("wordmaps", "stage1_activations")])
+    key = digest([concepts_key(run), chosen, run.study.seed, source_digest("stage1_activations")])
     return run.cached_table("01_word_maps", key, compute)
 
 

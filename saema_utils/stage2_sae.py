@@ -48,7 +48,7 @@ def sae_key(run: RunDirectory) -> str:
         folder = user_path(recipe["source"])
         found = [file_digest(folder / name) for name in SAE_FILES if (folder / name).is_file()]
         return digest([recipe["source"], found, run.study.hook_name])
-    return digest([recipe, run.study.seed, corpus_key(run), source_digest("sae_training", "sparse_topk")])
+    return digest([recipe, run.study.seed, corpus_key(run), source_digest("sae_training")])
 
 
 def study_sae(run: RunDirectory) -> SAE:
@@ -159,7 +159,7 @@ def _fit_controls(run: RunDirectory, sae: SaeCoder) -> dict[str, Tensor]:
 
 
 def _evaluation_key(run: RunDirectory) -> str:
-    return digest([coders_key(run), source_digest("splice", "stage2_sae")])
+    return digest([coders_key(run), source_digest("stage2_sae")])
 
 
 def sae_evaluation(run: RunDirectory) -> pd.DataFrame:

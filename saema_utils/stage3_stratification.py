@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-MODULES = ("stratification", "token_grams", "rank_verdicts", "rank_anatomy", "stage3_stratification", "runtime")
 DISTINCT = "/distinct"
 ANATOMY = ("residual", "sae", "random_dictionary")
 ANATOMY_SEEDS = 2
@@ -38,7 +37,7 @@ PLACE_RMS = 0.1
 
 
 def _key(run: RunDirectory, *more: object) -> str:
-    return digest([run.study.digest, concepts_key(run), coders_key(run), source_digest(*MODULES), more])
+    return digest([run.study.digest, concepts_key(run), coders_key(run), source_digest("stage3_stratification"), more])
 
 
 def few_levels(run: RunDirectory, most: float = math.inf) -> tuple[float, ...]:
@@ -139,7 +138,7 @@ def stratification_verdicts(run: RunDirectory) -> pd.DataFrame:
 
 def control_verdicts(run: RunDirectory) -> pd.DataFrame:
     """Table ``03_controls``: does the SAE's rank move more, or sooner, than its controls'? With intervals."""
-    key = _key(run, source_digest("statistics"))
+    key = _key(run)
     return run.cached_table("03_controls", key, lambda: controls_table(noise_rank_table(run), seed=run.study.seed))
 
 
@@ -189,7 +188,7 @@ def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
             parts.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind, largest_noise_rms=largest))
         return pd.concat(parts, ignore_index=True)
 
-    key = _key(run, "on_manifold", source_digest("statistics"))
+    key = _key(run, "on_manifold")
     return run.cached_table("03_manifold_controls", key, compute)
 
 
@@ -259,13 +258,13 @@ def sinks(run: RunDirectory) -> pd.DataFrame:
 
 def laboratory(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
     """Table ``03_laboratory``: false alarms and sensitivity of the verdicts on worlds whose answer is known."""
-    key = digest([source_digest(*MODULES, "worlds", "statistics"), n_seeds])
+    key = digest([source_digest("worlds"), n_seeds])
     return run.cached_table("03_laboratory", key, lambda: false_alarm_and_sensitivity(n_seeds))
 
 
 def recovery(run: RunDirectory) -> pd.DataFrame:
     """Table ``03_recovery``: prescribed multilinear ranks and what was measured."""
-    return run.cached_table("03_recovery", digest([source_digest(*MODULES, "worlds")]), rank_recovery)
+    return run.cached_table("03_recovery", digest([source_digest("worlds")]), rank_recovery)
 
 
 def _largest_spread(tolerances: pd.DataFrame) -> float:

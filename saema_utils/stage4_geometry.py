@@ -52,24 +52,13 @@ TABLES = (
     "04_geometry", "04_merging", "04_merged_words", "04_circles", "04_circle_points", "04_local",
     "04_uncertainty", "04_map", "04_word_map", "04_persistence",
 )  # fmt: skip
-_MODULES = (
-    "clouds",
-    "concept_geometry",
-    "dimension",
-    "geometry",
-    "matching",
-    "prompt_resamples",
-    "stage4_geometry",
-    "topology",
-    "word_circles",
-)
 
 
 def geometry_key(run: RunDirectory) -> str:
     """Digest of everything the tables of this chapter are made from."""
     study = run.study.as_dict()
     return digest([concepts_key(run), coders_key(run), study["geometry"], study["seed"], study["n_seeds"],
-                   source_digest(*_MODULES)])  # fmt: skip
+                   source_digest("stage4_geometry")])  # fmt: skip
 
 
 def geometry_table(run: RunDirectory) -> pd.DataFrame:
@@ -141,7 +130,7 @@ def persistence_table(run: RunDirectory) -> pd.DataFrame:
 
 def comparison_table(run: RunDirectory) -> pd.DataFrame:
     """``04_comparison``: the SAE against the residual stream and two controls; see geometry_verdicts."""
-    key = digest([geometry_key(run), source_digest("geometry_verdicts", "statistics")])
+    key = digest([geometry_key(run), source_digest("geometry_verdicts")])
     return run.cached_table(
         "04_comparison",
         key,
@@ -152,14 +141,13 @@ def comparison_table(run: RunDirectory) -> pd.DataFrame:
 def ruler(run: RunDirectory) -> pd.DataFrame:
     """``04_ruler``: every measure on shapes of known geometry; fewer repeats in a study of few seeds."""
     n_repeats = 20 if run.study.n_seeds >= 5 else 6
-    modules = ("clouds", "dimension", "geometry", "matching", "shapes", "topology")
-    key = digest([run.study.seed, n_repeats, source_digest(*modules)])
+    key = digest([run.study.seed, n_repeats, source_digest("shapes")])
     return run.cached_table("04_ruler", key, lambda: ruler_table(run.study.seed, n_repeats))
 
 
 def synthetic_merging(run: RunDirectory) -> pd.DataFrame:
     """``04_synthetic_merging``: merging in a world of known features."""
-    key = digest([run.study.seed, source_digest("synthetic_words", "matching", "clouds")])
+    key = digest([run.study.seed, source_digest("synthetic_words")])
     return run.cached_table("04_synthetic_merging", key, lambda: synthetic_merging_table(run.study.seed))
 
 

@@ -191,7 +191,7 @@ def effects_table(run: RunDirectory) -> pd.DataFrame:
         dose_response_table(run), optimum_table(run), language_model_table(run), training_table(run),
         natural_variation_table(run), beyond_scaling_table(run),
     ]  # fmt: skip
-    key = digest([[part.to_csv() for part in parts], source_digest("statistics", "stage5_effects")])
+    key = digest([[part.to_csv() for part in parts], source_digest("stage5_effects")])
     return run.cached_table("05_effects", key, lambda: effects(*parts))
 
 

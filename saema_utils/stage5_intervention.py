@@ -83,7 +83,7 @@ def word_tokens(run: RunDirectory) -> dict[str, WordTokens]:
 
 
 def _key(run: RunDirectory, *more: object) -> str:
-    sources = source_digest("edits", "separation", "intervention", "splice", "stage5_intervention")
+    sources = source_digest("stage5_intervention")
     return digest([concepts_key(run), sae_key(run), run.study.seed, run.study.n_seeds, sources, *more])
 
 
@@ -203,7 +203,7 @@ def beyond_scaling_table(run: RunDirectory) -> pd.DataFrame:
                 rows.append({"arm": arm, "seed": seed, **dataclasses.asdict(found)})
         return pd.DataFrame(rows or [{"arm": ""}])
 
-    table = _each_concept(run, "05_beyond_scaling", _key(run, source_digest("beyond_scaling")), compute, "joint doses")
+    table = _each_concept(run, "05_beyond_scaling", _key(run), compute, "joint doses")
     return table[table["arm"].fillna("") != ""].reset_index(drop=True)
 
 

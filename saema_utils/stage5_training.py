@@ -212,7 +212,7 @@ def bench(run: RunDirectory) -> Bench:
 
 
 def _key(run: RunDirectory, *more: object) -> str:
-    sources = source_digest("separation", "separability", "sparse_topk", "splice", "stage5_training")
+    sources = source_digest("stage5_training", "stage5_intervention")
     recipe = run.study.intervention
     choices = (recipe.finetune_steps, recipe.spliced_sequences, recipe.judged_tokens)
     return digest([concepts_key(run), corpus_key(run), sae_key(run), run.study.seeds, choices, sources, *more])

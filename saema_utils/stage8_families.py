@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .artifacts import RunDirectory
-from .coders import SaeCoder
+from .coders import RandomDictionary, SaeCoder
 from .families import MatchedSae, small_recipe, train_to_l0
 from .family_measures import concept_measures, mean_over_concepts
 from .fidelity import measure_fidelity
-from .files import digest, source_digest
+from .files import UNFINISHED, digest, source_digest
 from .runtime import progress
 from .sae_facts import sae_facts
 from .saes import DEFAULT_PENALTY, SAE_FILES, load_sae
@@ -27,20 +29,68 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILY_TOKENS = 40_000
+SMALL_TOKENS = 5_000
 FAMILY_SEEDS = 2
-MEASURED_BY = (
-    "families", "family_measures", "stratification", "token_grams", "rank_verdicts", "concept_geometry", "geometry",
-    "clouds", "dimension", "topology", "matching", "word_circles", "intervention", "edits", "separation", "fidelity",
-)  # fmt: skip
+SEARCH_TRIALS = 4
 NAMES = {
     "standard": "standard (L1)", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "gated": "gated",
     "matryoshka": "Matryoshka",
 }  # fmt: skip
 
 
+def is_small(run: RunDirectory) -> bool:
+    """Whether a study has too little text for families to be told apart: everything is then tried once and briefly."""
+    return run.study.corpus.tokens < FAMILY_TOKENS
+
+
 def family_seeds(run: RunDirectory) -> tuple[int, ...]:
     """Seeds of the families: two, or one where the study is too small for two to be trained."""
-    return run.study.seeds[: FAMILY_SEEDS if run.study.corpus.tokens >= FAMILY_TOKENS else 1]
+    return run.study.seeds[: 1 if is_small(run) else FAMILY_SEEDS]
+
+
+def training_tokens(run: RunDirectory, enough: int = FAMILY_TOKENS) -> int:
+    """How many of the study's tokens each autoencoder of this chapter is trained on, at most."""
+    return SMALL_TOKENS if is_small(run) else enough
+
+
+def search_trials(run: RunDirectory) -> int:
+    """Most trainings that the search for a family's sparsity coefficient may take."""
+    return SEARCH_TRIALS // 2 if is_small(run) else SEARCH_TRIALS
+
+
+def ruler_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``08_ruler``: families trained where the truth is known, and how much of it each decoder holds.
+
+    Tokens are sparse sums of forty unit directions in sixteen dimensions, with a little noise. Columns: family, L0
+    on training tokens, recovery (mean over true directions of the largest cosine with a decoder row). The first row
+    is a random dictionary of the same width: chance.
+    """
+    import pandas as pd
+
+    epochs, trials = (2 if is_small(run) else 6), search_trials(run)
+
+    def compute() -> pd.DataFrame:
+        draws = torch.Generator().manual_seed(run.study.seed)
+        truth = torch.nn.functional.normalize(torch.randn(40, 16, generator=draws), dim=1)
+        amounts = torch.rand(2400, 40, generator=draws) * (torch.rand(2400, 40, generator=draws) < 0.08)
+        tokens = 5 * amounts @ truth + 0.1 * torch.randn(2400, 16, generator=draws)
+
+        def recovery(rows: torch.Tensor) -> float:
+            return float((torch.nn.functional.normalize(rows.cpu(), dim=1) @ truth.T).max(0).values.mean())
+
+        width, k = 48, 3
+        chance = recovery(RandomDictionary(16, width, k).dictionary())
+        rows = [{"family": "random dictionary", "L0": float(k), "recovery": chance}]
+        for name, title in NAMES.items():
+            recipe = SaeRecipe(architecture=name, d_sae=width, k=k, epochs=epochs, batch=64, learning_rate=3e-3)
+            made = train_to_l0(
+                tokens[:2000], tokens[2000:], recipe, run.study.seed, max_trials=trials, description=""
+            )  # fmt: skip
+            rows.append({"family": title, "L0": made.l0, "recovery": recovery(made.trained.sae.W_dec.detach())})
+        return pd.DataFrame(rows)
+
+    sources = source_digest("stage8_families")
+    return run.cached_table("08_ruler", digest([run.study.seed, epochs, trials, sources]), compute)
 
 
 def comparable_recipe(run: RunDirectory) -> SaeRecipe:
@@ -59,7 +109,7 @@ def families_key(run: RunDirectory) -> str:
     """Digest of everything the families are trained on and with."""
     matched = comparable_recipe(run)
     recipes = [str(small_recipe(matched, name)) for name in ARCHITECTURES]
-    return digest([corpus_key(run), recipes, source_digest("sae_training", "sparse_topk", "families", "coders")])
+    return digest([corpus_key(run), recipes, training_tokens(run), search_trials(run), source_digest("families")])
 
 
 def training_table(run: RunDirectory) -> pd.DataFrame:
@@ -98,9 +148,10 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
         return run.table(part)
     corpus, recipe = corpus_activations(run), small_recipe(comparable_recipe(run), architecture)
     metadata = {"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture}
+    first = start is None
     matched = train_to_l0(
-        corpus.train[:FAMILY_TOKENS], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
-        start=None if start is None or math.isnan(start) else start, max_trials=4 if start is None else 2,
+        corpus.train[: training_tokens(run)], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
+        start=None if first or math.isnan(start) else start, max_trials=search_trials(run) if first else 2,
     )  # fmt: skip
     keep_sae(run, matched.trained.sae, folder, key)
     return run.cached_table(part, key, lambda: _facts(run, matched, architecture, seed))
@@ -108,7 +159,7 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
 
 def keep_sae(run: RunDirectory, sae: Any, folder: str, key: str) -> None:
     """Write an autoencoder into the run in sae_lens's format, hashed like every artifact."""
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".sae-") as temporary:
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=UNFINISHED) as temporary:
         sae.save_model(temporary)
         for name in SAE_FILES:
             source = Path(temporary) / name
@@ -148,7 +199,12 @@ def family_measures(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     key = digest(
-        [families_key(run), concepts_key(run), run.study.geometry.min_cluster_size, source_digest(*MEASURED_BY)]
+        [
+            families_key(run),
+            concepts_key(run),
+            run.study.geometry.min_cluster_size,
+            source_digest("family_measures", "stage8_families"),
+        ]
     )
 
     def compute() -> pd.DataFrame:

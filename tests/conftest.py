@@ -14,10 +14,9 @@ import pytest
 from filelock import FileLock
 
 from saema_utils.artifacts import RunDirectory
+from saema_utils.chapter import CHAPTERS
 from saema_utils.execution import ChapterResult, run_notebooks
 from saema_utils.study import STUDIES
-
-CHAPTERS = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> SmokeRun:
-    """The ``smoke`` study through papermill, all six chapters."""
+    """The ``smoke`` study through papermill, every chapter."""
     given = os.environ.get("SAEMA_TEST_RUN")
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base

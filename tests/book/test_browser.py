@@ -17,6 +17,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 
 from saema_utils import address
+from saema_utils.chapter import CHAPTERS
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.browser, pytest.mark.model, pytest.mark.slow]
@@ -227,7 +228,7 @@ def test_every_link_and_anchor_inside_the_site_resolves(visits, site):
 
 def test_every_chapter_links_its_source_notebook_in_colab(visits):
     chapters = [name for name in visits if name.startswith("notebooks/")]
-    assert len(chapters) >= 6
+    assert len(chapters) == len(CHAPTERS)
     for name in chapters:
         source = name.replace(".html", ".ipynb")
         assert (ROOT / source).exists()
@@ -284,6 +285,8 @@ def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, visit
         for i in range(count):
             holder = page.locator(".saema-interactive").nth(i)
             plot = holder.locator(".saema-plot")
+            caption = holder.locator("xpath=ancestor::figure[1]/figcaption")
+            assert re.match(r"Fig\. \d+ \S", caption.inner_text()), f"{name}: an interactive figure without caption"
             plot.scroll_into_view_if_needed()
             plot.focus()
             page.keyboard.press("ArrowRight")

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from saema_utils.artifacts import RunDirectory
+from saema_utils.chapter import CHAPTERS
 from saema_utils.execution import chapter_notebooks, find_root, run_notebooks
 from saema_utils.sweep_tasks import STAGES, _call
 
@@ -32,6 +33,9 @@ TABLES = {
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
     "06_claims": {"claim", "estimate", "low", "high", "verdict"},
+    "08_ruler": {"family", "L0", "recovery"},
+    "08_families": {"architecture", "seed", "l0", "explained_variance"},
+    "08_layers": {"layer", "concept", "representation"},
 }  # fmt: skip
 # Rulers and toy worlds, which say nothing of the model: a sweep would make each again for every study.
 BENCHES = {f"tables/{name}.csv" for name in ("03_recovery", "03_laboratory", "04_ruler", "04_synthetic_merging")}
@@ -65,13 +69,13 @@ def test_tables_hold_all_concepts_and_at_least_three_seeds(smoke_run, name):
 def test_the_tree_of_a_run_is_complete(smoke_run):
     path = smoke_run.run.path
     manifest = json.loads((path / "manifest.json").read_text())
-    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
+    assert {name[:2] for name in manifest["chapters"]} == {f"{chapter:02}" for chapter in CHAPTERS}
     for record in manifest["chapters"].values():
         assert record["seconds"] > 0
         assert record["peak_memory"] > 0
     for name in manifest["artifacts"]:
         smoke_run.run.check(name)
-    for number in range(1, 6):
+    for number in CHAPTERS:
         figures = {p.stem for p in (path / "figures").glob(f"{number:02}_*.svg")}
         assert len(figures) >= 3, f"chapter {number} has figures {figures}"
         assert figures == {p.stem for p in (path / "figures").glob(f"{number:02}_*.png")}
@@ -80,6 +84,7 @@ def test_the_tree_of_a_run_is_complete(smoke_run):
 
 
 def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed):
+    assert set(executed) == set(CHAPTERS)
     for number, notebook in executed.items():
         text = printed(notebook)
         names = set(re.findall(rf'check\("({number}\.\d+)"', "\n".join(c.source for c in notebook.cells)))
@@ -117,7 +122,7 @@ def test_a_task_of_a_sweep_makes_every_table_of_its_chapter(smoke_run, tmp_path,
 
 
 def test_running_again_runs_nothing(smoke_run):
-    again = run_notebooks(smoke_run.run, range(1, 7), device="cpu")
+    again = run_notebooks(smoke_run.run, CHAPTERS, device="cpu")
     assert all(result.skipped for result in again)
     assert [r.path for r in again] == [r.path for r in smoke_run.results]
 

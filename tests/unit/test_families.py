@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from saema_utils.coders import SaeCoder
 from saema_utils.errors import SaeError
 from saema_utils.families import calibrate_threshold, mean_l0, search_penalty, small_recipe, train_to_l0
-from saema_utils.layer_sweep import sweep_layers
+from saema_utils.layer_sweep import LAYERS, LAYERS_SMALL, sweep_layers
 from saema_utils.saes import load_sae
-from saema_utils.stage8_families import spread_table
-from saema_utils.study import ARCHITECTURES, STUDIES, SaeRecipe
+from saema_utils.stage8_families import family_seeds, is_small, search_trials, spread_table, training_tokens
+from saema_utils.study import ARCHITECTURES, DEFAULT_STUDY, STUDIES, SaeRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,12 +123,23 @@ def test_small_recipes_are_small_and_valid_for_every_study():
             assert recipe.k < recipe.d_sae
 
 
+def test_only_studies_of_little_text_try_families_once_and_briefly(tmp_path):
+    from saema_utils.artifacts import RunDirectory
+
+    runs = {name: RunDirectory(tmp_path / name, STUDIES[name], device="cpu") for name in ("smoke", DEFAULT_STUDY)}
+    assert {name: is_small(run) for name, run in runs.items()} == {"smoke": True, DEFAULT_STUDY: False}
+    assert len(family_seeds(runs["smoke"])) < len(family_seeds(runs[DEFAULT_STUDY])) == 2
+    assert training_tokens(runs["smoke"]) < training_tokens(runs[DEFAULT_STUDY]) == 40_000
+    assert search_trials(runs["smoke"]) < search_trials(runs[DEFAULT_STUDY]) == 4
+
+
 @given(n_layers=st.integers(1, 80), data=st.data())
 def test_layer_sweep_always_holds_the_studied_layer(n_layers, data):
     studied = data.draw(st.integers(0, n_layers - 1))
-    layers = sweep_layers(n_layers, studied)
+    count = data.draw(st.sampled_from([LAYERS_SMALL, LAYERS]))
+    layers = sweep_layers(n_layers, studied, count)
     assert studied in layers
-    assert 1 <= len(layers) <= 4
+    assert 1 <= len(layers) <= count
     assert list(layers) == sorted(set(layers))
     assert layers[0] >= 0
     assert layers[-1] < n_layers
