@@ -52,3 +52,15 @@ def test_imports_only_go_down():
 def test_modules_are_short():
     long = {path.name: n for path in PACKAGE.glob("*.py") if (n := len(path.read_text().splitlines())) > 410}
     assert not long, f"is each one concept? {long}"
+
+
+def test_keys_name_modules_that_exist_and_every_stage_is_in_a_key_of_its_own():
+    named: dict[str, set[str]] = {}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "source_digest":
+                named.setdefault(path.stem, set()).update(argument.value for argument in node.args)
+    assert {name for names in named.values() for name in names} <= {path.stem for path in PACKAGE.glob("*.py")}
+    stages = {path.stem for path in PACKAGE.glob("stage*.py")} | {"layer_sweep"}
+    assert stages <= set(named)
+    assert all(stage in named[stage] for stage in stages)

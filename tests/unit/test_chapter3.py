@@ -13,7 +13,7 @@ from saema_utils import plots_stratification as plots
 from saema_utils.artifacts import RunDirectory
 from saema_utils.rank_anatomy import subspace_drift, where_rank_moves
 from saema_utils.rank_verdicts import controls_table, ranks_at, tolerance_table
-from saema_utils.stage3_stratification import MODULES, _largest_spread, few_levels
+from saema_utils.stage3_stratification import _largest_spread, few_levels
 from saema_utils.stratification import covariance_spectrum, effective_rank, sweep_clouds
 from saema_utils.study import STUDIES
 from saema_utils.token_grams import TokenCloud
@@ -114,10 +114,6 @@ def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
     assert _largest_spread(table) == 2  # not 80, which is how concepts differ
     assert _largest_spread(table[table["concept"] == "a"]) == 1
     assert _largest_spread(table[table["first_noise_rms"].isna()]) == 1
-
-
-def test_every_module_in_the_key_exists():
-    assert all((NOTEBOOK.parents[1] / "saema_utils" / f"{name}.py").exists() for name in MODULES)
 
 
 def test_every_figure_can_be_drawn(small_study, tmp_path):
