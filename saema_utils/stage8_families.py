@@ -145,8 +145,9 @@ def _trained(run: RunDirectory, architecture: str, seed: int, start: float | Non
     metadata = {"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture}
     first = start is None
     matched = train_to_l0(
-        corpus.train[: training_tokens(run)], corpus.heldout, recipe, seed, run.device, metadata=metadata, description="",
-        start=None if first or math.isnan(start) else start, max_trials=search_trials(run) if first else 2,
+        corpus.train[: training_tokens(run)], corpus.heldout, recipe, seed, run.device, metadata=metadata,
+        description="", start=None if first or math.isnan(start) else start,
+        max_trials=search_trials(run) if first else 2,
     )  # fmt: skip
     keep_sae(run, matched.trained.sae, folder, key)
     return run.cached_table(part, key, lambda: _facts(run, matched, architecture, seed))
