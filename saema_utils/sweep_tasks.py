@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 from .artifacts import RunDirectory
 from .errors import ArtifactError, SaemaError, SweepError
-from .files import source_digest, write_json
+from .files import UNFINISHED, source_digest, write_json
 from .runtime import PROGRESS_FILE, peak_memory
 from .study import Study
 
@@ -191,7 +192,7 @@ def beside_other_tasks(run: RunDirectory) -> Iterator[None]:
     """Hold a run together with other tasks, so that nobody can have it alone meanwhile.
 
     The lock is that of :meth:`RunDirectory.locked`, shared: ``saema run`` would take the files that tasks are
-    writing for leftovers, and the other way round.
+    writing for leftovers, and the other way round. Who finds nobody else here removes what a killed worker left.
     """
     try:
         import fcntl
@@ -201,6 +202,10 @@ def beside_other_tasks(run: RunDirectory) -> Iterator[None]:
     end = time.monotonic() + PATIENCE
     with (run.path / ".run.lock").open("a") as file:
         while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for leftover in list(run.path.glob(f"*/**/{UNFINISHED}*")):  # beside the manifest others may write
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 break

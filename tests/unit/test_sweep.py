@@ -340,18 +340,21 @@ def test_tasks_share_a_run_that_nobody_else_may_have(plan, monkeypatch):
     """Two tasks at a time, in two processes; ``saema run`` keeps out, and its files stay."""
     task = next(task for task in plan.tasks if task.kind == "chapter")
     run = RunDirectory(plan.folder / task.run, plan.runs[task.run])
-    with held_by_a_process(run, "beside_other_tasks"), sweep_tasks.beside_other_tasks(run):
-        half = run.path / ".unfinished-01_concepts.csv"
-        half.touch()
+    half = run.path / "tables/.unfinished-01_concepts.csv"
+    half.parent.mkdir()
     with held_by_a_process(run, "beside_other_tasks"):
+        half.touch()
+        with sweep_tasks.beside_other_tasks(run):
+            assert half.exists()
         with pytest.raises(RunLockedError), run.locked():
             pass
         assert half.exists()
+    with sweep_tasks.beside_other_tasks(run):  # whoever wrote it is gone
+        assert not half.exists()
     plan.write()
     monkeypatch.setattr(sweep_tasks, "PATIENCE", 0.3)
     with held_by_a_process(run, "locked"), pytest.raises(SweepError, match=r"in use by another process.*saema run"):
         sweep_tasks.carry_out(plan.order(task))
-    assert not half.exists()
     with held_by_a_process(run, "locked") as holder:
         monkeypatch.setattr(sweep_tasks, "PATIENCE", 60)
         threading.Timer(0.5, holder.stdin.close).start()  # who waits gets it as soon as it is free
