@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +69,9 @@ def run_names(paths: Sequence[Path]) -> dict[Path, str]:
 # ---- the table -------------------------------------------------------------------------------------
 
 
-def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False) -> pd.DataFrame:
+def compare_runs(
+    paths: Iterable[str | Path], *, leave_out_damaged: bool = False, say: Callable[[str], None] = print
+) -> pd.DataFrame:
     """Every effect and key metric of finished runs in one tidy table; each file is checked against its hash.
 
     Parameters
@@ -77,7 +79,7 @@ def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False
     paths
         Run folders, or folders of runs.
     leave_out_damaged
-        Leave a run out and say so, instead of raising.
+        Leave a run out and ``say`` so, instead of raising.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def compare_runs(paths: Iterable[str | Path], *, leave_out_damaged: bool = False
         except SaemaError as error:
             if not leave_out_damaged:
                 raise
-            print(f"{name} is left out: {error}")
+            say(f"{name} is left out: {error}")
     if not rows:
         raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
     table = pd.DataFrame(rows)
@@ -119,7 +121,7 @@ def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
 
         compute_inputs(run)
     run.check("tables/02_sae_eval.csv")
-    table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True)
+    table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True, say=run.remark)
     chosen = list(table["run"].unique())[:most]
     run.save_table("07_comparison", table[table["run"].isin(chosen)])
     return run.table("07_comparison")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import MODEL_DIGESTS
 from .errors import DeviceError, HubUnreachableError, ModelError, SaemaError, unknown_name
-from .files import cache_dir, digest, file_digest, user_path, write_json
+from .files import UNFINISHED, cache_dir, digest, file_digest, sweep_up, user_path, write_json
 from .runtime import choose_device, choose_dtype
 from .study import EMBEDDED_MODEL, Study
 
@@ -166,6 +166,7 @@ def _embedded_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _is_whole(folder):  # another process may have made it meanwhile
+                sweep_up(folder.parent)
                 _convert_wheel(folder)
     except OSError as error:
         raise ModelError(
@@ -203,7 +204,7 @@ def _convert_wheel(folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < _BYTES_OF_CONVERTED:
         raise OSError(28, f"only {free // 10**6} MB free")
-    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
     try:
         with quietly():
             from transformers import AutoModelForCausalLM, AutoTokenizer

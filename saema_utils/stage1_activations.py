@@ -23,7 +23,17 @@ from .artifacts import RunDirectory
 from .concepts import ConceptPrompts, Prompt, build_prompts
 from .corpus import corpus_tokens
 from .errors import ActivationError, ArtifactError
-from .files import atomic_path, cache_dir, digest, file_digest, source_digest, user_path, write_json, write_tensors
+from .files import (
+    atomic_path,
+    cache_dir,
+    digest,
+    file_digest,
+    source_digest,
+    sweep_up,
+    user_path,
+    write_json,
+    write_tensors,
+)  # fmt: skip
 from .models import check_layer, digest_once, load_language_model, model_digest
 from .runtime import progress
 from .statistics import label_permutation_test
@@ -292,6 +302,7 @@ def corpus_activations(run: RunDirectory) -> CorpusActivations:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_whole(path):
+                sweep_up(path.with_suffix(""))
                 _capture_corpus(run, path)
             return _open_corpus(path)
     except OSError as error:

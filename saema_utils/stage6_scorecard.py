@@ -89,7 +89,7 @@ def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
         try:
             verdicts[path.name] = RunDirectory.at(path).table("06_claims").set_index("claim")["verdict"]
         except ArtifactError as error:
-            print(f"{path.name} is left out: {error}")
+            run.remark(f"{path.name} is left out: {error}")
     return pd.DataFrame(verdicts).rename_axis("claim").reset_index()
 
 

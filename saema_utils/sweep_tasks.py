@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifacts import RunDirectory
+from .artifacts import RunDirectory, chapter_of
 from .errors import ArtifactError, SaemaError, SweepError
 from .files import UNFINISHED, source_digest, write_json
 from .runtime import PROGRESS_FILE, peak_memory
@@ -144,7 +144,7 @@ def _run_stages(run: RunDirectory, order: Order) -> Outcome:
     seconds = round(time.perf_counter() - started, 3)
     device = str(run.device)
     if order.kind == "chapter":
-        made = [name for name in run.manifest()["artifacts"] if Path(name).name.startswith(f"{order.chapter:02d}_")]
+        made = [name for name in run.manifest()["artifacts"] if chapter_of(name) == order.chapter]
         run.record_task(
             f"chapter-{order.chapter}", key=order.key, seconds=seconds, peak_memory=memory.bytes, device=device,
             where=_where(), threads=order.threads, artifacts=sorted(made),
