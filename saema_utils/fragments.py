@@ -13,7 +13,8 @@ from . import address
 from .artifacts import RunDirectory
 from .errors import BookError
 from .files import PACKAGE_DIR
-from .sae_facts import sae_facts
+from .sae_facts import SaeFacts, sae_facts
+from .study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def numbers(run: RunDirectory) -> dict[str, str]:
     chosen: dict[str, Any] = {
         "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
         "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
-        "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs, "n_seeds": study.n_seeds,
+        "d_sae": sae.d_sae, "k": sae.k, "sae": _sae_in_words(study, sae), "epochs": study.sae.epochs, "n_seeds": study.n_seeds,
         "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
         "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
         "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),
@@ -53,6 +54,12 @@ def numbers(run: RunDirectory) -> dict[str, str]:
         "repository": address.repository_url(),
     }  # fmt: skip
     return {name: format_number(value) for name, value in {**chosen, **run.numbers()}.items()}
+
+
+def _sae_in_words(study: Study, sae: SaeFacts) -> str:
+    made = f"trained on {study.corpus.tokens:,} tokens" if study.sae.source == "train" else study.sae.source
+    at_a_time = f"{sae.k:g} at a time, " if sae.k else ""
+    return f"{sae.architecture}, {sae.d_sae:,} latents, {at_a_time}{made}"
 
 
 def _model_name(source: str) -> str:
