@@ -26,6 +26,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def whole_number(text: str) -> int:
+    """An option's value as a whole number; the refusal names it, which typer's own does not."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from error
+
+
 StudyOption = Annotated[str, typer.Option("--study", help="A registered study, or a study file (.json).")]
 RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. Default: runs/<study>.")]
 
@@ -36,10 +45,14 @@ def run(
     chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = "1-6",
     run_dir: RunDirOption = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="First seed. Default: the study's own.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(parser=whole_number, metavar="NUMBER", help="First seed. Default: the study's own.")
+    ] = None,
     prompts: Annotated[str, typer.Option(help="JSON file {concept: [prompt, ...]} to use instead.")] = "",
     model: Annotated[str, typer.Option(help="A checkpoint path or hub name instead of the study's.")] = "",
-    layer: Annotated[int | None, typer.Option(help="Layer of the residual stream.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(parser=whole_number, metavar="NUMBER", help="Layer of the residual stream.")
+    ] = None,
     sae: Annotated[str, typer.Option(help="A folder or RELEASE:ID instead of training one.")] = "",
     corpus: Annotated[str, typer.Option(help="A .txt file instead of the study's corpus.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
@@ -79,7 +92,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     if prompts:
         path = user_path(prompts)
         if not path.is_file():
-            raise StudyError(f"prompts file {prompts!r} does not exist. Pass a JSON file {{concept: [prompt, ...]}}.")
+            raise StudyError(f"prompts {prompts!r} is not a file. Pass a JSON file {{concept: [prompt, ...]}}.")
         changes["prompts_file"] = str(path.resolve())
     if model:
         changes["model"] = _absolute(model)
@@ -90,7 +103,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     if corpus:
         path = user_path(corpus)
         if not path.is_file():
-            raise StudyError(f"corpus file {corpus!r} does not exist. Pass a .txt file.")
+            raise StudyError(f"corpus {corpus!r} is not a file. Pass a .txt file.")
         changes["corpus.source"] = str(path.resolve())
     if not changes:
         return study

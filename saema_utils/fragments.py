@@ -45,7 +45,8 @@ def numbers(run: RunDirectory) -> dict[str, str]:
     chosen: dict[str, Any] = {
         "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
         "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
-        "d_sae": sae.d_sae, "k": sae.k, "sae": _sae_in_words(study, sae), "epochs": study.sae.epochs, "n_seeds": study.n_seeds,
+        "sae": _sae_in_words(study, sae), "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs,
+        "n_seeds": study.n_seeds,
         "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
         "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
         "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),
