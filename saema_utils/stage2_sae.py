@@ -112,10 +112,10 @@ def study_coders(run: RunDirectory) -> dict[str, Coder]:
     """
     sae = SaeCoder(study_sae(run))
     stored = run.cached_tensors("02_coders", coders_key(run), lambda: _fit_controls(run, sae))
-    stored = {name: value.to(run.device) for name, value in stored.items()}
-    pca = PcaCoder(stored["pca_mean"], stored["pca_components"], stored["pca_eigenvalues"])
+    mean, components = (stored[name].to(run.device) for name in ("pca_mean", "pca_components"))
+    pca = PcaCoder(mean, components, stored["pca_eigenvalues"])
     k, seed = max(1, round(float(stored["sae_l0"]))), run.study.seed
-    random = RandomDictionary(sae.d_in, sae.n_latents, min(k, sae.n_latents), seed, bias=stored["pca_mean"])
+    random = RandomDictionary(sae.d_in, sae.n_latents, min(k, sae.n_latents), seed, bias=mean)
     return {coder.name: coder for coder in (sae, pca, random)}
 
 
