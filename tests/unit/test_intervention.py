@@ -127,9 +127,7 @@ def test_doses_with_the_support_kept_are_of_equal_size_too(arm):
         for a in ("poles", arm)
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=1e-6)
-    curvatures = [
-        optimum(z, y, lambda v: v, z, arm=a, preserve_sparsity=True).curvature for a in ("poles", arm)
-    ]
+    curvatures = [optimum(z, y, lambda v: v, z, arm=a, preserve_sparsity=True).curvature for a in ("poles", arm)]
     assert curvatures[1] == pytest.approx(curvatures[0], rel=1e-6)
 
 
