@@ -21,7 +21,12 @@ KEPT_SHARE = 1e-6
 
 
 def edit_direction(
-    latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"], arm: str = "poles", *, seed: int = 0
+    latents: Float[Tensor, "N F"],
+    labels: Int[Tensor, " N"],
+    arm: str = "poles",
+    *,
+    seed: int = 0,
+    preserve_sparsity: bool = False,
 ) -> Float[Tensor, "N F"]:
     """The direction in which each token moves at alpha = 1; zero for tokens labelled -1.
 
@@ -29,6 +34,10 @@ def edit_direction(
     one draw per cluster, on the support of the token's pole direction and of equal norm.
     ``permuted_labels``: towards the pole of another cluster (no cluster keeps its own), at the
     token's own norm. ``global_scaling``: the latent itself, so that all is multiplied by 1 + alpha.
+
+    With ``preserve_sparsity`` directions keep only the latents that a token has on, and the random and
+    permuted ones have each token's norm of what is left of the poles direction. A mask takes away
+    different shares of different directions, so norms that were equal before it are not after it.
     """
     if arm not in ARMS:
         raise InterventionError(unknown_name("arm", arm, ARMS))
@@ -52,6 +61,12 @@ def edit_direction(
         other[order] = order.roll(1)
         towards = _of_norm(towards[other], norms)
     direction[known] = towards[y[known]]
+    if not preserve_sparsity:
+        return direction
+    direction = torch.where(z != 0, direction, 0)
+    if arm != "poles":
+        kept = torch.where(z != 0, edit_direction(z, y), 0)
+        direction = _of_norm(direction, kept.norm(dim=1, keepdim=True))
     return direction
 
 

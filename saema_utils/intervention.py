@@ -107,7 +107,7 @@ def dose_response(
     compact = z[:, used]
     rows = []
     for arm in arms:
-        direction = edit_direction(z, y, arm, seed=seed)[:, used]
+        direction = edit_direction(z, y, arm, seed=seed, preserve_sparsity=preserve_sparsity)[:, used]
         for alpha in alphas:
             edited = apply_edit(compact, direction, alpha, preserve_sparsity)
             whole = torch.zeros_like(z)
@@ -182,9 +182,7 @@ def optimum(
     independent); the poles are held fixed. ``prompts`` gives each token's prompt (default: its own).
     """
     z, y, _ = check_labelled(latents, labels)
-    direction = edit_direction(z, y, arm, seed=seed)
-    if preserve_sparsity:
-        direction = torch.where(z != 0, direction, 0)
+    direction = edit_direction(z, y, arm, seed=seed, preserve_sparsity=preserve_sparsity)
     statistics = error_statistics(z, direction, decode, target).cpu().numpy()
     groups = np.arange(len(z)) if prompts is None else torch.as_tensor(prompts).cpu().numpy()
     names, index = np.unique(groups, return_inverse=True)

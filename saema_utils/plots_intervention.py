@@ -194,8 +194,11 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
     return figure
 
 
-def coefficient_sweep(sweep: pd.DataFrame) -> Figure:
-    """What training for separability changes, paired by seed: separation gained, explained variance gained or lost."""
+def coefficient_sweep(sweep: pd.DataFrame, effects: pd.DataFrame) -> Figure:
+    """What training for separability changes, paired by seed: separation gained, explained variance gained or lost.
+
+    ``effects`` (``05_coefficient_effects``) gives means and intervals, ``sweep`` each seed's line behind them.
+    """
     figure, axes = panels(3, 1, width=10.2, height=3.5)
     columns = (
         (("separation_train", "trained words"), ("separation_words", "unseen words")),
@@ -208,9 +211,13 @@ def coefficient_sweep(sweep: pd.DataFrame) -> Figure:
         for (column, name), color in zip(lines, palette, strict=False):
             wide = sweep.pivot(index="coefficient", columns="seed", values=column)
             change = wide - wide.loc[0.0]
-            x = np.arange(len(change))
+            shift = 0.12 * (lines.index((column, name)) - (len(lines) - 1) / 2)
+            x = np.arange(len(change)) + shift  # side by side, so that no interval hides another
+            found = effects[effects["measure"] == column].set_index("coefficient").reindex(change.index)
+            mean = found["estimate"].fillna(0.0)
+            reach = np.abs(found[["low", "high"]].sub(mean, axis=0)).fillna(0.0).to_numpy().T
             ax.plot(x, change.to_numpy(), color=color, alpha=0.3, linewidth=0.9)
-            ax.plot(x, change.mean(axis=1), color=color, marker="o", markersize=4, label=name)
+            ax.errorbar(x, mean, yerr=reach, color=color, marker="o", markersize=4, capsize=3, label=name)
         ax.axhline(0, color="#888888", linewidth=1)
         ax.set_xticks(np.arange(len(change)), [f"{c:+g}" if c else "0" for c in change.index])
         ax.set_xlabel("coefficient of the separation term")
@@ -240,16 +247,16 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
     left.set_xlabel("scale-free separation of concepts")
     left.set_ylabel("explained variance, held-out text")
     left.set_title("Along training, both move")
-    columns = ["separation", "explained_variance"]
-    centred = natural[columns] - natural.groupby("step")[columns].transform("mean")
+    groups = natural.groupby("step")[["separation", "explained_variance"]]
+    centred = (natural[["separation", "explained_variance"]] - groups.transform("mean")) / groups.transform("std")
     right.axhline(0, color="#cccccc", linewidth=1)
     right.axvline(0, color="#cccccc", linewidth=1)
     right.scatter(
         centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap=SEQUENTIAL, s=26
     )
     right.locator_params(axis="x", nbins=5)
-    right.set_xlabel("separation, minus the mean of its step")
-    right.set_ylabel("explained variance, minus the mean")
+    right.set_xlabel("separation, in standard deviations of its step")
+    right.set_ylabel("explained variance, likewise")
     right.set_title("At one step, between seeds")
     return figure
 

@@ -95,7 +95,7 @@ def amount_of_work(study: Study, chapter: int) -> float:
     if chapter == 4:
         return sentences * (50 + study.geometry.bootstrap)
     if chapter == 5:
-        training = len(dose.coefficients) * dose.finetune_steps * sae.d_sae / 1000
+        training = (len(dose.coefficients) * dose.finetune_steps + dose.fresh_steps) * sae.d_sae / 1000
         return study.n_seeds * (len(study.concepts) * len(dose.alphas) + training)
     return 1.0
 

@@ -171,6 +171,11 @@ def fresh(d_in: int, d_sae: int, k: int, *, seed: int, device: str = "cpu", **ch
     return SeparableTopKTrainingSAE(cfg)
 
 
+def can_continue(sae: SAE) -> bool:
+    """Whether :func:`warm_start` takes this autoencoder."""
+    return sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+
+
 def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
     """Continue from a trained TopK autoencoder, its weights moved to activations multiplied by ``scale``.
 
@@ -182,7 +187,7 @@ def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) 
         If ``sae`` is not a TopK autoencoder without run-time normalisation.
     """
     cfg = sae.cfg
-    if cfg.architecture() != "topk" or cfg.normalize_activations not in ("none", "expected_average_only_in"):
+    if not can_continue(sae):
         raise SaeError(
             f"a warm start needs a TopK SAE without run-time normalisation; this one is {cfg.architecture()!r} with "
             f"{cfg.normalize_activations!r}. Start fresh instead."

@@ -127,10 +127,11 @@ def study_coders(run: RunDirectory) -> dict[str, Coder]:
     dictionary has the SAE's width and (rounded) its mean number of active latents.
     """
     sae = SaeCoder(study_sae(run))
-    stored = {name: value.to(run.device) for name, value in _controls(run, sae).items()}
-    pca = PcaCoder(stored["pca_mean"], stored["pca_components"], stored["pca_eigenvalues"])
+    stored = _controls(run, sae)
+    mean, components = (stored[name].to(run.device) for name in ("pca_mean", "pca_components"))
+    pca = PcaCoder(mean, components, stored["pca_eigenvalues"])
     k, seed = max(1, round(float(stored["sae_l0"]))), run.study.seed
-    random = RandomDictionary(sae.d_in, sae.n_latents, min(k, sae.n_latents), seed, bias=stored["pca_mean"])
+    random = RandomDictionary(sae.d_in, sae.n_latents, min(k, sae.n_latents), seed, bias=mean)
     return {coder.name: coder for coder in (sae, pca, random)}
 
 

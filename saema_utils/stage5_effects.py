@@ -6,6 +6,7 @@ one, and all p-values of the table are adjusted together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,27 +27,44 @@ from .stage5_training import (
     reversed_cause_table,
     training_table,
 )
-from .statistics import cohens_d_paired, holm, paired_interval, paired_permutation_test
+from .statistics import FEW, cohens_d_paired, holm, paired_interval, paired_permutation_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONTROLS = ("random_direction", "permuted_labels")
+#: What a coefficient is asked about: separation, and reconstruction of running text and of concept words.
+SWEPT = (
+    "separation_train", "separation_words", "separation_sentences", "explained_variance", "ev_train", "ev_words",
+    "ev_sentences", "cosine", "cosine_words", "ce_recovered",
+)  # fmt: skip
+LEVEL = 0.95
 
 
 def partial_correlation(table: pd.DataFrame, x: str, y: str, given: str) -> tuple[float, int]:
-    """Correlation of x and y within each level of ``given``: both as deviations from that level's mean.
+    """Correlation of x and y within each level of ``given``, both in standard deviations from that level's mean.
+
+    Every level counts alike: without the division, the level that scatters most (the earliest training
+    step, say) would decide alone. Of levels with equally many rows it is the mean of the levels' own r.
 
     Returns
     -------
     r (NaN when nothing varies) and its degrees of freedom (rows minus levels minus 1).
     """
-    centred = table[[x, y]] - table.groupby(given)[[x, y]].transform("mean")
+    centred = within_levels(table, (x, y), given)
     freedom = len(table) - table[given].nunique() - 1
     sizes = np.sqrt((centred**2).sum())
     if freedom < 1 or sizes[x] == 0 or sizes[y] == 0:
         return float("nan"), max(0, freedom)
     return float((centred[x] * centred[y]).sum() / (sizes[x] * sizes[y])), freedom
+
+
+def within_levels(table: pd.DataFrame, columns: Sequence[str], given: str) -> pd.DataFrame:
+    """Columns as deviations from the mean of their level, in its standard deviations (0 where nothing varies)."""
+    groups = table.groupby(given)[list(columns)]
+    centred, spread = table[list(columns)] - groups.transform("mean"), groups.transform("std")
+    # A constant column's deviations are rounding, not information.
+    return (centred / spread).where(spread > 1e-12 * table[list(columns)].abs(), 0.0)
 
 
 def effects(
@@ -60,7 +78,8 @@ def effects(
     """One row per effect and control.
 
     Columns: effect, control, claimed (sign that the causal claim predicts), estimate, low, high, d (Cohen's,
-    paired), n, unit, p (sign flips), p_holm, verdict.
+    paired), n, unit, p (of the same test as the interval), p_holm (adjusted for all rows), verdict (by the
+    interval alone), survives (whether the verdict also stands once the table's number of rows is allowed for).
     """
     import pandas as pd
 
@@ -72,7 +91,28 @@ def effects(
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy())
     table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    decided = table["verdict"].isin(["supports", "contradicts"])
+    table["survives"] = decided & (table["p_holm"] < 1 - LEVEL)
     return table
+
+
+def paired_p(differences: np.ndarray) -> float:
+    """P-value of the mean of paired differences: Student's t below thirty pairs, sign flips from there on.
+
+    As :func:`saema_utils.statistics.paired_interval`. Three pairs have eight patterns of signs: their smallest p is
+    0.25 however clear the effect, and no adjustment for many tests could then agree with any interval.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    if len(d) >= FEW:
+        return paired_permutation_test(d)
+    if len(d) < 2:
+        return float("nan")
+    if d.std(ddof=1) == 0:
+        return 2.0 ** (1 - len(d)) if d.mean() else 1.0  # no spread to judge by: the least that signs alone can give
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(d, 0.0).pvalue)
 
 
 def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit: str) -> dict[str, object]:
@@ -81,7 +121,7 @@ def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit:
     estimate, low, high = paired_interval(d)
     return {
         "effect": effect, "control": control, "claimed": claimed, "estimate": estimate, "low": low, "high": high,
-        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_permutation_test(d),
+        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_p(d),
     }  # fmt: skip
 
 
@@ -168,9 +208,9 @@ def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
         centre = np.arctanh(np.clip(r, -0.999999, 0.999999))
         low, high = (float(np.tanh(centre + side * 1.96 * error)) for side in (-1, 1))
         rng, null = np.random.default_rng(0), []
-        wide = natural.pivot_table(index="seed", columns="step", values="separation")
-        ev = natural.pivot_table(index="seed", columns="step", values="explained_variance")
-        a, b = (w.to_numpy() - w.to_numpy().mean(0) for w in (wide, ev))
+        pair = ["separation", "explained_variance"]
+        scores = natural[["seed", "step"]].join(within_levels(natural, pair, "step"))
+        a, b = (scores.pivot_table(index="seed", columns="step", values=name).to_numpy() for name in pair)
         for _ in range(n_resamples):
             # A seed's whole course is moved: its checkpoints are not independent.
             shuffled = a[rng.permutation(len(a))]
@@ -195,6 +235,33 @@ def effects_table(run: RunDirectory) -> pd.DataFrame:
     return run.cached_table("05_effects", key, lambda: effects(*parts))
 
 
+def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:
+    """What each coefficient of the separation term changes against coefficient 0, paired by seed.
+
+    Columns: coefficient, measure (a column of ``05_separability_training``), estimate, low, high, d, n, p,
+    p_holm (adjusted for all rows).
+    """
+    import pandas as pd
+
+    rows = []
+    for measure in SWEPT:
+        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure, dropna=False)
+        for coefficient in (c for c in wide.columns if c != 0):
+            row = _row("", "", 0, wide[coefficient] - wide[0.0], "seed")
+            kept = {name: row[name] for name in ("estimate", "low", "high", "d", "n", "p")}
+            rows.append({"coefficient": coefficient, "measure": measure, **kept})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    return table
+
+
+def coefficient_effects_table(run: RunDirectory) -> pd.DataFrame:
+    """The table ``05_coefficient_effects`` (see :func:`coefficient_effects`)."""
+    sweep = training_table(run)
+    key = digest([sweep.to_csv(), source_digest("statistics", "stage5_effects")])
+    return run.cached_table("05_coefficient_effects", key, lambda: coefficient_effects(sweep))
+
+
 def all_tables(run: RunDirectory) -> dict[str, pd.DataFrame]:
     """Every table of the chapter, by name; made where missing."""
     return {
@@ -205,6 +272,7 @@ def all_tables(run: RunDirectory) -> dict[str, pd.DataFrame]:
         "05_optimised": optimised_table(run),
         "05_language_model": language_model_table(run),
         "05_separability_training": training_table(run),
+        "05_coefficient_effects": coefficient_effects_table(run),
         "05_gaming": gaming_table(run),
         "05_natural_variation": natural_variation_table(run),
         "05_reversed_cause": reversed_cause_table(run),

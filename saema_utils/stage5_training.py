@@ -17,12 +17,13 @@ from .coders import SaeCoder
 from .fidelity import explained_variance, mean_cosine, measure_fidelity
 from .files import digest, source_digest
 from .geometry import find_local_representations, intrinsic_dimension, mst_weight_scale_free, procrustes_disparity
-from .runtime import progress
+from .runtime import float64, progress
 from .separability import (
     LabelledTokens,
     SeparableTopKTrainingSAE,
     activation_scale,
     as_plain,
+    can_continue,
     fresh,
     train_separable,
     warm_start,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 SWEEP_SEEDS = 3
 BATCH = 384
-CHECKPOINTS = 6
+FRESH_BATCH = 768  # a step costs nearly the same: most of it is spent on the weights, not on the tokens
+CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains too little to be called an autoencoder
 SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
 WARM_RATE = 0.3  # of the study's learning rate, for fine-tuning
 HELD_OUT_WORD = 4  # every fourth word
@@ -101,24 +103,23 @@ def judge(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]:
     ``procrustes_disparity`` (to the dense residual's poles), ``n_local`` (direct clustering of the word tokens)
     and ``intrinsic_dimension`` are means over concepts.
     """
-    coder = SaeCoder(sae)
+    coder, tokens = SaeCoder(sae), split.all
     found = measure_fidelity(coder, heldout)
+    latents = coder.encode(tokens.vectors)
+    decoded, first = coder.decode(latents, like=tokens.vectors), 0
     row = {
         "explained_variance": found.explained_variance, "cosine": found.cosine, "mse": found.mse, "l0": found.l0,
         "dead_fraction": found.dead_fraction,
     }  # fmt: skip
     for name in ("train", "words", "sentences"):
-        tokens: LabelledTokens = getattr(split, name)
-        latents = coder.encode(tokens.vectors)
-        decoded = coder.decode(latents, like=tokens.vectors)
-        row[f"ev_{name}"] = explained_variance(tokens.vectors, decoded)
-        row[f"cosine_{name}"] = mean_cosine(tokens.vectors, decoded)
-        row[f"separation_{name}"] = _mean_over_concepts(latents, tokens, separation_scale_free)
-    tokens = split.all
-    latents = coder.encode(tokens.vectors)
+        part: LabelledTokens = getattr(split, name)
+        rows = slice(first, first := first + len(part.vectors))
+        row[f"ev_{name}"] = explained_variance(part.vectors, decoded[rows])
+        row[f"cosine_{name}"] = mean_cosine(part.vectors, decoded[rows])
+        row[f"separation_{name}"] = _mean_over_concepts(latents[rows], part, separation_scale_free)
     row["separation"] = _mean_over_concepts(latents, tokens, separation_scale_free)
     row["aedp"] = _mean_over_concepts(latents, tokens, _pole_distance)
-    row["latent_rms"] = float(latents.double().square().sum(1).mean().sqrt())
+    row["latent_rms"] = float(float64(latents.square().sum(1)).mean().sqrt())
     row["mst_weight_scale_free"] = _mean_over_concepts(latents, tokens, _tree)
     shapes = [_poles(latents, tokens, i) for i in tokens.concepts.unique()]
     dense = [_poles(tokens.vectors, tokens, i) for i in tokens.concepts.unique()]
@@ -142,19 +143,26 @@ def _mean_over_concepts(latents: Tensor, tokens: LabelledTokens, measure: Any) -
         sizes = tokens.clusters[here].unique(return_counts=True)[1]
         # One token a word has no scatter to compare the poles with.
         if len(sizes) > 1 and int(sizes.max()) > 1:
-            values.append(float(measure(latents[here], tokens.clusters[here])))
+            values.append(float(measure(_in_use(latents[here]), tokens.clusters[here])))
     values = [value for value in values if value == value]
     return sum(values) / len(values) if values else float("nan")
 
 
+def _in_use(latents: Tensor) -> Tensor:
+    """Without latents that are off on all rows: no distance sees them, and they are nine tenths of the work."""
+    used = (latents != 0).any(0)
+    return latents[:, used] if bool(used.any()) else latents
+
+
 def _means(latents: Tensor, clusters: Tensor) -> Tensor:
     names, labels = clusters.unique(return_inverse=True)
-    return cluster_means(latents.double(), labels, len(names))
+    points = float64(latents)
+    return cluster_means(points, labels.to(points.device), len(names))
 
 
 def _poles(latents: Tensor, tokens: LabelledTokens, concept: Tensor) -> Tensor:
     here = tokens.concepts == concept
-    return _means(latents[here], tokens.clusters[here])
+    return _means(_in_use(latents[here]), tokens.clusters[here])
 
 
 def _pole_distance(latents: Tensor, clusters: Tensor) -> Tensor:
@@ -162,7 +170,7 @@ def _pole_distance(latents: Tensor, clusters: Tensor) -> Tensor:
 
 
 def _tree(latents: Tensor, clusters: Tensor) -> float:
-    spread = (latents - latents.mean(0)).double().square().sum(1).mean().sqrt()
+    spread = float64((latents - latents.mean(0)).square().sum(1)).mean().sqrt()
     return mst_weight_scale_free(_means(latents, clusters), float(spread))
 
 
@@ -171,58 +179,76 @@ def _tree(latents: Tensor, clusters: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that the runs of one chapter share."""
+    """Everything that the runs of one chapter share.
 
-    start: SAE
+    ``origin`` is the study's SAE; ``warm`` says whether runs continue it. Runs that start from fresh
+    weights, here or for comparison, take ``fresh_steps``.
+    """
+
+    origin: SAE
     corpus: Tensor
     heldout: Tensor
     split: Split
     scale: float
-    steps: int
+    finetune_steps: int
+    fresh_steps: int
     learning_rate: float
     warm: bool
 
+    @property
+    def start(self) -> str:
+        return "warm" if self.warm else "fresh"
+
+    @property
+    def steps(self) -> int:
+        """How long a run from the common start is."""
+        return self.finetune_steps if self.warm else self.fresh_steps
+
     def begin(self, *, seed: int, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
-        """The common start: the study's own SAE, or fresh weights of its size where that is no TopK SAE."""
+        """The common start: the study's own SAE, or fresh weights of its size."""
         if self.warm:
-            return warm_start(self.start, self.scale, k=k, **choices)
+            return warm_start(self.origin, self.scale, k=k, **choices)
         return self.fresh(seed=seed, k=k, **choices)
 
     def fresh(self, *, seed: int, k: int | None = None, d_sae: int | None = None, **choices: Any):
-        cfg = self.start.cfg
-        device = str(self.start.W_dec.device)
+        cfg, device = self.origin.cfg, str(self.origin.W_dec.device)
         return fresh(cfg.d_in, d_sae or cfg.d_sae, k or getattr(cfg, "k", 32), seed=seed, device=device, **choices)
 
     def train(self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, **options: Any) -> SAE:
-        rate = self.learning_rate * (WARM_RATE if self.warm and tokens is not None else 1.0)
-        options = {"steps": self.steps, "learning_rate": rate, **options}
-        batch = min(BATCH, len(self.corpus))
-        return train_separable(sae, self.corpus, tokens, scale=self.scale, batch=batch, seed=seed, **options)
+        """Train a run from the common start, or (without ``tokens``) one from fresh weights that nobody separates."""
+        continued = self.warm and tokens is not None
+        options = {
+            "steps": self.finetune_steps if continued else self.fresh_steps,
+            "learning_rate": self.learning_rate * (WARM_RATE if continued else 1.0),
+            "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)), **options,
+        }  # fmt: skip
+        return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **options)
 
 
 def bench(run: RunDirectory) -> Bench:
-    """Load what the runs share. A study whose SAE is not TopK starts from fresh weights."""
+    """Load what the runs share. A study whose SAE is not TopK starts from fresh weights, whatever it asks for."""
     corpus, sae = corpus_activations(run), study_sae(run)
     heldout = corpus.heldout[: run.study.intervention.judged_tokens].to(run.device).float()
-    warm = sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+    recipe = run.study.intervention
     return Bench(
-        sae, corpus.train, heldout, split_tokens(run),
-        activation_scale(corpus.train), run.study.intervention.finetune_steps, run.study.sae.learning_rate, warm,
+        sae, corpus.train, heldout, split_tokens(run), activation_scale(corpus.train), recipe.finetune_steps,
+        recipe.fresh_steps, run.study.sae.learning_rate, recipe.start == "warm" and can_continue(sae),
     )  # fmt: skip
 
 
 def _key(run: RunDirectory, *more: object) -> str:
     sources = source_digest("stage5_training", "stage5_intervention")
     recipe = run.study.intervention
-    choices = (recipe.finetune_steps, recipe.spliced_sequences, recipe.judged_tokens)
+    choices = (recipe.start, recipe.finetune_steps, recipe.fresh_steps, recipe.spliced_sequences, recipe.judged_tokens)
     return digest([concepts_key(run), corpus_key(run), sae_key(run), run.study.seeds, choices, sources, *more])
 
 
 def training_table(run: RunDirectory) -> pd.DataFrame:
     """The table ``05_separability_training``: the coefficient sweep, paired by seed.
 
-    Columns: coefficient, seed, steps, what :func:`judge` measures, and ``ce_recovered`` (0: as bad as zeros
-    at the layer, 1: as good as the clean model) on a few held-out sequences.
+    Columns: coefficient, seed, start (``warm``: the study's SAE, ``fresh``: random weights), steps, what
+    :func:`judge` measures, and ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean
+    model) on a few held-out sequences.
     """
     import pandas as pd
 
@@ -231,10 +257,9 @@ def training_table(run: RunDirectory) -> pd.DataFrame:
 
     def whole() -> pd.DataFrame:
         shared = bench(run)
-        jobs = progress(seeds, "separability-trained SAEs")
         parts = [
             run.cached_table(f"parts/05_training_{s}", digest([key, s]), lambda s=s: _sweep(run, shared, s))
-            for s in jobs
+            for s in progress(seeds, "separability-trained SAEs")
         ]
         return pd.concat(parts, ignore_index=True)
 
@@ -261,7 +286,8 @@ def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
 
     for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
         facts, spliced[str(coefficient)] = trained(coefficient)
-        rows.append({"coefficient": coefficient, "seed": seed, "steps": shared.steps, **facts})
+        named = {"coefficient": coefficient, "seed": seed, "start": shared.start, "steps": shared.steps}
+        rows.append({**named, **facts})
     table = pd.DataFrame(rows)
     table["ce_recovered"] = _recovered(run, sequences, mask, spliced)
     return table
@@ -279,9 +305,10 @@ def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[st
 def gaming_table(run: RunDirectory) -> pd.DataFrame:
     """The table ``05_gaming``: what AEDP rewards that is not separation.
 
-    One row per autoencoder: the study's own; the same with latents doubled and decoder rows halved (no
-    reconstruction changes); and, from the same start, trained at the largest coefficient on AEDP, on the
-    scale-free measure, and on neither.
+    One row per autoencoder: ``before`` is the study's own, or, where runs start from fresh weights (column
+    ``start``), the one trained on neither, since an untrained one is no yardstick; the same with latents
+    doubled and decoder rows halved (no reconstruction changes); and, from the common start, trained at the
+    largest coefficient on AEDP, on the scale-free measure, and on neither.
     """
     import pandas as pd
 
@@ -291,13 +318,21 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
     def compute() -> pd.DataFrame:
         shared = bench(run)
         aedp = {"separation_coefficient": coefficient, "separation_measure": "aedp"}
+
+        def before() -> SAE:
+            begun = shared.begin(seed=seed)
+            return as_plain(begun, shared.scale) if shared.warm else shared.train(begun, shared.split.train, seed)
+
         # One at a time: in training, an autoencoder already takes five times its own size.
         makers = {
-            "before": lambda: as_plain(shared.begin(seed=seed), shared.scale),
-            "latents doubled, decoder halved": lambda: _doubled(as_plain(shared.begin(seed=seed), shared.scale)),
+            "before": before,
+            "latents doubled, decoder halved": lambda: _doubled(before()),
             "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
         }
-        rows = [{"autoencoder": name, **judge(make(), shared.heldout, shared.split)} for name, make in makers.items()]
+        rows = [
+            {"autoencoder": name, "start": shared.start, **judge(make(), shared.heldout, shared.split)}
+            for name, make in makers.items()
+        ]
         paired = sweep[sweep["seed"] == seed].set_index("coefficient")
         for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
             rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
@@ -322,14 +357,13 @@ def _doubled(plain: SAE) -> SAE:
 def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     """The table ``05_natural_variation``: checkpoints of plain TopK runs from fresh weights, no separation term.
 
-    Columns: seed, step, and what :func:`judge` measures.
+    Columns: seed, step (from a quarter of the run on), and what :func:`judge` measures.
     """
     import pandas as pd
 
     def compute() -> pd.DataFrame:
         shared, rows = bench(run), []
-        steps = shared.steps
-        marks = sorted({max(1, round(steps ** (i / CHECKPOINTS))) for i in range(2, CHECKPOINTS)} | {steps})
+        marks = sorted({max(1, round(share * shared.fresh_steps)) for share in CHECKPOINTS})
         for seed in progress(run.study.seeds, "fresh SAEs"):
 
             def watch(step: int, plain: SAE, seed: int = seed) -> None:
@@ -351,8 +385,7 @@ def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
 
     def compute() -> pd.DataFrame:
         shared, rows = bench(run), []
-        cfg = shared.start.cfg
-        k = getattr(cfg, "k", 32)
+        cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
         jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
         jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
         for seed in run.study.seeds[:2]:

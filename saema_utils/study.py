@@ -21,6 +21,7 @@ CONCEPT_NAMES = (
     "number", "alphabet", "phonetic_symbol", "constellations",
 )  # fmt: skip
 ARCHITECTURES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
+STARTS = ("warm", "fresh")
 PAPER_NOISE_LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 EMBEDDED_MODEL = "embedded:smollm2-135m"
 EMBEDDED_CORPUS = "embedded:gcide"
@@ -99,7 +100,12 @@ class GeometryRecipe:
 
 @dataclass(frozen=True)
 class InterventionRecipe:
-    """How poles are moved: the grid of ``alphas`` (0 leaves them), and the fine-tuning sweep.
+    """How poles are moved: the grid of ``alphas`` (0 leaves them), and the training for separability.
+
+    The runs that train for separability ``start`` ``warm`` (from the study's SAE, ``finetune_steps`` long)
+    or ``fresh`` (from random weights, ``fresh_steps`` long); an SAE that is no TopK without run-time
+    normalisation cannot be continued, and its study starts fresh. Runs that watch what happens when
+    nobody separates are ``fresh_steps`` long in any case.
 
     At most ``spliced_prompts`` of each concept, and ``spliced_sequences`` of held-out text, are run through
     the whole language model once for every edit or autoencoder; ``judged_tokens`` of held-out text tell
@@ -108,7 +114,9 @@ class InterventionRecipe:
 
     alphas: tuple[float, ...] = tuple(round(-1 + 0.1 * i, 10) for i in range(31))
     coefficients: tuple[float, ...] = (-0.1, -0.03, 0.0, 0.03, 0.1)
+    start: str = "warm"
     finetune_steps: int = 60
+    fresh_steps: int = 180
     optimise_steps: int = 60
     spliced_prompts: int = 6
     spliced_sequences: int = 2
@@ -125,7 +133,11 @@ class InterventionRecipe:
             0.0 in self.coefficients and max(self.coefficients) > 0,
             "intervention.coefficients", self.coefficients, "values that include 0 and one above it",
         )  # fmt: skip
-        for name in ("finetune_steps", "optimise_steps", "spliced_prompts", "spliced_sequences", "judged_tokens"):
+        if self.start not in STARTS:
+            raise StudyError(unknown_name("start", self.start, STARTS))
+        for name in (
+            "finetune_steps", "fresh_steps", "optimise_steps", "spliced_prompts", "spliced_sequences", "judged_tokens",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"intervention.{name}", getattr(self, name), "at least 1")
 
 
@@ -306,6 +318,7 @@ STUDIES: dict[str, Study] = {
                 alphas=tuple(round(-1 + 0.25 * i, 10) for i in range(13)),
                 coefficients=(-0.1, 0.0, 0.1),
                 finetune_steps=8,
+                fresh_steps=60,
                 optimise_steps=5,
                 spliced_prompts=1,
                 spliced_sequences=1,

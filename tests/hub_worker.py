@@ -65,7 +65,7 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
     captured = months.residual[0, 1 : whole.shape[1]]
     sae = stage2_sae.study_sae(run)
     coder = SaeCoder(sae)
-    x = corpus.heldout[:64].float()
+    x = corpus.heldout.float()
     z = coder.encode(x)
     once, twice = coder.decode(z), coder.decode(z)
     again = coder.decode(z, like=x)
@@ -124,7 +124,9 @@ def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
         "04_geometry": stage4_geometry.geometry_table(run), "04_merging": stage4_geometry.merging_table(run),
         **stage5_effects.all_tables(run),
     }  # fmt: skip
-    kinds = {key: next((c for c in ("representation", "arm") if c in table), None) for key, table in tables.items()}
+    kinds = {
+        key: next((c for c in ("representation", "arm", "start") if c in table), None) for key, table in tables.items()
+    }
     return {
         key: {"rows": len(table), "kinds": sorted(table[kinds[key]].astype(str).unique()) if kinds[key] else []}
         for key, table in tables.items()

@@ -14,7 +14,14 @@ from saema_utils import intervention_findings as findings
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.intervention import optimum, scale_separation
 from saema_utils.separation import separation_scale_free
-from saema_utils.stage5_effects import causal_verdict, effects, paired_interval, partial_correlation
+from saema_utils.stage5_effects import (
+    causal_verdict,
+    coefficient_effects,
+    effects,
+    paired_interval,
+    paired_p,
+    partial_correlation,
+)
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "05_separability_interventions.ipynb"
 
@@ -110,15 +117,21 @@ def test_a_relation_between_seeds_is_found_against_the_course_of_time():
     assert partial_correlation(table, "separation", "explained_variance", "step")[0] > 0.95
 
 
-def test_partial_correlation_equals_that_of_regression_residuals():
+def test_partial_correlation_is_the_mean_of_the_correlations_at_each_step():
     table = course(5, 4, 0.5, 1, 1.0)
-    dummies = pd.get_dummies(table["step"]).to_numpy(dtype=float)
-    left = [
-        table[c] - dummies @ np.linalg.lstsq(dummies, table[c], rcond=None)[0]
-        for c in ("separation", "explained_variance")
-    ]
+    at_each = [np.corrcoef(t["separation"], t["explained_variance"])[0, 1] for _, t in table.groupby("step")]
     r, _ = partial_correlation(table, "separation", "explained_variance", "step")
-    assert r == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert r == pytest.approx(np.mean(at_each))
+
+
+def test_a_step_that_scatters_much_does_not_decide_alone():
+    """At the first step both vary a hundred times as much, and the other way round."""
+    table = course(6, 5, slope_between=1, slope_along=0, noise=0.01)
+    first = table["step"] == 0
+    table.loc[first, "separation"] *= 100
+    table.loc[first, "explained_variance"] *= -100
+    r, _ = partial_correlation(table, "separation", "explained_variance", "step")
+    assert r == pytest.approx(3 / 5, abs=0.02)
 
 
 def test_without_variation_there_is_no_correlation():
@@ -131,6 +144,42 @@ def test_few_pairs_get_students_interval():
     assert estimate == pytest.approx(2)
     assert (low, high) == (pytest.approx(2 - 4.302653 / np.sqrt(3)), pytest.approx(2 + 4.302653 / np.sqrt(3)))
     assert np.isnan(paired_interval(np.array([1.0]))[1])
+
+
+def test_the_p_value_agrees_with_the_interval_beside_it():
+    """Few pairs or many: p is below 0.05 where the 95 % interval leaves zero out (up to what a bootstrap can tell)."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 9):
+        for centre in (0.0, 0.5, 1.0, 2.0, 8.0):
+            d = centre + rng.normal(size=n)
+            _, low, high = paired_interval(d)
+            assert (paired_p(d) < 0.05) == (not low <= 0 <= high)
+    clear = np.array([0.99, 1.0, 1.01])
+    assert paired_p(clear) < 0.001, "three clear pairs are evidence; of sign flips they would get 0.25"
+    assert np.isnan(paired_p(np.array([1.0])))
+
+
+def test_every_coefficient_gets_an_interval_on_every_measure():
+    from saema_utils.stage5_effects import SWEPT
+
+    rng = np.random.default_rng(0)
+    base = {s: rng.normal() for s in range(3)}
+    sweep = pd.DataFrame(
+        [
+            {"seed": s, "coefficient": c, **{name: base[s] + c * (1 + 0.01 * s) for name in SWEPT}}
+            for s in range(3)
+            for c in (-0.1, 0.0, 0.1)
+        ]
+    )
+    found = coefficient_effects(sweep)
+    assert {tuple(row) for row in found[["coefficient", "measure"]].to_numpy()} == {
+        (c, name) for c in (-0.1, 0.1) for name in SWEPT
+    }
+    # The spread between seeds (order 1) is paired away: what is left is the coefficient's own effect.
+    assert np.allclose(found["estimate"], found["coefficient"] * 1.01)
+    assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
+    assert (np.sign(found["low"]) == np.sign(found["coefficient"])).all()
+    assert (found["p_holm"] >= found["p"]).all()
 
 
 def made_tables(best: float, gain_of_training: float, punish: float):
@@ -161,6 +210,10 @@ def test_a_world_in_which_separation_is_the_cause_is_recognised():
     assert verdicts["after training"] == "supports"
     assert verdicts["during training"] == "supports"
     assert (found["p_holm"].dropna() >= found["p"].dropna() - 1e-12).all()
+    seeds = found[(found["unit"] == "seed") & (found["control"] == "coefficient 0")]
+    assert seeds["survives"].all(), "three seeds that agree this well stand against the whole table"
+    assert set(found.loc[found["survives"], "verdict"]) <= {"supports", "contradicts"}
+    assert (found.loc[found["survives"], "p_holm"] < 0.05).all()
 
 
 def test_a_world_in_which_any_pressure_costs_is_not_mistaken_for_support():

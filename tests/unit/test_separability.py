@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
+from saema_utils import stage5_training
 from saema_utils.errors import InterventionError, SaeError
 from saema_utils.saes import train_sae
 from saema_utils.separability import (
@@ -23,6 +24,7 @@ from saema_utils.separability import (
     warm_start,
 )
 from saema_utils.separation import separation_scale_free
+from saema_utils.stage5_training import Bench, Split
 from saema_utils.study import SaeRecipe
 
 D, F, K = 12, 96, 4
@@ -228,6 +230,33 @@ def test_checkpoints_are_plain_copies_that_leave_training_alone(start, corpus, t
     assert torch.equal(watched.W_enc, unwatched.W_enc)
     assert torch.equal(seen[1][1].W_enc, watched.W_enc)
     assert not torch.equal(seen[0][1].W_enc, watched.W_enc)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_runs_start_where_the_study_says_and_take_the_steps_of_that_start(start, corpus, tokens, warm):
+    scale, seen = activation_scale(corpus), []
+    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, warm)
+    begun = bench.begin(seed=7, separation_coefficient=0.1)
+    expected = warm_start(start, scale) if warm else fresh(D, F, K, seed=7)
+    assert torch.equal(begun.W_enc, expected.W_enc)
+    bench.train(begun, tokens, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
+    assert (bench.start, bench.steps) == (("warm", 2) if warm else ("fresh", 5))
+    assert seen == list(range(1, bench.steps + 1))
+
+
+def test_runs_that_nobody_separates_are_full_runs_whatever_the_start(start, corpus, tokens):
+    scale, seen = activation_scale(corpus), []
+    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, True)
+    bench.train(bench.fresh(seed=0), None, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_judging_on_the_latents_in_use_is_judging_on_all(start, corpus, tokens, monkeypatch):
+    """Latents that are off on every row of a concept change no distance, and so no measure."""
+    split = Split(tokens, tokens, tokens)
+    few = stage5_training.judge(start, corpus[:256], split)
+    monkeypatch.setattr(stage5_training, "_in_use", lambda latents: latents)
+    assert few == pytest.approx(stage5_training.judge(start, corpus[:256], split), rel=1e-5, nan_ok=True)
 
 
 def test_impossible_choices_are_refused():
