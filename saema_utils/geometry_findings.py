@@ -172,7 +172,8 @@ def dimension_sentence(comparison: pd.DataFrame) -> str:
         f"the residual stream's (95 % interval {np.exp(own['low']):.2f} to {np.exp(own['high']):.2f}, "
         f"{int(own['n_concepts'])} concepts: {_plain(own)}), and {other['ratio']:.2f} times that of a random "
         f"dictionary's ({np.exp(other['low']):.2f} to {np.exp(other['high']):.2f}: {_plain(other)}). The effective "
-        f"rank of their covariance, which looks at whole clusters instead of next neighbours, is "
+        f"rank of their covariance, which looks across a cluster (at equally many of its tokens) instead of at next "
+        f"neighbours, is "
         f"**{spread['ratio']:.2f}** times the residual stream's ({np.exp(spread['low']):.2f} to "
         f"{np.exp(spread['high']):.2f}: {_plain(spread)})."
     )
@@ -220,13 +221,13 @@ def learned_bullets(circles: pd.DataFrame, comparison: pd.DataFrame, merging: pd
         f"- Local representations, as the paper finds them in the residual stream, follow {_followed(agreement)} "
         f"(agreement with token texts {agreement['ami_token']:.2f}, with words {agreement['ami']:.2f}). Sparse coding "
         f"changes their number by a factor of {number['ratio']:.2f}: {_plain(number)}.\n"
-        f"- Next neighbours span {near['ratio']:.2f} times the dimensions ({_plain(near)}), whole clusters "
+        f"- Next neighbours span {near['ratio']:.2f} times the dimensions ({_plain(near)}), equal samples of clusters "
         f"{far['ratio']:.2f} times ({_plain(far)}): {_near_and_far(near, far)}."
     )
 
 
 def _near_and_far(near: pd.Series, far: pd.Series) -> str:
-    """Whether dimensions are added, from the verdicts on next neighbours and on whole clusters."""
+    """Whether dimensions are added, from the verdicts on next neighbours and on equal samples of clusters."""
     verdicts = {near["verdict"], far["verdict"]}
     if "too few concepts" in verdicts:
         return "too few concepts to say whether dimensions are added"

@@ -266,7 +266,7 @@ def _ratio_axis(axis: Axes, low: float, high: float) -> None:
 
 
 def changes_of_words(uncertainty: pd.DataFrame) -> Figure:
-    """What the codes do to the words' poles, concept by concept: ratios with bootstrap intervals over prompts."""
+    """What the codes do to the words' poles, concept by concept: ratios with intervals over sentences."""
     rows = uncertainty[uncertainty["representation"].str.endswith(" / residual")]
     concepts, measures = list(dict.fromkeys(rows["concept"])), list(dict.fromkeys(rows["measure"]))
     figure, axes = panels(len(measures), width=9.6, height=0.36 * len(concepts) + 1.4, squeeze=False, sharey=True)
