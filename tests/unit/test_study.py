@@ -72,6 +72,8 @@ def test_studies_are_frozen():
         ("intervention.alphas", [0.5]),
         ("intervention.alphas", [0.0, 1e9]),
         ("intervention.coefficients", [0.1]),
+        ("intervention.start", "cold"),
+        ("intervention.fresh_steps", 0),
         ("nonsense", 1),
     ],
 )
