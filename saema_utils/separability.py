@@ -163,12 +163,13 @@ def activation_scale(corpus: Float[Tensor, "M D"], most: int = 4096) -> float:
 
 
 def fresh(d_in: int, d_sae: int, k: int, *, seed: int, device: str = "cpu", **choices: Any) -> SeparableTopKTrainingSAE:
-    """An untrained autoencoder; its weights depend on the seed alone."""
+    """An untrained autoencoder; its weights depend on the seed alone, not on the device."""
     seed_everything(seed)
     cfg = SeparableTopKConfig(
-        d_in=d_in, d_sae=d_sae, k=k, device=device, normalize_activations="expected_average_only_in", **choices
+        d_in=d_in, d_sae=d_sae, k=k, device="cpu", normalize_activations="expected_average_only_in", **choices
     )
-    return SeparableTopKTrainingSAE(cfg)
+    sae = SeparableTopKTrainingSAE(cfg)
+    return sae.to(device)
 
 
 def can_continue(sae: SAE) -> bool:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from saema_utils import separation
-from saema_utils.coders import PcaCoder, RandomDictionary
+from saema_utils.beyond_scaling import dose_beyond_scaling
+from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.edits import apply_edit
+from saema_utils.fidelity import measure_fidelity
+from saema_utils.intervention import dose_response, optimise_separability, optimum
+from saema_utils.runtime import float64
+from saema_utils.separability import LabelledTokens, activation_scale, fresh, train_separable
+from saema_utils.stage5_training import Split, judge
 from saema_utils.stratification import unfold
 from saema_utils.token_grams import center_both
 
-PACKAGE = Path(__file__).resolve().parents[2] / "saema_utils"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from accelerator import KINDS, accelerator  # noqa: E402
+
+PACKAGE = ROOT / "saema_utils"
 HOT = ("token_grams", "stratification", "sparse_topk", "coders", "splice", "activations", "separation", "edits")
 SYNCS = {"item", "cpu", "tolist", "numpy"}
 ALLOWED = {
@@ -110,3 +125,107 @@ def test_a_wait_in_a_loop_would_be_seen():
         0
     ]
     assert waits(loop) == [3]
+
+
+# ---- on a pretended accelerator (tests/accelerator.py), with float64 and without ---------------------
+
+
+@pytest.fixture(params=KINDS)
+def device(request):
+    with accelerator(request.param) as found:
+        yield found
+
+
+def test_the_pretended_device_refuses_what_a_real_one_refuses(device):
+    x = torch.ones(3).to(device)
+    assert (x.device, x.cpu().device.type, float(x.sum())) == (device, "cpu", 3.0)
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3)[torch.zeros(2, dtype=torch.long, device=device)]
+    with pytest.raises(TypeError, match="numpy"):
+        np.asarray(x)
+    if KINDS[device.type]:
+        assert x.double().dtype == torch.float64
+    else:
+        with pytest.raises(TypeError, match="float64"):
+            x.double()
+
+
+def test_float64_stays_on_the_device_unless_it_has_none(device):
+    found = float64(torch.ones(3).to(device))
+    assert found.dtype == torch.float64
+    assert found.device.type == (device.type if KINDS[device.type] else "cpu")
+    assert float64(torch.ones(3)).device.type == "cpu"
+
+
+def world(seed: int = 0):
+    draws = torch.Generator().manual_seed(seed)
+    z = torch.rand(24, 40, generator=draws) * (torch.rand(24, 40, generator=draws) < 0.3)
+    decoder = torch.randn(40, 12, generator=draws)
+    return z, torch.arange(24) % 4, decoder, z @ decoder + 0.3 * torch.randn(24, 12, generator=draws)
+
+
+@pytest.mark.parametrize("preserve", [False, True])
+def test_doses_on_the_device_are_those_of_the_cpu(device, preserve):
+    found = []
+    for place in ("cpu", device):
+        z, y, decoder, target = (part.to(place) for part in world())
+        decode = decoder.__rmatmul__
+        table = dose_response(z, y, decode, target, alphas=[-0.5, 0.0, 0.5], preserve_sparsity=preserve)
+        best = optimum(z, y, decode, target, arm="permuted_labels", preserve_sparsity=preserve, n_resamples=50)
+        joint = dose_beyond_scaling(z, y, decode, target, n_resamples=50)
+        found.append([*table["mse"], *table["separation_scale_free"], best.alpha, best.low, joint.alpha, joint.gain])
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["aedp", "gromov_wasserstein"])
+def test_searches_on_the_device_are_those_of_the_cpu(device, objective):
+    ends = []
+    for place in ("cpu", device):
+        z, y, decoder, target = (part.to(place) for part in world())
+        found = optimise_separability(z, y, decoder.__rmatmul__, target, objective=objective, steps=3, restarts=2)
+        assert found.shifts.device.type == torch.device(place).type
+        ends.append([*found.history["aedp"], *found.history["mse"], *found.history["gromov_wasserstein"]])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-3, abs=1e-5)
+
+
+def test_training_and_judging_on_the_device_give_the_numbers_of_the_cpu(device):
+    """The corpus is mapped from disk and stays on the CPU; weights and concept tokens are on the device."""
+    draws = torch.Generator().manual_seed(0)
+    corpus = torch.randn(400, 12, generator=draws)
+    vectors = torch.randn(48, 12, generator=draws) + 2 * torch.randn(8, 12, generator=draws).repeat_interleave(6, 0)
+    clusters, concepts = torch.arange(8).repeat_interleave(6), torch.arange(2).repeat_interleave(24)
+    rows = []
+    for place in ("cpu", device):
+        tokens = LabelledTokens(vectors.to(place), clusters.to(place), concepts.to(place))
+        sae = fresh(12, 96, 4, seed=1, device=str(place), separation_coefficient=0.1)
+        plain = train_separable(sae, corpus, tokens, scale=activation_scale(corpus), steps=3, batch=64)
+        assert plain.W_dec.device.type == torch.device(place).type
+        rows.append(judge(plain, corpus[:100].to(place), Split(tokens, tokens, tokens)))
+        fidelity = measure_fidelity(SaeCoder(plain), corpus[:100].to(place))
+        rows[-1] |= {"fvu": fidelity.fvu, "dead": fidelity.dead_fraction}
+    assert rows[1] == pytest.approx(rows[0], rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def test_principal_components_on_the_device_are_those_of_the_cpu(device):
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7)
+    here, there = PcaCoder.fit_to_fvu(x, 0.2), PcaCoder.fit_to_fvu(x.to(device), 0.2)
+    assert here.n_latents == there.n_latents
+    assert there.encode(x.to(device)).device == device
+    assert torch.allclose(here.decode(here.encode(x)), there.decode(there.encode(x.to(device))).cpu(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
+    environment = {
+        **os.environ, "SAEMA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), "01,02,03,04,05,08", kind],
+        env=environment, capture_output=True, text=True, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == []

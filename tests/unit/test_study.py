@@ -81,6 +81,8 @@ def test_studies_are_frozen():
         ("sae.k.foo", 8),
         ("seed.foo", 8),
         ("self", 1),
+        ("intervention.start", "cold"),
+        ("intervention.fresh_steps", 0),
         ("nonsense", 1),
     ],
 )

@@ -1,0 +1,124 @@
+"""Runs notebooks in this process on the pretended accelerator: ``accelerator_worker.py FOLDER CHAPTERS KIND``.
+
+A process of its own, because every library that asks for a device by name has to learn of one that does not exist.
+Prints one JSON object: each cell that failed, with the reason.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import io
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import hub_layout  # noqa: E402
+from accelerator import accelerator  # noqa: E402
+
+from saema_utils import runtime  # noqa: E402
+
+SKIPPED = {"exercise", "solution", "setup"}
+
+
+class InThisThread:
+    """torch's modes belong to one thread, so the pool's work is done in it."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self) -> InThisThread:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    map = staticmethod(map)
+
+
+def introduce(device: torch.device) -> None:
+    """Tell libraries of the device what they know about real ones."""
+    runtime.choose_device = lambda name="auto": device
+    concurrent.futures.ThreadPoolExecutor = InThisThread
+    save, load, autocast = safetensors.torch.save_file, safetensors.torch.load_file, torch.autocast
+    safetensors.torch.save_file = lambda tensors, path, metadata=None: save(
+        {name: value.cpu() for name, value in tensors.items()}, path, metadata
+    )
+    safetensors.torch.load_file = lambda path, device="cpu": {k: v.to(device) for k, v in load(path).items()}
+
+    def known_autocast(device_type: str, *args, **kwargs):
+        known = device_type != device.type
+        return autocast(device_type, *args, **kwargs) if known else contextlib.nullcontext()
+
+    torch.autocast = known_autocast
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    opener = loaders.safe_open
+
+    @contextlib.contextmanager
+    def safe_open(path, framework="pt", device="cpu"):  # reads straight to the device
+        with opener(path, framework, "cpu") as file:
+
+            class Moved:
+                keys = staticmethod(file.keys)
+                metadata = staticmethod(file.metadata)
+                get_tensor = staticmethod(lambda name: file.get_tensor(name).to(device))
+
+            yield Moved
+
+    loaders.safe_open = safe_open
+
+
+def tiny_study(folder: Path) -> Path:
+    from saema_utils.study import STUDIES
+
+    hub_layout.write_model(folder / "llama", "llama")
+    study = STUDIES["smoke"].changed(
+        **{
+            "name": "tiny", "model": str(folder / "llama"), "layer": 1, "concepts": ["months", "days"],
+            "templates": 3, "n_seeds": 2, "noise_levels": [0, 0.1, 0.5, 2], "corpus.tokens": 1500,
+            "corpus.heldout_tokens": 500, "corpus.context": 32, "sae.d_sae": 96, "sae.k": 8, "sae.epochs": 1,
+            "sae.batch": 128, "geometry.min_cluster_size": 4, "geometry.n_neighbors": 5, "geometry.bootstrap": 20,
+            "intervention.alphas": [-1, -0.5, 0, 0.5, 1], "intervention.finetune_steps": 4,
+            "intervention.fresh_steps": 8, "intervention.optimise_steps": 3,
+        }
+    )  # fmt: skip
+    path = folder / "study.json"
+    path.write_text(json.dumps(study.as_dict()))
+    return path
+
+
+def run_notebook(path: Path, study: Path) -> list[str]:
+    names: dict = {"seed": 0}
+    setup = "from saema_utils.chapter import open_run, say, show, table\nrun = open_run(study, run_dir, 'auto')"
+    exec(setup, names | {"study": str(study), "run_dir": str(study.parent / "run")}, names)
+    failed = []
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] != "code" or SKIPPED & {*cell["metadata"].get("tags", []), cell["id"]}:
+            continue
+        try:
+            exec("".join(cell["source"]), names)
+        except Exception as error:  # whatever a cell raises is what the test wants to know
+            where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[1:]]
+            failed.append(f"{path.stem} {cell['id']}: {type(error).__name__}: {error} ({' '.join(where)})")
+    return failed
+
+
+if __name__ == "__main__":
+    folder, chapters, kind = sys.argv[1:]
+    torch.set_num_threads(1)
+    introduce(torch.device(kind, 0))
+    failures: list[str] = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        study = tiny_study(Path(folder))
+        with accelerator(kind):
+            for chapter in chapters.split(","):
+                failures += run_notebook(next((ROOT / "notebooks").glob(f"{chapter}_*.ipynb")), study)
+    print(json.dumps(failures))
