@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .topk_latents import times_fired
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -56,18 +58,18 @@ class Fidelity:
 
 @torch.no_grad()
 def measure_fidelity(coder: Coder, x: Float[Tensor, "N D"], size: int = 2048) -> Fidelity:
-    """Encode and decode tokens in slices, so that memory holds one slice of latents at a time."""
+    """Encode and decode tokens in slices, so that memory holds one slice of latents at a time (of TopK only pairs)."""
     mean = x.mean(0, dtype=torch.float64) if x.dtype != torch.float16 else x.float().mean(0, dtype=torch.float64)
     residual = total = cosine = 0.0
     fired: Tensor | None = None
     for part in x.split(size):
         values = part.float()
-        latents = coder.encode(values)
+        latents = getattr(coder, "encode_pairs", coder.encode)(values)
         x_hat = coder.decode(latents).float()
         residual += float((values - x_hat).square().sum(dtype=torch.float64))
         total += float((values - mean).square().sum(dtype=torch.float64))
         cosine += mean_cosine(values, x_hat) * len(values)
-        counts = (latents != 0).sum(0).double()
+        counts = times_fired(latents).double()
         fired = counts if fired is None else fired + counts
     n = len(x)
     return Fidelity(

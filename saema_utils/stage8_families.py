@@ -43,7 +43,8 @@ def family_seeds(run: RunDirectory) -> tuple[int, ...]:
 def families_key(run: RunDirectory) -> str:
     """Digest of everything the families are trained on and with."""
     recipes = [str(small_recipe(run.study.sae, name)) for name in ARCHITECTURES]
-    return digest([corpus_key(run), recipes, source_digest("sae_training", "sparse_topk", "families", "coders")])
+    modules = ("sae_training", "sparse_topk", "families", "coders", "topk_latents")
+    return digest([corpus_key(run), recipes, source_digest(*modules)])
 
 
 def training_table(run: RunDirectory) -> pd.DataFrame:
