@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sae_lens import TopKSAE, TopKSAEConfig
 
 from benchmarks.measure import POSITIONS, PROMPTS, QUICK, K, compare, devices, sides, topk_latents
-from saema_utils.coders import PcaCoder, RandomDictionary
+from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.rank_anatomy import shuffle_latents
 from saema_utils.runtime import generator
 from saema_utils.stratification import covariance_spectrum, measure_spectrum, sweep_clouds, unfold
@@ -73,17 +74,13 @@ def test_three_modes_of_a_wide_sae(benchmark, device):
 
 
 def encoders(device: str) -> dict[str, Callable]:
-    """The residual stream, a TopK code, and two controls made by coders of the package."""
+    """The residual stream, a TopK SAE, and two controls, all made by coders of the package."""
     draw = generator(0, "bench-sweep")
-    weights = torch.randn(D_IN, D_SAE, generator=draw).to(device)
-
-    def topk(x: torch.Tensor) -> torch.Tensor:
-        values, where = (x @ weights).topk(K, dim=-1)
-        return x.new_zeros(len(x), D_SAE).scatter_(1, where, values.relu())
-
+    sae = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, device=device))
+    sae.W_enc.data = torch.randn(D_IN, D_SAE, generator=draw).to(device)
     components = torch.linalg.qr(torch.randn(D_IN, D_IN, generator=draw))[0][: D_IN // 4].to(device)
     pca = PcaCoder(torch.zeros(D_IN, device=device), components, torch.ones(D_IN))
-    return {"residual": lambda x: x, "sae": topk, "pca": pca.encode,
+    return {"residual": lambda x: x, "sae": SaeCoder(sae).encode, "pca": pca.encode,
             "random_dictionary": RandomDictionary(D_IN, D_SAE, K).encode}  # fmt: skip
 
 
@@ -153,15 +150,4 @@ def test_sweep(benchmark, plain, side, device):
         benchmark, f"{SWEEP}; plain: {plain}", side, call, rounds=1 if slow else 5 if side == "plain" else 3,
         warmup=0 if slow else 1, device=device, numbers=numbers, rtol=1e-4, memory=not slow, scale=scale, note=note,
         **({"aim": 20} if plain == "one call a spectrum" else {}),
-    )  # fmt: skip
-
-
-@devices
-def test_encoder_products_of_a_sweep(benchmark, device):
-    """Two products a draw of noise, the SAE's and the random dictionary's: what no sweep that encodes can leave out."""
-    points = torch.cat([cloud.noisy(1.0, 0) for cloud in concept_clouds(device)])
-    weights = torch.randn(D_IN, D_SAE, generator=generator(0, "bench-sweep")).to(device)
-    compare(
-        benchmark, f"{SWEEP}: encoder products alone", "ours", lambda: [points @ weights for _ in range(2)],
-        device=device, scale=DRAWS, memory=False, note=f"the floor; from 1 of {DRAWS} draws of noise",
     )  # fmt: skip
