@@ -38,7 +38,7 @@ def test_start(benchmark, name, side):
     if side == "plain" and QUICK:
         pytest.skip("importing everything takes long")
     arguments = COMMANDS[name] if side == "ours" else ["-c", EAGER]
-    note = "plain: every library that the package uses, imported at once; twice, for it takes long"
+    note = "plain: every library that the package uses, imported at once"
     compare(
         benchmark, f"start: {name}", side, lambda: run(arguments), rounds=5 if side == "ours" else 2, memory=False,
         note=note, seconds_aim=1,
@@ -72,7 +72,7 @@ def test_study_the_first_time(benchmark, finished):
     compare(
         benchmark, f"study {finished['study']['name']}, chapters {chapters_of(finished)}, the first time", "ours",
         lambda: None, rounds=1, warmup=0, memory=False, seconds_aim=COLD, bytes_aim=ROOM,
-        recorded=sum(chapter["seconds"] for chapter in chapters), note="once; recorded by the run itself",
+        recorded=sum(chapter["seconds"] for chapter in chapters), note="recorded by the run itself, once",
     )  # fmt: skip
     benchmark.extra_info["memory"] = max(chapter["peak_memory"] for chapter in chapters)
 
@@ -91,6 +91,6 @@ def test_study_again(benchmark, tmp_path, finished, executed):
     compare(
         benchmark, f"the same study again, {'every notebook executed' if executed else 'nothing changed'}", "ours",
         lambda: run(["-m", "saema_utils", "run", *arguments]), rounds=1 if executed else 5, warmup=0, memory=False,
-        seconds_aim=WARM, note="once, for it takes long" if executed else "",
+        seconds_aim=WARM,
     )  # fmt: skip
     assert {name: (place / name).stat().st_mtime_ns for name in made} == made, "a table was made again: not a rerun"

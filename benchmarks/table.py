@@ -67,9 +67,20 @@ def benchmark_table(measured: Mapping[str, Any]) -> pd.DataFrame:
             if plain is not None else "",
             "Aim for memory": aim(ours.get("memory_aim"), ours.get("bytes_aim", math.nan) / MIB, "MiB"),
             "Rounds": f"{ours['rounds']}" + (f", {plain['rounds']}" if plain is not None else ""),
-            "Note": "; ".join(dict.fromkeys(notes)),
+            "Note": "; ".join(dict.fromkeys([*notes, *few_rounds(ours, plain)])),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def few_rounds(ours: pd.Series, plain: pd.Series | None) -> list[str]:
+    """Which sides were measured fewer than five times; a time that a run recorded itself is no median."""
+    counts = {"package": ours["rounds"], "plain": 5 if plain is None else plain["rounds"]}
+    is_recorded = pd.notna(ours.get("recorded", math.nan))
+    return [] if is_recorded else [f"{side} measured {_times(n)}" for side, n in counts.items() if n < 5]
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
 def aim(ratio: float | None, most: float | None, unit: str) -> str:
@@ -118,6 +129,8 @@ def slope(x: Any, y: Any) -> float:
 def growth_points(measured: Mapping[str, Any]) -> pd.DataFrame:
     """Seconds and bytes (input and peak above it) at every size of every axis."""
     every = sides(measured)
+    if "axis" not in every:
+        return pd.DataFrame(columns=["axis", "fixed", "size", "seconds", "bytes"])
     points = every[every["axis"].notna()].copy()
     memory = points.get("memory", math.nan)
     points["bytes"] = memory + points["input_bytes"]

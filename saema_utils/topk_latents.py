@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALLEST_RATIO = 16
-"""Below this many latents per active one, gathering rows costs as much as a dense product (measured, x86 CPUs)."""
+"""Below this many latents per active one, gathering rows costs as much as dense products (measured on two x86 CPUs,
+see ``benchmarks/bench_sae_training.py``)."""
 _BLOCK_BYTES = 2**24
 
 

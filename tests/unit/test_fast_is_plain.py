@@ -244,13 +244,18 @@ def test_turns_are_joined_scaled_and_compared():
 
 def test_the_page_shows_both_sides_in_one_cell_and_notes_below_the_work():
     measured = {"benchmarks": [
-        entry("w", "ours", [2.0], memory=2**20, note="of one"), entry("w", "plain", [5.0], memory=2**22),
-        entry("alone", "ours", [1.0], aim=3.0),
+        entry("w", "ours", 5 * [2.0], memory=2**20, note="of one"), entry("w", "plain", 5 * [5.0], memory=2**22),
+        entry("alone", "ours", 5 * [1.0], aim=3.0),
     ]}  # fmt: skip
     both, alone = table.page_table(table.benchmark_table(measured)).to_dict("records")
     assert both == {"Work": "w; *of one*", "Package / plain (s)": "2.00 / 5.00", "Times faster": "2.50", "Aim": "",
                     "Peak (MiB)": "1.00 / 4.00", "Times less": "4.00", "Aim ": ""}  # fmt: skip
     assert (alone["Package / plain (s)"], alone["Aim"], alone["Peak (MiB)"]) == ("1.00 / -", "3.00", "")
+
+
+def test_a_side_that_was_measured_less_than_five_times_says_so():
+    measured = {"benchmarks": [entry("w", "ours", 5 * [2.0]), entry("w", "plain", [5.0], note="of one")]}
+    assert table.benchmark_table(measured)["Note"].item() == "of one; plain measured once"
 
 
 def test_a_plain_side_that_was_not_tried_follows_the_fitted_power():
