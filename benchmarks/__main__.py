@@ -4,8 +4,9 @@
 
 Writes ``benchmarks.csv``, ``benchmarks_page.csv`` (its narrow form), ``growth.csv``, ``growth_points.csv``,
 ``benchmarks.json`` (on what it was measured) and ``growth.svg``/``.png``. ``--from`` reads an earlier file of
-pytest-benchmark instead of measuring. Set ``SAEMA_BENCH_QUICK=1`` for small sizes, ``SAEMA_BENCH_RUN`` to the
-folder of a run that this checkout finished for the rows of a rerun.
+pytest-benchmark instead of measuring. Set ``SAEMA_BENCH_QUICK=1`` for small sizes. The rows of a whole study come
+from ``runs/smollm2-135m``, as ``make book`` leaves it, or from the run in ``SAEMA_BENCH_RUN``; it must have been made
+from this very checkout. All of it takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -60,16 +61,18 @@ def write(measured: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = table.benchmark_table(measured)
     points = table.growth_points(measured)
-    growth = table.growth_table(points)
     found.to_csv(folder / "benchmarks.csv", index=False)
     table.page_table(found).to_csv(folder / "benchmarks_page.csv", index=False)
+    (folder / "benchmarks.json").write_text(json.dumps(conditions(measured), indent=1) + "\n")
+    print(found.drop(columns=["Note", "Device"]).to_string(index=False, max_colwidth=70))
+    if not len(points):  # a part of the benchmarks was asked for
+        return
+    growth = table.growth_table(points)
     growth.to_csv(folder / "growth.csv", index=False)
     points.to_csv(folder / "growth_points.csv", index=False, float_format="%.6g")
-    (folder / "benchmarks.json").write_text(json.dumps(conditions(measured), indent=1) + "\n")
     figure = table.growth_figure(points)
     for kind in ("svg", "png"):
         figure.savefig(folder / f"growth.{kind}", metadata={"Date": None} if kind == "svg" else None)
-    print(found.drop(columns=["Note", "Device"]).to_string(index=False, max_colwidth=70))
     print(growth.to_string(index=False))
 
 

@@ -1,20 +1,46 @@
-"""Sparse latents (k of d_sae = 32 of 32,768) beside dense tensors: Gram matrix, decode, training's pass, a control."""
+"""Sparse latents (k of d_sae = 32 of 32,768) beside dense tensors: every function of the package that keeps pairs.
+
+An encoder product is needed in full on both sides, for every pre-activation takes part in the choice of the k
+largest: where a row encodes, that product is the floor, and only memory can fall far.
+"""
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 import torch
-import torch.nn.functional as F
-from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
+from benchmarks.bench_capture import package_model
 from benchmarks.measure import QUICK, K, compare, devices, sides, topk_latents, topk_rows
-from saema_utils.coders import RandomDictionary
+from saema_utils.coders import RandomDictionary, SaeCoder
 from saema_utils.runtime import generator
 from saema_utils.sparse_topk import SparseTopKTrainingSAE
+from saema_utils.splice import spliced_losses
 from saema_utils.token_grams import gram_of_rows
+from saema_utils.topk_latents import TopKLatents
 
 D_IN, D_SAE, BATCH = (64, 4096, 128) if QUICK else (576, 32_768, 512)
+SLICE = BATCH if QUICK else 2048  # as many tokens as fidelity is measured on at a time
+SPLICED = (2, 16) if QUICK else (4, 128)  # sequences, and tokens of each
+MODEL_WIDTH = 576
 SIZE = f"{K} of {D_SAE:,}"
+AIMS = {"aim": 3, "memory_aim": 10}
+
+
+@functools.cache
+def sae(device: str, d_in: int = D_IN) -> TopKSAE:
+    made = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=D_SAE, k=K, device=device))
+    draw = generator(0, "bench-sae")
+    made.W_enc.data = torch.randn(d_in, D_SAE, generator=draw).to(device)
+    made.W_dec.data = made.W_enc.data.T.contiguous() / d_in
+    return made.requires_grad_(False)
+
+
+def vectors(n: int, device: str, d_in: int = D_IN) -> torch.Tensor:
+    return torch.randn(n, d_in, generator=generator(1, "bench-vectors")).to(device)
 
 
 @devices
@@ -29,26 +55,61 @@ def test_gram(benchmark, side, device):
     call = {"ours": lambda: gram_of_rows(latents)[0], "plain": dense}[side]
     compare(
         benchmark, f"inner products of {len(latents)} tokens' latents, {SIZE}", side, call, device=device,
-        numbers=lambda gram: gram.cpu(), aim=3,
+        numbers=lambda gram: gram.cpu(), **AIMS,
+    )  # fmt: skip
+
+
+@devices
+@sides
+def test_encode(benchmark, side, device):
+    """Dense latents on both sides, as chapters that edit any latent need them."""
+    coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
+    call = {"ours": lambda: coder.encode(x), "plain": lambda: coder.sae.encode(x)}[side]
+    compare(
+        benchmark, f"encode {SLICE:,} tokens to dense latents, {SIZE}", side, call, device=device,
+        numbers=lambda z: z.sum(0).cpu(), rtol=1e-4, tokens=SLICE,
+        note="nearly all of it the encoder product and its dense result, on both sides",
     )  # fmt: skip
 
 
 @devices
 @sides
 def test_decode(benchmark, side, device):
-    """What the training step does with the pairs that TopK keeps; the plain side makes the dense latents."""
-    values, where = (part.to(device) for part in topk_rows(D_SAE, BATCH))
-    weights = torch.randn(D_SAE, D_IN, generator=generator(0, "bench-decode")).to(device)
+    values, where = topk_rows(D_SAE, BATCH)
+    pairs, coder = TopKLatents(values.to(device), where.to(device), D_SAE), SaeCoder(sae(device))
+    call = {"ours": lambda: coder.decode(pairs), "plain": lambda: coder.sae.decode(pairs.dense())}[side]
+    compare(
+        benchmark, f"decode {BATCH} tokens from pairs, {SIZE}", side, call, device=device,
+        numbers=lambda x: x.cpu(), rtol=1e-4, **AIMS,
+    )  # fmt: skip
 
-    def dense() -> torch.Tensor:
-        return values.new_zeros(BATCH, D_SAE).scatter_(1, where, values) @ weights
 
-    def sparse() -> torch.Tensor:
-        return F.embedding_bag(where, weights, mode="sum", per_sample_weights=values)
+@devices
+@sides
+def test_reconstruct(benchmark, side, device):
+    coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
+    call = {"ours": lambda: coder.reconstruct(x), "plain": lambda: coder.sae.decode(coder.sae.encode(x))}[side]
+    compare(
+        benchmark, f"reconstruct {SLICE:,} tokens, {SIZE}", side, call, device=device, numbers=lambda x: x.cpu(),
+        rtol=1e-4, tokens=SLICE, note="the encoder product is the floor of time", **AIMS,
+    )  # fmt: skip
+
+
+@devices
+@sides
+def test_splice(benchmark, side, device):
+    """Losses of the language model with its residual stream replaced by the reconstruction."""
+    model, coder = package_model(device), SaeCoder(sae(device, MODEL_WIDTH))
+    tokens = torch.randint(10, 40_000, SPLICED, generator=generator(0, "bench-splice"))
+    edit = {"ours": coder.reconstruct, "plain": lambda x: coder.sae.decode(coder.sae.encode(x))}[side]
+
+    def call() -> torch.Tensor:
+        return spliced_losses(model, tokens, "blocks.15.hook_resid_post", {"sae": edit})["sae"].cross_entropy[:, :-1]
 
     compare(
-        benchmark, f"decode {BATCH} tokens, {SIZE} (used in training)", side, {"ours": sparse, "plain": dense}[side],
-        device=device, numbers=lambda x: x.cpu(), rtol=1e-4, aim=3,
+        benchmark, f"splice reconstructions of {tokens.numel()} tokens into SmolLM2-135M, {SIZE}", side, call,
+        device=device, numbers=lambda losses: losses, rtol=1e-3, tokens=tokens.numel(),
+        note="nearly all of it two passes through the language model, on both sides",
     )  # fmt: skip
 
 
@@ -57,27 +118,30 @@ def test_training_pass(benchmark, side):
     """Encode, choose, decode, loss and all gradients of one batch, without the optimizer."""
     torch.manual_seed(0)
     kind = {"ours": SparseTopKTrainingSAE, "plain": TopKTrainingSAE}[side]
-    sae = kind(TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K))
+    made = kind(TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K))
     x = torch.randn(BATCH, D_IN, generator=generator(0, "bench-pass"))
 
     def call() -> torch.Tensor:
-        sae.zero_grad()
-        output = sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
+        made.zero_grad()
+        output = made.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
         output.loss.backward()
-        return output.loss.detach()
+        return torch.stack(
+            [output.loss.detach(), made.W_enc.grad.norm(), made.W_dec.grad.norm(), made.b_dec.grad.norm()]
+        )
 
     compare(
-        benchmark, f"loss and gradients of {BATCH} tokens, {SIZE}", side, call, numbers=lambda loss: loss, aim=3,
-        rounds=5, tokens=BATCH,
+        benchmark, f"loss and gradients of {BATCH} tokens, {SIZE}", side, call, numbers=lambda found: found.tolist(),
+        rtol=1e-4, tokens=BATCH, note="the package's peak is the gradients of both weights, which no optimizer spares",
+        **AIMS,
     )  # fmt: skip
 
 
 @devices
 @sides
-def test_random_dictionary(benchmark, side, device):
+@pytest.mark.parametrize("latents", ["dense latents", "pairs"])
+def test_random_dictionary(benchmark, latents, side, device):
     """The control's encoder gathers k directions; the plain side multiplies its dense latents with all."""
-    coder = RandomDictionary(D_IN, D_SAE, K)
-    x = torch.randn(BATCH, D_IN, generator=generator(1, "bench-control")).to(device)
+    coder, x = RandomDictionary(D_IN, D_SAE, K), vectors(BATCH, device)
     W = coder.dictionary().to(device)
 
     def dense() -> torch.Tensor:
@@ -86,8 +150,10 @@ def test_random_dictionary(benchmark, side, device):
         raw = latents @ W
         return latents * ((x * raw).sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True))
 
-    call = {"ours": lambda: coder.encode(x), "plain": dense}[side]
+    ours = coder.encode if latents == "dense latents" else coder.encode_pairs
     compare(
-        benchmark, f"random dictionary encodes {BATCH} tokens, {SIZE}", side, call, device=device,
-        numbers=lambda z: z.sum(0).cpu(), rtol=1e-4,
+        benchmark, f"random dictionary encodes {BATCH} tokens to {latents}, {SIZE}", side,
+        {"ours": lambda: ours(x), "plain": dense}[side], device=device, rtol=1e-4,
+        numbers=lambda z: (z.dense() if isinstance(z, TopKLatents) else z).sum(0).cpu(),
+        **(AIMS if latents == "pairs" else {}),
     )  # fmt: skip

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sae_lens import TopKSAE, TopKSAEConfig
 
 from benchmarks.measure import POSITIONS, PROMPTS, QUICK, K, compare, devices, sides, topk_latents
-from saema_utils.coders import PcaCoder, RandomDictionary
+from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.rank_anatomy import shuffle_latents
 from saema_utils.runtime import generator
 from saema_utils.stratification import covariance_spectrum, measure_spectrum, sweep_clouds, unfold
@@ -22,7 +23,8 @@ WIDTHS = (512, 1024, 2048) if QUICK else (1024, 2048, 4096)
 WIDE = 8192 if QUICK else 32_768
 MASK = torch.ones(PROMPTS, POSITIONS, dtype=torch.bool)
 D_IN, D_SAE, CONCEPTS = (64, 512, 3) if QUICK else (576, 4608, 9)
-LEVELS, SEEDS = 10, 5
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+LEVELS, SEEDS, SWEPT = len(NOISE), 5, 1 if QUICK else 3  # of the concepts, so many are swept and the rest reckoned
 DRAWS = (LEVELS - 1) * SEEDS + 1  # noise zero is the same for every seed
 
 
@@ -57,7 +59,7 @@ def test_three_modes(benchmark, n_latents, side, device):
     slow = side == "plain" and n_latents > 1024
     compare(
         benchmark, f"spectrum and ranks, three modes, {n_latents:,} latents", side, call, device=device,
-        rounds=3 if slow else 5, warmup=0 if slow else 1, numbers=ranks, memory=not (slow and n_latents > 2048),
+        warmup=0 if slow else 1, numbers=ranks,
         family="three modes", size=n_latents, **({"aim": 70} if n_latents == 4096 else {}),
     )  # fmt: skip
 
@@ -73,17 +75,13 @@ def test_three_modes_of_a_wide_sae(benchmark, device):
 
 
 def encoders(device: str) -> dict[str, Callable]:
-    """The residual stream, a TopK code, and two controls made by coders of the package."""
+    """The residual stream, a TopK SAE, and two controls, all made by coders of the package."""
     draw = generator(0, "bench-sweep")
-    weights = torch.randn(D_IN, D_SAE, generator=draw).to(device)
-
-    def topk(x: torch.Tensor) -> torch.Tensor:
-        values, where = (x @ weights).topk(K, dim=-1)
-        return x.new_zeros(len(x), D_SAE).scatter_(1, where, values.relu())
-
+    sae = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, device=device))
+    sae.W_enc.data = torch.randn(D_IN, D_SAE, generator=draw).to(device)
     components = torch.linalg.qr(torch.randn(D_IN, D_IN, generator=draw))[0][: D_IN // 4].to(device)
     pca = PcaCoder(torch.zeros(D_IN, device=device), components, torch.ones(D_IN))
-    return {"residual": lambda x: x, "sae": topk, "pca": pca.encode,
+    return {"residual": lambda x: x, "sae": SaeCoder(sae).encode, "pca": pca.encode,
             "random_dictionary": RandomDictionary(D_IN, D_SAE, K).encode}  # fmt: skip
 
 
@@ -115,10 +113,11 @@ def encoders_of(device: str) -> dict[str, Callable]:
     return _MADE.setdefault(device, encoders(device))
 
 
-def swept(clouds: list[TokenCloud], device: str, seeds: tuple[int, ...] = (0, 1)):
+def swept(clouds: list[TokenCloud], device: str):
     return sweep_clouds(
-        clouds, encoders_of(device), noise_levels=(1.0,), seeds=seeds, derived={"shuffled": ("sae", shuffle_latents)}
-    )
+        clouds, encoders_of(device), noise_levels=NOISE, seeds=range(SEEDS),
+        derived={"shuffled": ("sae", shuffle_latents)},
+    )  # fmt: skip
 
 
 SWEEP = f"full noise sweep, {CONCEPTS} concepts, {LEVELS} levels, {SEEDS} seeds, 5 representations, 3 modes"
@@ -128,14 +127,14 @@ SWEEP = f"full noise sweep, {CONCEPTS} concepts, {LEVELS} levels, {SEEDS} seeds,
 @pytest.mark.parametrize("side", ["ours", "plain"])
 @pytest.mark.parametrize("plain", ["the plain covariance", "one call a spectrum"])
 def test_sweep(benchmark, plain, side, device):
-    clouds = concept_clouds(device)
+    clouds = concept_clouds(device, SWEPT)
     spectrum = {
         "the plain covariance": lambda latents, mode: plain_spectrum(unfold(latents, mode)),
         "one call a spectrum": covariance_spectrum,
     }[plain]
     if side == "ours":
-        call, scale = lambda: swept(clouds, device), DRAWS / 2
-        note = f"from 2 of {DRAWS} draws of noise"
+        call, scale = lambda: swept(clouds, device), CONCEPTS / SWEPT
+        note = f"package from {SWEPT} of {CONCEPTS} concepts"
     else:
         call, scale = lambda: single_calls(clouds[0], spectrum, device), DRAWS * CONCEPTS
         note = f"plain from 1 of {DRAWS} draws of 1 concept"
@@ -143,25 +142,16 @@ def test_sweep(benchmark, plain, side, device):
     def numbers(found) -> list[float]:
         if side == "plain":
             return ranks(found)
-        first = found[(found["concept"] == "0") & (found["seed"] == 0)].set_index(["representation", "mode"])
+        first = found[(found["concept"] == "0") & (found["seed"] == 0) & (found["noise"] == 1)].set_index(
+            ["representation", "mode"]
+        )
         names = ("residual", "sae", "pca", "random_dictionary", "shuffled")
         measures = ["rank", "effective_rank", "participation_ratio"]
         return [v for name in names for mode in range(3) for v in first.loc[(name, mode), measures]]
 
     slow = side == "plain" and plain == "the plain covariance"
     compare(
-        benchmark, f"{SWEEP}; plain: {plain}", side, call, rounds=1 if slow else 5 if side == "plain" else 3,
+        benchmark, f"{SWEEP}; plain: {plain}", side, call, rounds=1 if slow else 5,
         warmup=0 if slow else 1, device=device, numbers=numbers, rtol=1e-4, memory=not slow, scale=scale, note=note,
         **({"aim": 20} if plain == "one call a spectrum" else {}),
-    )  # fmt: skip
-
-
-@devices
-def test_encoder_products_of_a_sweep(benchmark, device):
-    """Two products a draw of noise, the SAE's and the random dictionary's: what no sweep that encodes can leave out."""
-    points = torch.cat([cloud.noisy(1.0, 0) for cloud in concept_clouds(device)])
-    weights = torch.randn(D_IN, D_SAE, generator=generator(0, "bench-sweep")).to(device)
-    compare(
-        benchmark, f"{SWEEP}: encoder products alone", "ours", lambda: [points @ weights for _ in range(2)],
-        device=device, scale=DRAWS, memory=False, note=f"the floor; from 1 of {DRAWS} draws of noise",
     )  # fmt: skip

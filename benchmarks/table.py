@@ -29,7 +29,11 @@ def sides(measured: Mapping[str, Any]) -> pd.DataFrame:
         row["times"] += entry["stats"]["data"]
         row.update({name: value for name, value in facts.items() if value is not None})
     rows = [
-        {**row, "rounds": len(row["times"]), "seconds": statistics.median(row["times"]) * row.get("scale", 1)}
+        {
+            **row,
+            "rounds": len(row["times"]),
+            "seconds": row.get("recorded", statistics.median(row["times"]) * row.get("scale", 1)),
+        }
         for row in found.values()
     ]
     return pd.DataFrame(rows).drop(columns="times")
@@ -55,14 +59,35 @@ def benchmark_table(measured: Mapping[str, Any]) -> pd.DataFrame:
             "Package (s)": figures(ours["seconds"]),
             "Plain (s)": figures(seconds),
             "Times faster": figures(seconds / ours["seconds"]),
-            "Aim": figures(ours.get("aim", math.nan)),
+            "Aim": aim(ours.get("aim"), ours.get("seconds_aim"), "s"),
             "Package, tokens/s": figures(ours.get("tokens", math.nan) / ours["seconds"]),
             "Package, peak (MiB)": figures(ours.get("memory", math.nan) / MIB),
             "Plain, peak (MiB)": figures(plain.get("memory", math.nan) / MIB) if plain is not None else "",
+            "Times less memory": figures(plain.get("memory", math.nan) / ours.get("memory", math.nan))
+            if plain is not None else "",
+            "Aim for memory": aim(ours.get("memory_aim"), ours.get("bytes_aim", math.nan) / MIB, "MiB"),
             "Rounds": f"{ours['rounds']}" + (f", {plain['rounds']}" if plain is not None else ""),
-            "Note": "; ".join(dict.fromkeys(notes)),
+            "Note": "; ".join(dict.fromkeys([*notes, *few_rounds(ours, plain)])),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def few_rounds(ours: pd.Series, plain: pd.Series | None) -> list[str]:
+    """Which sides were measured fewer than five times; a time that a run recorded itself is no median."""
+    counts = {"package": ours["rounds"], "plain": 5 if plain is None else plain["rounds"]}
+    is_recorded = pd.notna(ours.get("recorded", math.nan))
+    return [] if is_recorded else [f"{side} measured {_times(n)}" for side, n in counts.items() if n < 5]
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
+def aim(ratio: float | None, most: float | None, unit: str) -> str:
+    """What was aimed at: a ratio to the plain side, or the most that the package may take."""
+    if most is not None and not math.isnan(most):
+        return f"under {most:,.0f} {unit}"
+    return figures(math.nan if ratio is None else ratio)
 
 
 def page_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -81,6 +106,8 @@ def page_table(found: pd.DataFrame) -> pd.DataFrame:
             "Times faster": row["Times faster"],
             "Aim": row["Aim"],
             "Peak (MiB)": pair(row, ", peak (MiB)"),
+            "Times less": row["Times less memory"],
+            "Aim ": row["Aim for memory"],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -102,6 +129,8 @@ def slope(x: Any, y: Any) -> float:
 def growth_points(measured: Mapping[str, Any]) -> pd.DataFrame:
     """Seconds and bytes (input and peak above it) at every size of every axis."""
     every = sides(measured)
+    if "axis" not in every:
+        return pd.DataFrame(columns=["axis", "fixed", "size", "seconds", "bytes"])
     points = every[every["axis"].notna()].copy()
     memory = points.get("memory", math.nan)
     points["bytes"] = memory + points["input_bytes"]
@@ -127,6 +156,12 @@ def largest(size: Any, used: Any, *, is_square: bool = False, fits: float = FITS
     return unit * (fits - constant) / linear if linear > 0 else math.inf
 
 
+def is_level(used: Any, least: float = 1.25) -> bool:
+    """Whether growth is lost in the scatter: a larger size used less than a smaller one, or the largest hardly more."""
+    used = np.asarray(used, dtype=float)
+    return bool((np.diff(used) < 0).any() or used[-1] < least * used[0])
+
+
 def growth_table(points: pd.DataFrame) -> pd.DataFrame:
     """Fitted exponents along each axis, and the largest size that fits 24 GiB by the fitted law of memory."""
     rows = []
@@ -134,7 +169,8 @@ def growth_table(points: pd.DataFrame) -> pd.DataFrame:
         group = group.sort_values("size")
         last = group.iloc[-1]
         is_known = bool(np.isfinite(group["bytes"].astype(float)).all())
-        most = largest(group["size"], group["bytes"], is_square=axis == "tokens") if is_known else math.nan
+        grows = is_known and not is_level(group["bytes"])
+        most = largest(group["size"], group["bytes"], is_square=axis == "tokens") if grows else math.inf
         rows.append({
             "Growth with": axis,
             "Work": last["fixed"],
@@ -143,9 +179,11 @@ def growth_table(points: pd.DataFrame) -> pd.DataFrame:
             "Time at the largest (s)": figures(last["seconds"]),
             "Time grows as size to the": f"{slope(group['size'], group['seconds']):.2f}",
             "Memory at the largest (MiB)": figures(last["bytes"] / MIB),
-            "Memory grows as size to the": f"{slope(group['size'], group['bytes']):.2f}" if is_known else "",
-            "Largest that fits 24 GiB": "any" if math.isinf(most) else figures(most),
+            "Memory grows as size to the": f"{slope(group['size'], group['bytes']):.2f}" if grows else "level",
+            "Largest that fits 24 GiB": figures(most, 1) if math.isfinite(most) else "any",
         })  # fmt: skip
+        if not is_known:
+            rows[-1].update({"Memory grows as size to the": "", "Largest that fits 24 GiB": ""})
     return pd.DataFrame(rows)
 
 
@@ -172,7 +210,10 @@ def growth_figure(points: pd.DataFrame) -> Figure:
         ):
             panel, y = axes[row, column], values.to_numpy(dtype=float)
             panel.loglog(size, y, "o", color=color, markersize=5)
-            if np.isfinite(y).all():
+            if row and np.isfinite(y).all() and is_level(y):
+                panel.axhline(np.exp(np.log(y).mean()), color=color, linestyle="--")
+                panel.set_title("level", fontsize=9.5, fontweight="normal")
+            elif np.isfinite(y).all():
                 power = slope(size, y)
                 middle = np.exp(np.log(y).mean()) * (size / np.exp(np.log(size).mean())) ** power
                 panel.loglog(size, middle, color=color, linestyle="--")

@@ -12,6 +12,7 @@ import torch
 
 from .errors import SaeError
 from .runtime import batch_size, float64, generator
+from .topk_latents import TopKLatents, dense, row_blocks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,6 +34,23 @@ class Coder(Protocol):
     def encode(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... F"]: ...
 
     def decode(self, z: Float[Tensor, "... F"], like: Tensor | None = None) -> Float[Tensor, "... D"]: ...
+
+    def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]: ...
+
+
+@runtime_checkable
+class AffineCoder(Protocol):
+    """A coder whose latents follow from numbers that are affine in the vector.
+
+    Then noise costs one product, whatever its level: ``p(x + s e) = p(x) + s p(e)``, the second ``p`` without its
+    constant. ``is_affine`` says whether this one, as it is configured, may be used so.
+    """
+
+    is_affine: bool
+
+    def preactivations(self, x: Float[Tensor, "n D"], constant: bool = True) -> Float[Tensor, "n F"]: ...
+
+    def from_preactivations(self, p: Float[Tensor, "n F"]) -> Float[Tensor, "n F"] | TopKLatents: ...
 
 
 class SaeCoder:
@@ -65,6 +83,8 @@ class SaeCoder:
 
     def encode(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
         """Latents of vectors, in slices sized to free memory."""
+        if self.is_affine:
+            return dense(self.encode_pairs(x)).reshape(*x.shape[:-1], self.n_latents)
         flat = self._rows(x)
         parts, states = [], []
         for rows in flat.split(self._slice()):
@@ -75,8 +95,48 @@ class SaeCoder:
         latents = torch.cat(parts) if parts else x.new_zeros(0, self.n_latents)
         return latents.reshape(*x.shape[:-1], self.n_latents)
 
-    def decode(self, z: Float[Tensor, "... F"], like: Float[Tensor, "... D"] | None = None) -> Float[Tensor, "... D"]:
-        """Vectors of latents.
+    def encode_pairs(self, x: Float[Tensor, "... D"]) -> TopKLatents | Float[Tensor, "... F"]:
+        """Latents of all vectors in one row each, as pairs; what :meth:`encode` gives where the family has no k.
+
+        Memory holds a block of pre-activations and the pairs, however many latents there are.
+        """
+        if not self.is_affine:
+            return self.encode(x)
+        blocks = row_blocks(self._rows(x), self.n_latents)
+        return TopKLatents.joined([self.from_preactivations(self.preactivations(rows)) for rows in blocks])
+
+    def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """``decode(encode(x))`` without the dense latents in between, where the family has a k."""
+        return self.decode(self.encode_pairs(x)).reshape(x.shape)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether this is a TopK SAE that reads its input as it is, and nobody listens at its hooks."""
+        from sae_lens import TopKSAE
+
+        return (
+            type(self.sae) is TopKSAE
+            and self.sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+            and self.sae.dtype in (torch.float32, torch.float64)
+            and not any(hook._forward_hooks or hook._backward_hooks for hook in self.sae.hook_dict.values())
+        )
+
+    def preactivations(self, x: Float[Tensor, "n D"], constant: bool = True) -> Float[Tensor, "n F"]:
+        """What TopK chooses from; without the ``constant``, of a difference of two vectors."""
+        sae, x = self.sae, x.to(self.sae.dtype)
+        if constant:
+            p = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc)
+        else:
+            p = x @ sae.W_enc
+        return p * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else p
+
+    def from_preactivations(self, p: Float[Tensor, "n F"]) -> TopKLatents:
+        return TopKLatents.of(p, self.sae.cfg.k)
+
+    def decode(
+        self, z: Float[Tensor, "... F"] | TopKLatents, like: Float[Tensor, "... D"] | None = None
+    ) -> Float[Tensor, "... D"]:
+        """Vectors of latents, or of pairs.
 
         Parameters
         ----------
@@ -86,6 +146,10 @@ class SaeCoder:
         """
         if z.shape[-1] != self.n_latents:
             raise SaeError(f"latents have width {z.shape[-1]}; the SAE has {self.n_latents}.")
+        if isinstance(z, TopKLatents):
+            if self.is_affine:
+                return self._decode_pairs(z)
+            z = z.dense()
         state = self._state if like is None else self._state_of(like)
         leading = self._leading if like is None else tuple(like.shape[:-1])
         if self._is_stateful and leading != tuple(z.shape[:-1]):
@@ -101,6 +165,12 @@ class SaeCoder:
         self._take_state()
         out = torch.cat(parts) if parts else z.new_zeros(0, self.d_in)
         return out.reshape(*z.shape[:-1], self.d_in)
+
+    def _decode_pairs(self, z: TopKLatents) -> Float[Tensor, "n D"]:
+        values = z.values.to(self.sae.dtype)
+        if self.sae.cfg.rescale_acts_by_decoder_norm:
+            values = values / self.sae.W_dec.norm(dim=-1)[z.where]
+        return TopKLatents(values, z.where, z.width) @ self.sae.W_dec + self.sae.b_dec
 
     def dictionary(self) -> Float[Tensor, "F D"]:
         """Decoder rows."""
@@ -163,24 +233,36 @@ class RandomDictionary:
         self._directions = directions / directions.norm(dim=-1, keepdim=True)
         self._bias = torch.zeros(d_in) if bias is None else bias.detach().float().cpu()
         self.name, self.d_in, self.n_latents, self.k, self.seed = name, d_in, d_sae, k, seed
+        self.is_affine = True
 
     def encode(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
-        _check_width(x, self.d_in, "the random dictionary")
-        W, bias = self._directions.to(x.device), self._bias.to(x.device)
-        flat = x.reshape(-1, self.d_in).float() - bias
-        parts = []
-        for rows in flat.split(batch_size(12 * self.n_latents, x.device)):
-            largest, where = (rows @ W.T).topk(self.k, dim=-1)
-            largest = largest.clamp_min(0)
-            # Only k rows of W count: gathering them is far cheaper than a product with all.
-            raw = torch.nn.functional.embedding_bag(where, W, per_sample_weights=largest, mode="sum")
-            scale = (rows * raw).sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True).clamp_min(1e-30)
-            latents = torch.zeros(len(rows), self.n_latents, dtype=rows.dtype, device=x.device)
-            parts.append(latents.scatter(-1, where, largest * scale))
-        latents = torch.cat(parts) if parts else flat.new_zeros(0, self.n_latents)
-        return latents.reshape(*x.shape[:-1], self.n_latents)
+        return dense(self.encode_pairs(x)).reshape(*x.shape[:-1], self.n_latents)
 
-    def decode(self, z: Float[Tensor, "... F"], like: Any = None) -> Float[Tensor, "... D"]:
+    def encode_pairs(self, x: Float[Tensor, "... D"]) -> TopKLatents:
+        """Latents of all vectors in one row each, as pairs; memory holds a block of pre-activations beside them."""
+        _check_width(x, self.d_in, "the random dictionary")
+        blocks = row_blocks(x.reshape(-1, self.d_in), self.n_latents)
+        return TopKLatents.joined([self.from_preactivations(self.preactivations(rows)) for rows in blocks])
+
+    def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """``decode(encode(x))`` without the dense latents in between."""
+        return self.decode(self.encode_pairs(x)).reshape(x.shape)
+
+    def preactivations(self, x: Float[Tensor, "n D"], constant: bool = True) -> Float[Tensor, "n F"]:
+        """Inner products with all directions; without the ``constant``, of a difference of two vectors."""
+        x = x.float()
+        return (x - self._bias.to(x.device) if constant else x) @ self._directions.to(x.device).T
+
+    def from_preactivations(self, p: Float[Tensor, "n F"]) -> TopKLatents:
+        kept = TopKLatents.of(p, self.k)
+        # Only k rows count: gathering them is far cheaper than a product with all. <x - b, r> is the sum of u_i^2.
+        raw = kept @ self._directions.to(p.device)
+        scale = kept.values.square().sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True).clamp_min(1e-30)
+        return TopKLatents(kept.values * scale, kept.where, kept.width)
+
+    def decode(self, z: Float[Tensor, "... F"] | TopKLatents, like: Any = None) -> Float[Tensor, "... D"]:
+        if isinstance(z, TopKLatents):
+            return z @ self._directions.to(z.values) + self._bias.to(z.values)
         return z @ self._directions.to(z) + self._bias.to(z)
 
     def dictionary(self) -> Float[Tensor, "F D"]:
@@ -199,6 +281,7 @@ class PcaCoder:
     def __init__(self, mean: Tensor, components: Tensor, eigenvalues: Tensor, name: str = "pca"):
         self.mean, self.components, self.eigenvalues = mean, components, eigenvalues
         self.name, self.d_in, self.n_latents = name, components.shape[1], components.shape[0]
+        self.is_affine = True
 
     @classmethod
     def fit(cls, x: Float[Tensor, "N D"], n_components: int | None = None) -> PcaCoder:
@@ -242,10 +325,22 @@ class PcaCoder:
 
     def encode(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... K"]:
         _check_width(x, self.d_in, "the PCA")
-        work = torch.promote_types(x.dtype, self.mean.dtype)
-        return (x.to(work) - self.mean.to(x.device, work)) @ self.components.to(x.device, work).T
+        return self.preactivations(x)
 
-    def decode(self, z: Float[Tensor, "... K"], like: Any = None) -> Float[Tensor, "... D"]:
+    def preactivations(self, x: Float[Tensor, "... D"], constant: bool = True) -> Float[Tensor, "... K"]:
+        """The coefficients themselves; without the ``constant``, of a difference of two vectors."""
+        work = torch.promote_types(x.dtype, self.mean.dtype)
+        x = x.to(work) - self.mean.to(x.device, work) if constant else x.to(work)
+        return x @ self.components.to(x.device, work).T
+
+    def from_preactivations(self, p: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        return p
+
+    def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        return self.decode(self.encode(x))
+
+    def decode(self, z: Float[Tensor, "... K"] | TopKLatents, like: Any = None) -> Float[Tensor, "... D"]:
+        z = dense(z)
         return z @ self.components.to(z) + self.mean.to(z)
 
     def dictionary(self) -> Float[Tensor, "K D"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .runtime import float64
+from .topk_latents import times_fired
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,18 +59,18 @@ class Fidelity:
 
 @torch.no_grad()
 def measure_fidelity(coder: Coder, x: Float[Tensor, "N D"], size: int = 2048) -> Fidelity:
-    """Encode and decode tokens in slices, so that memory holds one slice of latents at a time."""
+    """Encode and decode tokens in slices, so that memory holds one slice of latents at a time (of TopK only pairs)."""
     mean = sum(float64(part).sum(0) for part in x.split(size)) / len(x)
     residual = total = cosine = 0.0
     fired: Tensor | None = None
     for part in x.split(size):
         values = part.float()
-        latents = coder.encode(values)
+        latents = getattr(coder, "encode_pairs", coder.encode)(values)
         x_hat = coder.decode(latents).float()
         residual += float(float64((values - x_hat).square()).sum())
         total += float((float64(values) - mean).square().sum())
         cosine += mean_cosine(values, x_hat) * len(values)
-        counts = float64((latents != 0).sum(0))
+        counts = float64(times_fired(latents))
         fired = counts if fired is None else fired + counts
     n = len(x)
     return Fidelity(

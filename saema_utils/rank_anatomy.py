@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,19 @@ import numpy as np
 import torch
 
 from .errors import ActivationError
-from .runtime import progress_bar
-from .stratification import Encode, effective_rank, numerical_rank
-from .token_grams import TokenCloud, center_both, cloud_grams, eigenvalues, gram_of_rows, one_thread_each
+from .noise_engine import Encode, Latents
+from .runtime import generator, progress_bar
+from .stratification import measure_spectrum
+from .token_grams import (
+    TokenCloud,
+    center_both,
+    cloud_grams,
+    eigenvalues,
+    gram_of_rows,
+    one_thread_each,
+    rounding_floor,
+)
+from .topk_latents import TopKLatents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +40,20 @@ def leading_subspace(latents: Float[Tensor, "N F"], cloud: TokenCloud, mode: int
 
     Shape [size of the mode, m] with m the smaller of ``n`` and the number of positive eigenvalues.
     """
-    if mode == 2:
-        centred = latents.double() - latents.mean(0, dtype=torch.float64)
-        if len(latents) > latents.shape[1]:
-            return _strongest(centred.T @ centred, n)[1]
-        values, vectors = _strongest(center_both(gram_of_rows(latents)[0]), n)
-        return torch.linalg.qr(centred.T @ (vectors / values.sqrt()))[0]
-    return _strongest(cloud_grams(latents, cloud, (mode,))[mode][0], n)[1]
+    return leading_subspaces(latents, cloud, (mode,), n)[mode]
+
+
+def leading_subspaces(
+    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int], n: int = N_LEADING
+) -> dict[int, Tensor]:
+    """:func:`leading_subspace` of several modes from one matrix of inner products."""
+    found = {mode: _strongest(gram, n) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
+    bases = {mode: vectors for mode, (_, vectors) in found.items()}
+    if 2 in bases and len(latents) <= latents.shape[1]:  # solved between tokens: carry the directions to latents
+        values, vectors = found[2]
+        across = latents.T.double() @ (vectors - vectors.mean(0))
+        bases[2] = torch.linalg.qr(across / values.sqrt())[0]
+    return bases
 
 
 def _strongest(gram: Float[Tensor, "n n"], n: int) -> tuple[Tensor, Tensor]:
@@ -104,15 +122,16 @@ def subspace_drift(
                 return encoders[name](x)
 
         rows, clean = [], encode(cloud.points)
-        bases = [leading_subspace(clean, cloud, mode, n) for mode in modes]
+        bases = leading_subspaces(clean, cloud, modes, n)
         for level, seed in steps:
             noisy = encode(cloud.noisy(level, seed))
             facts = {
                 "concept": cloud.concept, "representation": name, "noise": float(level),
                 "noise_rms": float(level) / cloud.rms, "seed": seed, **_turnover(clean, noisy),
             }  # fmt: skip
-            for mode, basis in zip(modes, bases, strict=True):
-                angles = _angles(basis, leading_subspace(noisy, cloud, mode, n))
+            turned = leading_subspaces(noisy, cloud, modes, n)
+            for mode in modes:
+                angles = _angles(bases[mode], turned[mode])
                 rows.append({**facts, "mode": mode, "angle_mean": angles[0], "angle_max": angles[1]})
         return rows
 
@@ -167,28 +186,26 @@ def where_rank_moves(
             with torch.no_grad():
                 grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, level)]
             alone = cloud.distinct
+            labels, blocks = [], []
             for axis, place, kept in (
                 ("prompt", cloud.prompt, alone.prompt), ("position", cloud.position, alone.position)
             ):  # fmt: skip
                 for index in place.unique().tolist():
                     here = (place == index).nonzero()[:, 0]
-                    if len(here) < 2:
-                        continue
-                    blocks = [gram[here][:, here] for gram in grams]
-                    floors = [16 * torch.finfo(torch.float64).eps * float(b.diagonal().sum()) for b in blocks]
-                    spectra = eigenvalues([center_both(block) for block in blocks], floors)
-                    clean, noisy = (_two_ranks(spectrum) for spectrum in spectra)
-                    rows.append({
-                        "concept": cloud.concept, "representation": name, "axis": axis, "index": index,
-                        "n_tokens": len(here), "n_distinct": int((kept == index).sum()), "noise": float(level),
-                        "rank_clean": clean[0], "rank_noisy": noisy[0], "rank_gain": noisy[0] - clean[0],
-                        "effective_rank_clean": clean[1], "effective_rank_noisy": noisy[1],
-                    })  # fmt: skip
+                    if len(here) > 1:
+                        labels.append({"axis": axis, "index": index, "n_tokens": len(here),
+                                       "n_distinct": int((kept == index).sum())})  # fmt: skip
+                        blocks += [gram[here][:, here] for gram in grams]
+            floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
+            found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
+            for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
+                rows.append({
+                    "concept": cloud.concept, "representation": name, **label, "noise": float(level),
+                    "rank_clean": clean["rank"], "rank_noisy": noisy["rank"],
+                    "rank_gain": noisy["rank"] - clean["rank"],
+                    "effective_rank_clean": clean["effective_rank"], "effective_rank_noisy": noisy["effective_rank"],
+                })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _two_ranks(spectrum: Tensor) -> tuple[int, float]:
-    return (numerical_rank(spectrum), effective_rank(spectrum)) if (spectrum > 0).any() else (0, math.nan)
 
 
 def covariance_root(points: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
@@ -200,27 +217,31 @@ def covariance_root(points: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
     return ((vectors * (values / values.mean()).sqrt()) @ vectors.T).float()
 
 
-def only_distinct(latents: Float[Tensor, "N F"], cloud: TokenCloud) -> tuple[Float[Tensor, "M F"], TokenCloud]:
+def only_distinct(latents: Latents, cloud: TokenCloud) -> tuple[Latents, TokenCloud]:
     """Latents of one token for each distinct context (:attr:`~saema_utils.token_grams.TokenCloud.first_of_each`)."""
     return latents[cloud.first_of_each], cloud.distinct
 
 
-def shuffle_latents(
-    latents: Float[Tensor, "N F"], cloud: TokenCloud, seed: int = 0
-) -> tuple[Float[Tensor, "N F"], TokenCloud]:
+def shuffle_latents(latents: Latents, cloud: TokenCloud, seed: int = 0) -> tuple[Latents, TokenCloud]:
     """Latents whose features are permuted token by token: same values, same l0, no feature that means anything.
 
     Token i sends feature f to ``(a_i f + b_i) mod F`` with ``a_i`` prime to F: a permutation that needs no
     memory. It is drawn per token from the seed and is the same at every noise level.
     """
-    from .runtime import generator
-
-    n, width = latents.shape
-    prime_to = torch.tensor([a for a in range(1, width + 1) if math.gcd(a, width) == 1])
-    draw = generator(seed, f"shuffle:{cloud.concept}")
-    a = prime_to[torch.randint(len(prime_to), (n,), generator=draw)].to(latents.device)
-    b = torch.randint(width, (n,), generator=draw).to(latents.device)
+    a, b = _permutations(cloud.concept, *latents.shape, seed)
+    if isinstance(latents, TopKLatents):
+        moved = (a.to(latents.where)[:, None] * latents.where + b.to(latents.where)[:, None]) % latents.width
+        return TopKLatents(latents.values, moved, latents.width), cloud
+    a, b = a.to(latents.device), b.to(latents.device)
     token, feature = latents.nonzero(as_tuple=True)
     shuffled = torch.zeros_like(latents)
-    shuffled[token, (a[token] * feature + b[token]) % width] = latents[token, feature]
+    shuffled[token, (a[token] * feature + b[token]) % latents.shape[1]] = latents[token, feature]
     return shuffled, cloud
+
+
+@functools.lru_cache(maxsize=64)
+def _permutations(concept: str, n: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factor and shift of each token; kept, for the same are asked for at every level."""
+    prime_to = torch.tensor([a for a in range(1, width + 1) if math.gcd(a, width) == 1])
+    draw = generator(seed, f"shuffle:{concept}")
+    return prime_to[torch.randint(len(prime_to), (n,), generator=draw)], torch.randint(width, (n,), generator=draw)

@@ -19,9 +19,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from torch import Tensor
 
-# Below this many latents per active one the gathers cost as much as the dense products (measured on
-# two x86 CPUs, see benchmarks/bench_sae_training.py). Accelerators keep the dense step.
-SMALLEST_RATIO = 16
+from .topk_latents import SMALLEST_RATIO
 
 
 class _ChosenPreactivations(torch.autograd.Function):

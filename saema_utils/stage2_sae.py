@@ -29,6 +29,7 @@ from .stage1_activations import (
     language_model,
 )
 from .tokens import special_tokens
+from .topk_latents import TopKLatents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ def training_history(run: RunDirectory) -> pd.DataFrame:
 
 def coders_key(run: RunDirectory) -> str:
     """Digest of everything the study's three coders are made from."""
-    return digest([sae_key(run), corpus_key(run), run.study.seed, source_digest("coders", "fidelity")])
+    return digest([sae_key(run), corpus_key(run), run.study.seed, source_digest("coders", "topk_latents", "fidelity")])
 
 
 def study_coders(run: RunDirectory) -> dict[str, Coder]:
@@ -212,7 +213,7 @@ def spliced_means(run: RunDirectory, coders: dict[str, Coder], corpus: CorpusAct
 
         return replace
 
-    edits = {name: spare_sinks(lambda x, coder=coder: coder.decode(coder.encode(x))) for name, coder in coders.items()}
+    edits = {name: spare_sinks(lambda x, coder=coder: coder.reconstruct(x)) for name, coder in coders.items()}
     edits["zero"] = spare_sinks(torch.zeros_like)
     where = ~special_tokens(model, tokens)
     losses = spliced_losses(
@@ -282,7 +283,7 @@ def _curve(run: RunDirectory) -> pd.DataFrame:
             order = weight.topk(min(most, counts[-1]), dim=-1).indices
             for kept in counts:
                 where = order[:, :kept]
-                few = torch.zeros_like(latents).scatter(-1, where, latents.gather(-1, where))
+                few = TopKLatents(latents.gather(-1, where), where, coder.n_latents)
                 error[kept] += float((part - coder.decode(few, like=part)).square().sum())
         rows += [{"representation": name, "kept": k, "explained_variance": 1 - e / total} for k, e in error.items()]
     return pd.DataFrame(rows)

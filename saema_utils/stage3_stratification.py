@@ -20,8 +20,8 @@ from .rank_verdicts import (
 )
 from .stage1_activations import concept_activations, concepts_key
 from .stage2_sae import coders_key, study_coders
-from .stratification import MODES, Encode, covariance_spectrum, measure_spectrum, sweep_clouds
-from .token_grams import TokenCloud
+from .stratification import MODES, Encode, measure_spectrum, sweep_clouds
+from .token_grams import TokenCloud, cloud_grams, eigenvalues
 from .worlds import false_alarm_and_sensitivity, rank_recovery
 
 if TYPE_CHECKING:
@@ -239,14 +239,12 @@ def sinks(run: RunDirectory) -> pd.DataFrame:
             for kept, mask in (("masked", found.mask), ("one sink", one), ("all sinks", all_of_them)):
                 cloud = TokenCloud.of(found.residual.to(run.device), mask, concept)
                 for name, encode in encoders.items():
-                    latents = encode(cloud.points)
-                    tensor = latents.new_zeros(*cloud.shape, latents.shape[1])
-                    tensor[cloud.prompt, cloud.position] = latents
-                    for mode, mode_name in enumerate(MODES):
-                        spectrum = covariance_spectrum(tensor if mode < 2 else latents[:, None], mode)
-                        measured = measure_spectrum(spectrum)
+                    grams = cloud_grams(encode(cloud.points), cloud, range(len(MODES)))
+                    spectra = eigenvalues([gram for gram, _, _ in grams.values()], [f for _, f, _ in grams.values()])
+                    for (mode, (_, _, length)), spectrum in zip(grams.items(), spectra, strict=True):
+                        measured = measure_spectrum(spectrum[:length])
                         rows.append({
-                            "concept": concept, "representation": name, "mode": mode, "mode_name": mode_name,
+                            "concept": concept, "representation": name, "mode": mode, "mode_name": MODES[mode],
                             "kept": kept, "rank": measured["rank"], "effective_rank": measured["effective_rank"],
                             "sink_norm": float(norms[hidden].max()),
                             "typical_norm": float(norms[found.mask].median()),

@@ -17,16 +17,14 @@ References
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import ActivationError, EmptySpectrumError
-from .runtime import progress_bar
-from .token_grams import TokenCloud, cloud_grams, eigenvalues, gram_of_rows, one_thread_each
+from .noise_engine import Derive, Encode, Measure, measured_draws
+from .token_grams import TokenCloud, eigenvalues, gram_of_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +41,6 @@ COLUMNS = (
     "concept", "representation", "mode", "noise", "noise_rms", "seed",
     "rank", "effective_rank", "participation_ratio", "l0",
 )  # fmt: skip
-_ENCODED_BYTES = 2**28
 
 
 def unfold(tensor: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "rows columns"]:
@@ -197,10 +194,6 @@ def _shares(values: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
 
 # ---- noise -------------------------------------------------------------------------------------
 
-Encode = Callable[["Tensor"], "Tensor"]
-Measure = Callable[["Tensor"], Mapping[str, float]]
-Derive = Callable[["Tensor", TokenCloud], "tuple[Tensor, TokenCloud]"]
-
 
 def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
     """The three ranks of the contract; a spectrum of zeros has rank 0 and no effective rank (NaN)."""
@@ -268,14 +261,17 @@ def sweep_clouds(
 ) -> pd.DataFrame:
     """:func:`noise_rank_sweep` of many concepts and representations at once: equal rows, far less time.
 
-    All concepts are encoded together, one call a level; one token Gram matrix serves the three modes;
-    eigenproblems of one size are solved as a batch, on as many threads as torch was given.
+    ``encode`` of a coder whose pre-activations are affine is replaced by one product for the clean tokens and one a
+    seed (:mod:`~saema_utils.noise_engine`); any other encodes all concepts in one call a level and seed. One token
+    Gram matrix serves the three modes; eigenproblems of one size are solved as a batch, on as many threads as torch
+    was given.
 
     Parameters
     ----------
     derived
         ``{name: (source, change)}``: further representations made from the latents of ``source``, without
-        encoding again; ``change(latents, cloud)`` returns new latents and the tokens that they belong to.
+        encoding again; ``change(latents, cloud)`` returns new latents and the tokens that they belong to. Latents
+        of a TopK coder come as :class:`~saema_utils.topk_latents.TopKLatents`.
     noise_shape
         Square root of a covariance that shapes the noise (:meth:`TokenCloud.noise`); None is isotropic.
     measure
@@ -291,35 +287,10 @@ def sweep_clouds(
             "allowed: at least one concept and one encoder, and derived representations of those encoders."
         )
     names = [*encoders, *derived]
-    rows: dict[tuple, list[dict]] = {}
-    groups = {name: list(_groups(clouds, encode, name)) for name, encode in encoders.items()}
-    lock = threading.Lock()  # sae_lens keeps state in encode, so one thread encodes while others solve
-
-    def work(name: str, level: float, seed: int) -> None:
-        encode = encoders[name]
-        for group in groups[name]:
-            points = torch.cat([cloud.noisy(level, seed, noise_shape) for cloud in group])
-            with lock, torch.no_grad():
-                latents = encode(points)
-            _check_latents(latents, points, name, level)
-            parts = list(zip(group, latents.split([len(cloud) for cloud in group]), strict=True))
-            todo = [(cloud, name, part, cloud) for cloud, part in parts]
-            for new, (source, change) in derived.items():
-                if source == name:
-                    todo += [(cloud, new, *change(part, cloud)) for cloud, part in parts]
-            for found in _solve(todo, modes, measure, level):
-                key = (found["representation"], level, seed if level else None)
-                rows.setdefault(key, []).append(found)
-
-    tasks = [(name, level, seed) for level in noise_levels for seed in (seeds if level else seeds[:1])
-             for name in encoders]  # fmt: skip
-    with (
-        one_thread_each(clouds[0].points.device) as workers,
-        progress_bar(len(tasks), description) as advance,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        for _ in pool.map(lambda task: work(*task), tasks):
-            advance(1)
+    rows = measured_draws(
+        clouds, encoders, noise_levels=noise_levels, seeds=seeds, modes=modes, derived=derived,
+        noise_shape=noise_shape, measure=measure, description=description,
+    )  # fmt: skip
     order = {cloud.concept: i for i, cloud in enumerate(clouds)}
     table = []
     for name in names:
@@ -334,43 +305,6 @@ def sweep_clouds(
     return frame[first + [c for c in frame if c not in first and not c.startswith("_")]]
 
 
-def _solve(
-    todo: list[tuple[TokenCloud, str, Tensor, TokenCloud]], modes: Sequence[int], measure: Measure, level: float
-) -> Iterator[dict]:
-    grams, floors, labels = [], [], []
-    for cloud, name, latents, tokens in todo:
-        l0 = float((latents != 0).sum()) / len(tokens)
-        for mode, (gram, floor, length) in cloud_grams(latents, tokens, modes).items():
-            grams.append(gram)
-            floors.append(floor)
-            labels.append((cloud, name, mode, length, l0))
-    for (cloud, name, mode, length, l0), spectrum in zip(labels, eigenvalues(grams, floors), strict=True):
-        yield {
-            "concept": cloud.concept, "representation": name, "mode": mode, "noise": float(level),
-            "noise_rms": float(level) / cloud.rms if cloud.rms else math.nan,
-            **measure(spectrum[:length]), "l0": l0,
-        }  # fmt: skip
-
-
-def _groups(clouds: Sequence[TokenCloud], encode: Encode, name: str) -> Iterator[list[TokenCloud]]:
-    """Runs of clouds whose latents together stay within a quarter of a gigabyte."""
-    one = clouds[0].points[:1]
-    with torch.no_grad():
-        latents = encode(one)
-    _check_latents(latents, one, name, 0)
-    width = latents.shape[-1]
-    size = max(1, _ENCODED_BYTES // (4 * max(1, width)))
-    group: list[TokenCloud] = []
-    held = 0
-    for cloud in clouds:
-        if group and held + len(cloud) > size:
-            yield group
-            group, held = [], 0
-        group.append(cloud)
-        held += len(cloud)
-    yield group
-
-
 def _check_sweep(noise_levels: Sequence[float], seeds: Sequence[int], modes: Sequence[int]) -> None:
     if not len(noise_levels) or any(not (math.isfinite(s) and s >= 0) for s in noise_levels):
         raise ActivationError(
@@ -382,16 +316,3 @@ def _check_sweep(noise_levels: Sequence[float], seeds: Sequence[int], modes: Seq
         raise ActivationError(f"seeds is {list(seeds)!r}; allowed: one or more, each once.")
     if not len(modes) or any(mode not in (0, 1, 2) for mode in modes):
         raise ActivationError(f"modes is {list(modes)!r}; allowed: any of 0 (prompt), 1 (position), 2 (feature).")
-
-
-def _check_latents(latents: Tensor, points: Tensor, name: str, level: float) -> None:
-    if latents.dim() != 2 or len(latents) != len(points):
-        raise ActivationError(
-            f"encode of {name or 'the representation'} gave shape {tuple(latents.shape)} for {tuple(points.shape)}; "
-            "allowed: [tokens, latents]."
-        )
-    if not torch.isfinite(latents).all():
-        raise ActivationError(
-            f"latents of {name or 'the representation'} at noise {level:g} hold NaN or infinite values; "
-            "check the activations and the encoder."
-        )

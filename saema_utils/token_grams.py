@@ -23,6 +23,7 @@ import torch
 
 from .errors import ActivationError
 from .runtime import generator
+from .topk_latents import TopKLatents
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 2**24
 _SPARSE_BELOW = 0.05  # share of nonzero latents below which the sparse product wins (measured)
+_SPARSE_FROM = 256  # latents
 _COMMON_ABOVE = 0.1  # latents that fire on more tokens than this are multiplied densely
 _EPS = torch.finfo(torch.float64).eps
 
@@ -140,14 +142,16 @@ def _pairs(equal: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def gram_of_rows(
-    matrix: Float[Tensor, "n m"], *, center_rows: bool = False, center_columns: bool = False
+    matrix: Float[Tensor, "n m"] | TopKLatents, *, center_rows: bool = False, center_columns: bool = False
 ) -> tuple[Float[Tensor, "n n"], float]:
     """``A A^T`` in float64 after centring rows or columns of ``A``, and the floor of its rounding.
 
     Sparse input is multiplied sparsely; otherwise one block of columns at a time is held in float64,
     centred before it is multiplied.
     """
-    if matrix.device.type == "mps":  # has no float64
+    if isinstance(matrix, TopKLatents) and not _stays_sparse(matrix):
+        matrix = matrix.dense()
+    if not isinstance(matrix, TopKLatents) and matrix.device.type == "mps":  # has no float64
         matrix = matrix.cpu()
     n, m = matrix.shape
     if (gram := _sparse_gram(matrix)) is not None:
@@ -155,7 +159,7 @@ def gram_of_rows(
         if center_columns:
             gram = center_both(gram)
         if center_rows:
-            totals = matrix.sum(1, dtype=torch.float64)
+            totals = _row_sums(matrix)
             gram = gram - torch.outer(totals, totals) / m
         return gram, floor
     gram = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
@@ -173,6 +177,17 @@ def gram_of_rows(
     return gram, rounding_floor(float(gram.diagonal().sum())) + 16 * n * (_EPS**2) * energy
 
 
+def _stays_sparse(latents: TopKLatents) -> bool:
+    """Whether the inner products are made from pairs: on the CPU, of wide latents that rarely fire, for few tokens."""
+    (n, width), k = latents.shape, latents.values.shape[1]
+    is_wide = width >= max(n, _SPARSE_FROM, k / _SPARSE_BELOW)
+    return is_wide and latents.values.device.type == "cpu"
+
+
+def _row_sums(matrix: Float[Tensor, "n m"] | TopKLatents) -> Float[Tensor, " n"]:
+    return (matrix.values if isinstance(matrix, TopKLatents) else matrix).sum(1, dtype=torch.float64)
+
+
 def _require_finite(gram: Tensor) -> None:
     if not torch.isfinite(gram).all():
         raise ActivationError(
@@ -181,21 +196,29 @@ def _require_finite(gram: Tensor) -> None:
         )
 
 
-def _sparse_gram(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n n"] | None:
+def _sparse_gram(matrix: Float[Tensor, "n m"] | TopKLatents) -> Float[Tensor, "n n"] | None:
     """``A A^T`` from the nonzero entries, or None where the dense product is faster."""
-    if matrix.device.type != "cpu" or matrix.shape[1] < 256:
+    n, m = matrix.shape
+    if isinstance(matrix, TopKLatents):
+        row, column, values = matrix.entries()
+    elif (
+        matrix.device.type != "cpu"
+        or m < _SPARSE_FROM
+        or float(torch.count_nonzero(matrix)) > _SPARSE_BELOW * matrix.numel()
+    ):
         return None
-    if float(torch.count_nonzero(matrix)) > _SPARSE_BELOW * matrix.numel():
-        return None
+    else:
+        row, column = matrix.nonzero(as_tuple=True)
+        values = matrix[row, column]
     from scipy.sparse import csr_matrix
 
-    n, m = matrix.shape
-    row, column = matrix.nonzero(as_tuple=True)
-    values = matrix[row, column].double()
+    values = values.double()
     fires = torch.bincount(column, minlength=m)
-    common = (fires > _COMMON_ABOVE * n).nonzero()[:, 0]
-    rare = (fires <= _COMMON_ABOVE * n)[column]
-    dense = matrix[:, common].double()
+    is_common = fires > _COMMON_ABOVE * n
+    place = torch.where(is_common, is_common.cumsum(0) - 1, -1)[column]  # among the common latents
+    rare = place < 0
+    dense = values.new_zeros(n, int(is_common.sum()))
+    dense[row[~rare], place[~rare]] = values[~rare]
     starts = np.concatenate([[0], np.cumsum(np.bincount(row[rare].numpy(), minlength=n))])
     sparse = csr_matrix((values[rare].numpy(), column[rare].numpy(), starts), shape=(n, m))
     gram = torch.from_numpy((sparse @ sparse.T).toarray())
@@ -216,10 +239,13 @@ def rounding_floor(energy: float) -> float:
 
 
 def cloud_grams(
-    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int]
+    latents: Float[Tensor, "N F"] | TopKLatents, cloud: TokenCloud, modes: Sequence[int]
 ) -> dict[int, tuple[Float[Tensor, "n n"], float, int]]:
     """For each mode: a matrix with the covariance's positive eigenvalues, its rounding floor, and ``min(I, J)``."""
-    latents = latents.cpu() if latents.device.type == "mps" else latents
+    if isinstance(latents, TopKLatents) and not _stays_sparse(latents):
+        latents = latents.dense()
+    if not isinstance(latents, TopKLatents) and latents.device.type == "mps":
+        latents = latents.cpu()
     (n, width), (prompts, positions) = latents.shape, cloud.shape
     found = {}
     gram = gram_of_rows(latents)[0] if n <= width else None
@@ -248,8 +274,8 @@ def cloud_grams(
                 here = (across == part).nonzero()[:, 0]
                 block = latents[here].double()
                 square[place[here][:, None], place[here][None, :]] += block @ block.T
-        totals = torch.zeros(size, dtype=torch.float64, device=latents.device)
-        totals.index_add_(0, place, latents.sum(1, dtype=torch.float64))
+        sums = _row_sums(latents)
+        totals = sums.new_zeros(size).index_add_(0, place, sums)
         square = square - torch.outer(totals, totals) / columns
         found[mode] = (square / (columns - 1), floor / (columns - 1), min(size, columns))
     return found

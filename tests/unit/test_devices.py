@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from accelerator import KINDS, accelerator  # noqa: E402
 
 PACKAGE = ROOT / "saema_utils"
-HOT = ("token_grams", "stratification", "sparse_topk", "coders", "splice", "activations", "separation", "edits")
+HOT = ("token_grams", "stratification", "noise_engine", "topk_latents", "sparse_topk", "coders", "splice",
+       "activations", "separation", "edits")  # fmt: skip
 SYNCS = {"item", "cpu", "tolist", "numpy"}
 ALLOWED = {
     # function: why each turn of its loop may wait for the device
@@ -38,7 +39,7 @@ ALLOWED = {
     "activations.capture_concept": "token ids, once a prompt, for the tokenizer",
     "activations.unpack": "reads JSON; runs once a study",
     "token_grams.gram_of_rows": "energy of one large block, which decides the rounding floor",
-    "stratification._solve": "l0 is a number of the table, one a spectrum",
+    "noise_engine._solved": "l0 is a number of the table, one a spectrum",
     "separation.gromov_wasserstein": "POT solves on the CPU; a handful of poles",
 }
 

@@ -6,6 +6,7 @@ separation term in ``test_separability``, distances of poles in ``test_geometry`
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -13,9 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_lens import TopKSAE, TopKSAEConfig
 
-from saema_utils.coders import RandomDictionary
-from saema_utils.token_grams import _sparse_gram, gram_of_rows
+from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
+from saema_utils.fidelity import measure_fidelity
+from saema_utils.noise_engine import affine_coder
+from saema_utils.rank_anatomy import only_distinct, shuffle_latents
+from saema_utils.rank_verdicts import ranks_at
+from saema_utils.stratification import sweep_clouds
+from saema_utils.token_grams import TokenCloud, _sparse_gram, cloud_grams, gram_of_rows
+from saema_utils.topk_latents import TopKLatents
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import table
@@ -59,6 +67,160 @@ def test_the_gathered_random_dictionary_is_the_dense_product(seed, k):
     torch.testing.assert_close(coder.encode(x), expected, rtol=1e-4, atol=1e-5)
 
 
+# ---- pairs instead of dense latents ------------------------------------------------------------
+
+
+def topk_sae(seed=0, d_in=16, d_sae=400, k=6, dtype="float32", **options) -> TopKSAE:
+    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=k, dtype=dtype, **options))
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in sae.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(parameter.dtype)
+    return sae
+
+
+def tokens(n, seed=0, d_in=16, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype)
+
+
+OPTIONS = [{}, {"rescale_acts_by_decoder_norm": True}, {"apply_b_dec_to_input": True},
+           {"normalize_activations": "layer_norm"}, {"k": 100}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "plain"))
+def test_reconstruction_without_dense_latents_is_decode_of_encode(options, monkeypatch):
+    monkeypatch.setattr("saema_utils.topk_latents._BLOCK_BYTES", 4 * 400 * 5)  # five tokens a block
+    sae, x = topk_sae(**options), tokens(23).view(23, 1, 16)
+    expected = sae.decode(sae.encode(x))
+    torch.testing.assert_close(SaeCoder(sae).reconstruct(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(SaeCoder(sae).encode(x), sae.encode(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["nothing fires", "one token", "no token"])
+def test_pairs_of_silent_and_of_missing_tokens(change):
+    sae, x = topk_sae(), tokens({"one token": 1, "no token": 0}.get(change, 9))
+    if change == "nothing fires":
+        sae.b_enc.data.fill_(-1e6)
+    coder = SaeCoder(sae)
+    torch.testing.assert_close(coder.reconstruct(x), sae.decode(sae.encode(x)), rtol=1e-5, atol=1e-5)
+    assert coder.reconstruct(x).shape == x.shape
+    assert not coder.encode(x).any() or change != "nothing fires"
+
+
+def test_hooks_of_the_sae_are_honoured_when_it_encodes():
+    sae, seen = topk_sae(), []
+    sae.hook_sae_acts_post.add_hook(lambda value, hook: seen.append(value.shape))
+    SaeCoder(sae).reconstruct(tokens(4))
+    assert seen == [(4, 400)]
+
+
+@pytest.mark.parametrize("make", [lambda: SaeCoder(topk_sae()), lambda: RandomDictionary(16, 400, 6)])
+def test_fidelity_from_pairs_is_fidelity_from_dense_latents(make):
+    coder, x = make(), tokens(50)
+    found = measure_fidelity(coder, x, size=16)
+    latents = coder.encode(x)
+    torch.testing.assert_close(found.firing_rate, (latents != 0).double().mean(0))
+    assert found.mse == pytest.approx(float((x - coder.decode(latents)).square().mean()), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 30), width=st.sampled_from([100, 300, 2000]))
+def test_grams_of_pairs_are_those_of_the_dense_tensor(seed, k, width):
+    draw = torch.Generator().manual_seed(seed)
+    latents = TopKLatents.of(torch.randn(40, width, generator=draw) - 1.5, k)  # some of the k do not fire
+    cloud = TokenCloud.of(torch.ones(8, 6, 3), torch.rand(8, 6, generator=draw).argsort().view(8, 6) < 6, "c")
+    cloud = TokenCloud("c", torch.ones(40, 3), cloud.prompt[:40], cloud.position[:40], cloud.shape)
+    found, expected = (cloud_grams(z, cloud, (0, 1, 2)) for z in (latents, latents.dense()))
+    for mode in range(3):
+        torch.testing.assert_close(found[mode][0], expected[mode][0], rtol=1e-10, atol=1e-12)
+        assert found[mode][1:] == pytest.approx(expected[mode][1:])
+    for change in (shuffle_latents, lambda z, c: (z[torch.tensor([3, 1])], c)):
+        assert torch.equal(change(latents, cloud)[0].dense(), change(latents.dense(), cloud)[0])
+
+
+# ---- one product a seed instead of one a level -------------------------------------------------
+
+LEVELS = (0.0, 0.02, 0.5, 3.0, 1e6)  # at the last nothing of the tokens is left
+
+
+def same_sweep(coder, points, seeds=(0, 1, 2)):
+    """The same table from ``coder.encode``, which is recognised, and from a function that hides the coder."""
+    mask = torch.ones(points.shape[:2], dtype=torch.bool)
+    mask[1, 2] = False
+    cloud = TokenCloud.of(points, mask, "c")
+    assert affine_coder(coder.encode) is coder
+    derived = {"shuffled": ("z", shuffle_latents), "distinct": ("z", only_distinct)}
+    found, expected = (
+        sweep_clouds([cloud], {"z": encode}, noise_levels=LEVELS, seeds=seeds, derived=derived, measure=ranks_at())
+        for encode in (coder.encode, lambda x: coder.encode(x))
+    )
+    exact = [c for c in expected if c.startswith("rank")] + ["concept", "representation", "mode", "noise", "seed", "l0"]
+    assert found[exact].equals(expected[exact])
+    for name in ("effective_rank", "participation_ratio", "noise_rms"):
+        torch.testing.assert_close(*(torch.tensor(t[name].to_numpy()) for t in (found, expected)),
+                                   rtol=1e-5, atol=0, equal_nan=True)  # fmt: skip
+    return found
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), by_norm=st.booleans(), subtract=st.booleans())
+def test_a_sweep_from_few_products_is_the_plain_sweep(seed, by_norm, subtract):
+    # In float64, where two pre-activations are never so near that rounding decides which of them is kept.
+    sae = topk_sae(seed, dtype="float64", rescale_acts_by_decoder_norm=by_norm, apply_b_dec_to_input=subtract)
+    same_sweep(SaeCoder(sae), tokens(40, seed, dtype=torch.float64).view(8, 5, 16))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: SaeCoder(topk_sae()), lambda: RandomDictionary(16, 400, 6, bias=torch.ones(16)),
+    lambda: PcaCoder.fit(tokens(200), 10),
+])  # fmt: skip
+def test_every_affine_coder_sweeps_the_same_in_single_precision(make):
+    same_sweep(make(), tokens(40).view(8, 5, 16))
+
+
+def test_ties_at_the_last_place_are_broken_alike():
+    """Every column twice: the k-th and the next are equal at every token and level."""
+    sae = topk_sae(k=5)
+    sae.W_enc.data[:, 200:], sae.b_enc.data[200:] = sae.W_enc.data[:, :200], sae.b_enc.data[:200]
+    latents = sae.encode(tokens(40))
+    assert ((latents[:, :200] != 0) != (latents[:, 200:] != 0)).any(), "some token keeps one of two equals"
+    same_sweep(SaeCoder(sae), tokens(40).view(8, 5, 16))
+
+
+def test_tokens_that_repeat_and_latents_that_are_silent():
+    points = tokens(5)[None].repeat(8, 1, 1)
+    same_sweep(SaeCoder(topk_sae()), points)
+    sae = topk_sae()
+    sae.b_enc.data.fill_(-1e3)  # fires only where noise is large
+    assert (same_sweep(SaeCoder(sae), points).query("noise < 1")["rank"] == 0).all()
+
+
+def test_wide_latents_are_swept_in_blocks(monkeypatch):
+    coder, points = SaeCoder(topk_sae()), tokens(40).view(8, 5, 16)
+    whole = same_sweep(coder, points)
+    monkeypatch.setattr("saema_utils.noise_engine._ENCODED_BYTES", 12 * 400 * 7)  # seven tokens
+    in_blocks = same_sweep(coder, points)
+    assert in_blocks["rank"].equals(whole["rank"])
+
+
+def test_coders_that_are_not_affine_are_left_to_encode():
+    class Other(SaeCoder):
+        def encode(self, x):
+            return 2 * super().encode(x)
+
+    normalised = SaeCoder(topk_sae(normalize_activations="layer_norm"))
+    for encode in (Other(topk_sae()).encode, normalised.encode, torch.relu, functools.partial(torch.relu)):
+        assert affine_coder(encode) is None
+
+
+def test_a_sweep_multiplies_once_a_seed():
+    coder, products = SaeCoder(topk_sae()), []
+    plain = coder.preactivations
+    coder.preactivations = lambda x, constant=True: products.append(len(x)) or plain(x, constant)
+    cloud = TokenCloud.of(tokens(40).view(8, 5, 16), torch.ones(8, 5, dtype=torch.bool), "c")
+    sweep_clouds([cloud], {"z": coder.encode}, noise_levels=[0.0, *(0.1 * i for i in range(1, 10))], seeds=range(5))
+    assert products.count(40) <= 6
+
+
 # ---- what benchmarks become --------------------------------------------------------------------
 
 
@@ -82,13 +244,18 @@ def test_turns_are_joined_scaled_and_compared():
 
 def test_the_page_shows_both_sides_in_one_cell_and_notes_below_the_work():
     measured = {"benchmarks": [
-        entry("w", "ours", [2.0], memory=2**20, note="of one"), entry("w", "plain", [5.0], memory=2**22),
-        entry("alone", "ours", [1.0], aim=3.0),
+        entry("w", "ours", 5 * [2.0], memory=2**20, note="of one"), entry("w", "plain", 5 * [5.0], memory=2**22),
+        entry("alone", "ours", 5 * [1.0], aim=3.0),
     ]}  # fmt: skip
     both, alone = table.page_table(table.benchmark_table(measured)).to_dict("records")
     assert both == {"Work": "w; *of one*", "Package / plain (s)": "2.00 / 5.00", "Times faster": "2.50", "Aim": "",
-                    "Peak (MiB)": "1.00 / 4.00"}  # fmt: skip
+                    "Peak (MiB)": "1.00 / 4.00", "Times less": "4.00", "Aim ": ""}  # fmt: skip
     assert (alone["Package / plain (s)"], alone["Aim"], alone["Peak (MiB)"]) == ("1.00 / -", "3.00", "")
+
+
+def test_a_side_that_was_measured_less_than_five_times_says_so():
+    measured = {"benchmarks": [entry("w", "ours", 5 * [2.0]), entry("w", "plain", [5.0], note="of one")]}
+    assert table.benchmark_table(measured)["Note"].item() == "of one; plain measured once"
 
 
 def test_a_plain_side_that_was_not_tried_follows_the_fitted_power():
@@ -105,3 +272,20 @@ def test_the_largest_problem_solves_the_law_of_memory(law, is_square):
     sizes = [10, 20, 50, 100]
     assert table.largest(sizes, [law(n) for n in sizes], is_square=is_square, fits=law(4000)) == pytest.approx(4000)
     assert table.largest(sizes, [7.0] * 4, is_square=is_square, fits=100) > 1e9
+
+
+def test_what_a_run_recorded_stands_beside_its_aims():
+    rows = [entry("study", "ours", [1e-6], recorded=700.0, seconds_aim=900, bytes_aim=6 * 2**30, memory=2**30)]
+    (row,) = table.page_table(table.benchmark_table({"benchmarks": rows})).to_dict("records")
+    assert (row["Package / plain (s)"], row["Aim"], row["Aim "]) == ("700 / -", "under 900 s", "under 6,144 MiB")
+
+
+def test_growth_within_the_scatter_is_called_level():
+    def growth(used):
+        rows = [entry(f"g{n}", "ours", [float(n)], axis="levels", fixed="f", size=n, input_bytes=0, memory=m)
+                for n, m in zip((1, 2, 5, 10), used, strict=True)]  # fmt: skip
+        return table.growth_table(table.growth_points({"benchmarks": rows})).iloc[0]
+
+    assert growth([9.3, 3.4, 5.1, 22.0])["Memory grows as size to the"] == "level"
+    assert growth([9.3, 3.4, 5.1, 22.0])["Largest that fits 24 GiB"] == "any"
+    assert growth([10, 20, 50, 100])["Memory grows as size to the"] == "1.00"

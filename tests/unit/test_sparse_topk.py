@@ -98,23 +98,26 @@ def test_one_latent_chosen_by_every_token():
     assert step(sparse, x)[1]["W_dec"].norm(dim=-1).nonzero().flatten().tolist() == [7]
 
 
-def trained(sae, batches):
+def trained(sae, batches, fused=False):
     config = SAETrainerConfig(
         total_training_samples=10_000, train_batch_size_samples=len(batches[0]), lr=3e-3, lr_end=3e-4,
         dead_feature_window=3, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     trainer = SAETrainer(config, sae, iter([]))
+    for group in trainer.optimizer.param_groups if fused else ():
+        group.update(fused=True, foreach=False)
     for batch in batches:
         trainer.step(batch)
         trainer.n_training_steps += 1
     return trainer
 
 
-def test_a_run_of_the_trainer_ends_at_the_same_weights():
+@pytest.mark.parametrize("fused", [False, True], ids=["adam", "fused adam, as train_sae sets it"])
+def test_a_run_of_the_trainer_ends_at_the_same_weights(fused):
     dense, sparse = pair()
     random = torch.Generator().manual_seed(4)
     batches = [torch.randn(32, 12, generator=random, dtype=torch.float64) for _ in range(25)]
-    ours, theirs = trained(sparse, batches), trained(dense, batches)
+    ours, theirs = trained(sparse, batches, fused), trained(dense, batches)
     assert ours.dead_neurons.any(), "the test should cross the loss of dead latents"
     for (name, expected), found in zip(dense.named_parameters(), sparse.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=name)
