@@ -7,6 +7,10 @@ The names below are the public contract; each is imported from its module when f
 from __future__ import annotations
 
 import importlib
+import os
+
+# Read once, when torch is loaded: what Apple's device cannot do (pairwise distances, say) is then done on the CPU.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 

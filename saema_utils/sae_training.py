@@ -11,7 +11,7 @@ import torch
 
 from .errors import ActivationError, SaeError, unknown_name
 from .fidelity import explained_variance
-from .runtime import generator, progress_bar
+from .runtime import WITHOUT_FLOAT64, generator, progress_bar
 from .study import ARCHITECTURES, SaeRecipe
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def train_sae(
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    device = torch.device(device)
+    wanted = device = torch.device(device)
+    if device.type in WITHOUT_FLOAT64 and recipe.architecture in ("batchtopk", "matryoshka"):
+        device = torch.device("cpu")  # sae_lens keeps their threshold in float64
     mean, mean_norm = _check_activations(train, heldout)
     scale = math.sqrt(train.shape[1]) / mean_norm
     batch = min(recipe.batch, len(train))
@@ -140,7 +142,7 @@ def train_sae(
     trainer.set_final_sae_metadata()
     for name, value in (metadata or {}).items():
         sae.cfg.metadata[name] = value
-    return TrainedSae(_inference_sae(sae), pd.DataFrame(rows))
+    return TrainedSae(_inference_sae(sae).to(wanted), pd.DataFrame(rows))
 
 
 def _check_activations(train: Tensor, heldout: Tensor) -> tuple[Tensor, float]:

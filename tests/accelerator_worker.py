@@ -6,10 +6,11 @@ Prints one JSON object: each cell that failed, with the reason.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
+import importlib
 import io
 import json
+import pkgutil
 import sys
 import traceback
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import hub_layout  # noqa: E402
 from accelerator import accelerator  # noqa: E402
 
+import saema_utils  # noqa: E402
 from saema_utils import runtime  # noqa: E402
 
 SKIPPED = {"exercise", "solution", "setup"}
@@ -44,9 +46,8 @@ class InThisThread:
 
 
 def introduce(device: torch.device) -> None:
-    """Tell libraries of the device what they know about real ones."""
+    """Tell libraries of the device what they know about real ones, before the package copies their names."""
     runtime.choose_device = lambda name="auto": device
-    concurrent.futures.ThreadPoolExecutor = InThisThread
     save, load, autocast = safetensors.torch.save_file, safetensors.torch.load_file, torch.autocast
     safetensors.torch.save_file = lambda tensors, path, metadata=None: save(
         {name: value.cpu() for name, value in tensors.items()}, path, metadata
@@ -74,6 +75,11 @@ def introduce(device: torch.device) -> None:
             yield Moved
 
     loaders.safe_open = safe_open
+    for found in pkgutil.iter_modules(saema_utils.__path__):
+        if found.name != "__main__":
+            module = importlib.import_module(f"saema_utils.{found.name}")
+            if hasattr(module, "ThreadPoolExecutor"):
+                module.ThreadPoolExecutor = InThisThread
 
 
 def tiny_study(folder: Path) -> Path:
