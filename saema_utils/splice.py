@@ -200,5 +200,6 @@ def _fill(ce: Tensor, kl: Tensor, rows: slice, counts: Tensor, logits: Tensor, l
             log_q, clean = logits[here].float().log_softmax(-1), log_p[here]
             losses[here] = -log_q.gather(-1, targets[here][:, None])[:, 0]
             divergence[here] = (clean.exp() * (clean - log_q)).sum(-1).clamp_min(0)
-    for table, values in ((ce, losses), (kl, divergence)):
-        table[rows, :-1] = values.cpu().masked_fill(~counts, torch.nan)
+    nothing = ~counts
+    ce[rows, :-1] = losses.cpu().masked_fill(nothing, torch.nan)
+    kl[rows, :-1] = divergence.cpu().masked_fill(nothing, torch.nan)

@@ -21,7 +21,7 @@ from saema_utils.fidelity import measure_fidelity
 from saema_utils.intervention import dose_response, optimise_separability, optimum
 from saema_utils.runtime import float64
 from saema_utils.separability import LabelledTokens, activation_scale, fresh, train_separable
-from saema_utils.stage5_training import Split, judge
+from saema_utils.separability_measures import Split, judge
 from saema_utils.stratification import unfold
 from saema_utils.token_grams import center_both
 

@@ -418,7 +418,7 @@ def copies() -> dict[str, float]:
     from saema_utils.coders import RandomDictionary, SaeCoder
     from saema_utils.fidelity import measure_fidelity
     from saema_utils.separability import LabelledTokens, as_plain, fresh, train_separable, warm_start
-    from saema_utils.stage5_training import Split, judge
+    from saema_utils.separability_measures import Split, judge
 
     d, f, n = 64, 8192, 300
     plain = as_plain(fresh(d, f, 8, seed=0))

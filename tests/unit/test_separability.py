@@ -23,8 +23,9 @@ from saema_utils.separability import (
     train_separable,
     warm_start,
 )
+from saema_utils.separability_measures import Split
 from saema_utils.separation import separation_scale_free
-from saema_utils.stage5_training import Bench, Split
+from saema_utils.stage5_training import Bench
 from saema_utils.study import SaeRecipe
 
 D, F, K = 12, 96, 4
