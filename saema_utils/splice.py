@@ -110,7 +110,7 @@ def spliced_losses(
         rows = slice(start, stop)
         batch = tokens[rows].to(device)
         targets, counts = batch[:, 1:], real[rows, 1:]
-        with torch.inference_mode():
+        with torch.no_grad():
             clean = model(batch, return_type="logits").float().log_softmax(-1)
             _fill(ce[CLEAN], kl[CLEAN], rows, counts, clean, clean, targets)
             for group in _groups(list(replace), max(1, STACKED_TOKENS // batch.numel())):
@@ -193,13 +193,14 @@ def _groups(names: list[str], size: int) -> list[list[str]]:
 
 def _fill(ce: Tensor, kl: Tensor, rows: slice, counts: Tensor, logits: Tensor, log_p: Tensor, targets: Tensor) -> None:
     """Write one batch's losses into columns 0 to T-2, leaving NaN where the next token is not real."""
-    losses, divergence = (torch.empty_like(targets, dtype=torch.float32) for _ in range(2))
+    blocks: list[tuple[Tensor, Tensor]] = []
     for row in range(len(targets)):
-        for start in range(0, targets.shape[1], TOKENS_PER_BLOCK):
-            here = (row, slice(start, min(start + TOKENS_PER_BLOCK, targets.shape[1])))
-            log_q, clean = logits[here].float().log_softmax(-1), log_p[here]
-            losses[here] = -log_q.gather(-1, targets[here][:, None])[:, 0]
-            divergence[here] = (clean.exp() * (clean - log_q)).sum(-1).clamp_min(0)
+        for wanted, own, clean in zip(
+            *(part[row, : targets.shape[1]].split(TOKENS_PER_BLOCK) for part in (targets, logits, log_p)), strict=True
+        ):
+            log_q = own.float().log_softmax(-1)
+            blocks.append((-log_q.gather(-1, wanted[:, None])[:, 0], (clean.exp() * (clean - log_q)).sum(-1)))
+    losses, divergence = (torch.cat(parts).view(targets.shape) for parts in zip(*blocks, strict=True))
     nothing = ~counts
     ce[rows, :-1] = losses.cpu().masked_fill(nothing, torch.nan)
-    kl[rows, :-1] = divergence.cpu().masked_fill(nothing, torch.nan)
+    kl[rows, :-1] = divergence.clamp_min(0).cpu().masked_fill(nothing, torch.nan)

@@ -299,7 +299,7 @@ def crossed(rng, word_means, n_templates, of_template, of_prompt):
     words, templates = np.repeat(np.arange(n), n_templates), np.tile(np.arange(n_templates), n)
     vectors = {"residual": torch.tensor(x), "sae": torch.relu(torch.tensor(x))}
     none = np.zeros(0, dtype=int)
-    return cg.ConceptClouds("c", (), {}, vectors, (), none, none, none, none > 0, words, templates, 0)
+    return cg.ConceptClouds("c", (), {}, vectors, (), none, none, none, none > 0, words, templates, 0, ())
 
 
 def test_the_interval_over_templates_covers_and_one_over_prompts_does_not():
