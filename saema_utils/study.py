@@ -116,7 +116,7 @@ class InterventionRecipe:
     coefficients: tuple[float, ...] = (-0.1, -0.03, 0.0, 0.03, 0.1)
     start: str = "warm"
     finetune_steps: int = 60
-    fresh_steps: int = 180
+    fresh_steps: int = 150
     optimise_steps: int = 60
     spliced_prompts: int = 6
     spliced_sequences: int = 2
