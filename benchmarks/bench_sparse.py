@@ -24,7 +24,7 @@ from saema_utils.topk_latents import TopKLatents
 
 D_IN, D_SAE, BATCH = (64, 4096, 128) if QUICK else (576, 32_768, 512)
 SLICE = BATCH if QUICK else 2048  # as many tokens as fidelity is measured on at a time
-SPLICED = (2, 16) if QUICK else (4, 128)  # sequences, and tokens of each
+SPLICED = (2, 16) if QUICK else (1, 128)  # sequences, and tokens of each
 MODEL_WIDTH = 576
 SIZE = f"{K} of {D_SAE:,}"
 AIMS = {"aim": 3, "memory_aim": 10}
