@@ -191,7 +191,7 @@ def where_rank_moves(
                 ("prompt", cloud.prompt, alone.prompt), ("position", cloud.position, alone.position)
             ):  # fmt: skip
                 for index in place.unique().tolist():
-                    here = (place == index).nonzero()[:, 0]
+                    here = (place == index).nonzero()[:, 0].to(grams[0].device)
                     if len(here) > 1:
                         labels.append({"axis": axis, "index": index, "n_tokens": len(here),
                                        "n_distinct": int((kept == index).sum())})  # fmt: skip

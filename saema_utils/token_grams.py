@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .errors import ActivationError
-from .runtime import generator
+from .runtime import float64, generator
 from .topk_latents import TopKLatents
 
 if TYPE_CHECKING:
@@ -75,11 +75,7 @@ class TokenCloud:
     @functools.cached_property
     def rms(self) -> float:
         """Root mean square of one coordinate of one token."""
-        return (
-            float(self.points.double().pow(2).mean().sqrt())
-            if self.points.device.type != "mps"
-            else float(self.points.pow(2).mean().sqrt())
-        )
+        return float(float64(self.points).pow(2).mean().sqrt())
 
     def noise(self, seed: int, shape: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "N D"]:
         """Standard normal noise of one seed; with ``shape``, along a covariance at equal norm per token.
@@ -108,7 +104,7 @@ class TokenCloud:
         are the same point, and noise parts them. A row is kept if no earlier row lies within
         ``1e-3 rms sqrt(D)`` of it.
         """
-        points = (self.points.cpu() if self.points.device.type == "mps" else self.points).double()
+        points = float64(self.points)
         near = (1e-3 * self.rms) ** 2 * points.shape[1]
         squared = points.pow(2).sum(1)
         repeats = torch.zeros(len(points), dtype=torch.bool, device=points.device)
@@ -249,6 +245,7 @@ def cloud_grams(
     (n, width), (prompts, positions) = latents.shape, cloud.shape
     found = {}
     gram = gram_of_rows(latents)[0] if n <= width else None
+    there = gram.device if gram is not None else latents.device  # the CPU for a device without float64
     energy = float(gram.diagonal().sum()) if gram is not None else float(latents.double().pow(2).sum())
     floor = rounding_floor(energy)  # of the uncentred matrix: it is centred after multiplying
     for mode in modes:
@@ -262,11 +259,13 @@ def cloud_grams(
             continue
         size, others = (prompts, positions) if mode == 0 else (positions, prompts)
         place, across = (cloud.prompt, cloud.position) if mode == 0 else (cloud.position, cloud.prompt)
+        place, across = place.to(there), across.to(there)
         columns = others * width
         if columns < 2:
             raise ActivationError(f"mode {mode} has {columns} column; allowed: at least 2. Add prompts or positions.")
         if gram is not None:
-            source, target = cloud.same_position if mode == 0 else cloud.same_prompt
+            pairs = cloud.same_position if mode == 0 else cloud.same_prompt
+            source, target = (part.to(there) for part in pairs)
             square = gram.new_zeros(size * size).index_add_(0, target, gram.reshape(-1)[source]).view(size, size)
         else:
             square = torch.zeros(size, size, dtype=torch.float64, device=latents.device)

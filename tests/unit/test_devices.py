@@ -217,22 +217,15 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
     assert torch.allclose(here.decode(here.encode(x)), there.decode(there.encode(x.to(device))).cpu(), atol=1e-4)
 
 
-# token_grams.cloud_grams and rank_anatomy move latents to the CPU there and leave the tokens' places behind.
-NOT_YET = pytest.mark.xfail(strict=True, reason="the Gram matrices of chapter 3 mix devices where there is no float64")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "chapters"),
-    [("lazy", "01,02,03,04,05,08"), ("mps", "01,02,04,05,08"), pytest.param("mps", "03", marks=NOT_YET)],
-)
-def test_every_notebook_that_computes_runs_on_an_accelerator(kind, chapters, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
     environment = {
         **os.environ, "SAEMA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), chapters, kind],
+        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), "01,02,03,04,05,08", kind],
         env=environment, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
