@@ -36,6 +36,8 @@ def check_labelled(latents: Tensor, labels: Tensor, fewest: int = 2) -> tuple[Te
             f"latents have shape {tuple(z.shape)} and labels {tuple(y.shape)}; allowed: [N, F] and [N]. "
             "Pass one label per token."
         )
+    if not z.is_floating_point():
+        raise InterventionError(f"latents are {z.dtype}; allowed: floating point. Convert them with .float().")
     if not torch.isfinite(z).all():
         raise InterventionError("latents hold NaN or infinity; allowed: finite numbers. Check what was encoded.")
     y = y.to(z.device)

@@ -54,6 +54,8 @@ class TokenCloud:
                 f"residual has shape {tuple(residual.shape)} and mask {tuple(mask.shape)}; "
                 "allowed: [prompts, positions, width] and [prompts, positions]."
             )
+        if residual.is_complex():
+            raise ActivationError(f"residual is {residual.dtype}; allowed: real numbers. Pass its real part.")
         prompt, position = mask.to(residual.device).bool().nonzero(as_tuple=True)
         if len(prompt) < 2:
             raise ActivationError(

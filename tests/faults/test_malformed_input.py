@@ -247,6 +247,7 @@ CALLS = {
     "notebook: a device that is a number": opened(device=0),
     # activations and measures
     "sweep: NaN activations": sweep(residual=with_nan(X)),
+    "sweep: complex activations": sweep(residual=X + 1j),
     "sweep: infinite activations": sweep(residual=X * INF),
     "sweep: a mask with nothing left": sweep(mask=torch.zeros_like(MASK)),
     "sweep: a mask of another shape": sweep(mask=MASK[:2]),
@@ -276,6 +277,8 @@ CALLS = {
     # interventions
     "edit: one label": lambda folder: saema.scale_separation(LATENTS, torch.zeros(8, dtype=torch.long), 0.5),
     "edit: NaN latents": lambda folder: saema.scale_separation(with_nan(LATENTS), LABELS, 0.5),
+    "edit: whole numbers": lambda folder: saema.scale_separation(torch.ones(8, 5, dtype=torch.long), LABELS, 0.5),
+    "edit: truth values": lambda folder: saema.scale_separation(LATENTS > 0.5, LABELS, 0.5),
     "edit: NaN dose": lambda folder: saema.scale_separation(LATENTS, LABELS, NAN),
     "edit: a huge dose": lambda folder: saema.scale_separation(LATENTS, LABELS, 1e9),
     "edit: labels of another length": lambda folder: saema.scale_separation(LATENTS, LABELS[:3], 0.5),
