@@ -141,7 +141,7 @@ def test_training_pass(benchmark, side):
 @pytest.mark.parametrize("latents", ["dense latents", "pairs"])
 def test_random_dictionary(benchmark, latents, side, device):
     """The control's encoder gathers k directions; the plain side multiplies its dense latents with all."""
-    coder, x = RandomDictionary(D_IN, D_SAE, K), vectors(BATCH, device)
+    coder, x = RandomDictionary(D_IN, D_SAE, K), vectors(SLICE, device)
     W = coder.dictionary().to(device)
 
     def dense() -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_random_dictionary(benchmark, latents, side, device):
 
     ours = coder.encode if latents == "dense latents" else coder.encode_pairs
     compare(
-        benchmark, f"random dictionary encodes {BATCH} tokens to {latents}, {SIZE}", side,
+        benchmark, f"random dictionary encodes {SLICE:,} tokens to {latents}, {SIZE}", side,
         {"ours": lambda: ours(x), "plain": dense}[side], device=device, rtol=1e-4,
         numbers=lambda z: (z.dense() if isinstance(z, TopKLatents) else z).sum(0).cpu(),
         **(AIMS if latents == "pairs" else {}),

@@ -12,7 +12,7 @@ import torch
 
 from .errors import SaeError
 from .runtime import batch_size, float64, generator
-from .topk_latents import TopKLatents, dense, row_blocks
+from .topk_latents import TopKLatents, dense, rows_at_once
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -102,8 +102,7 @@ class SaeCoder:
         """
         if not self.is_affine:
             return self.encode(x)
-        blocks = row_blocks(self._rows(x), self.n_latents)
-        return TopKLatents.joined([self.from_preactivations(self.preactivations(rows)) for rows in blocks])
+        return pairs_in_blocks(self, self._rows(x))
 
     def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """``decode(encode(x))`` without the dense latents in between, where the family has a k."""
@@ -121,14 +120,16 @@ class SaeCoder:
             and not any(hook._forward_hooks or hook._backward_hooks for hook in self.sae.hook_dict.values())
         )
 
-    def preactivations(self, x: Float[Tensor, "n D"], constant: bool = True) -> Float[Tensor, "n F"]:
+    def preactivations(
+        self, x: Float[Tensor, "n D"], constant: bool = True, out: Tensor | None = None
+    ) -> Float[Tensor, "n F"]:
         """What TopK chooses from; without the ``constant``, of a difference of two vectors."""
         sae, x = self.sae, x.to(self.sae.dtype)
         if constant:
-            p = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc)
+            p = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc, out=out)
         else:
-            p = x @ sae.W_enc
-        return p * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else p
+            p = torch.mm(x, sae.W_enc, out=out)
+        return torch.mul(p, sae.W_dec.norm(dim=-1), out=out) if sae.cfg.rescale_acts_by_decoder_norm else p
 
     def from_preactivations(self, p: Float[Tensor, "n F"]) -> TopKLatents:
         return TopKLatents.of(p, self.sae.cfg.k)
@@ -241,17 +242,18 @@ class RandomDictionary:
     def encode_pairs(self, x: Float[Tensor, "... D"]) -> TopKLatents:
         """Latents of all vectors in one row each, as pairs; memory holds a block of pre-activations beside them."""
         _check_width(x, self.d_in, "the random dictionary")
-        blocks = row_blocks(x.reshape(-1, self.d_in), self.n_latents)
-        return TopKLatents.joined([self.from_preactivations(self.preactivations(rows)) for rows in blocks])
+        return pairs_in_blocks(self, x.reshape(-1, self.d_in).float())
 
     def reconstruct(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """``decode(encode(x))`` without the dense latents in between."""
         return self.decode(self.encode_pairs(x)).reshape(x.shape)
 
-    def preactivations(self, x: Float[Tensor, "n D"], constant: bool = True) -> Float[Tensor, "n F"]:
+    def preactivations(
+        self, x: Float[Tensor, "n D"], constant: bool = True, out: Tensor | None = None
+    ) -> Float[Tensor, "n F"]:
         """Inner products with all directions; without the ``constant``, of a difference of two vectors."""
         x = x.float()
-        return (x - self._bias.to(x.device) if constant else x) @ self._directions.to(x.device).T
+        return torch.mm(x - self._bias.to(x.device) if constant else x, self._directions.to(x.device).T, out=out)
 
     def from_preactivations(self, p: Float[Tensor, "n F"]) -> TopKLatents:
         kept = TopKLatents.of(p, self.k)
@@ -345,6 +347,18 @@ class PcaCoder:
 
     def dictionary(self) -> Float[Tensor, "K D"]:
         return self.components
+
+
+def pairs_in_blocks(coder: SaeCoder | RandomDictionary, x: Float[Tensor, "n D"]) -> TopKLatents:
+    """Latents of vectors, their pre-activations a block at a time, in one buffer unless a gradient needs them all."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return coder.from_preactivations(coder.preactivations(x))
+    size = rows_at_once(x.device, coder.n_latents)
+    buffer, parts = x.new_empty(min(size, len(x)), coder.n_latents), []
+    with torch.no_grad():
+        for rows in x.split(size):
+            parts.append(coder.from_preactivations(coder.preactivations(rows, out=buffer[: len(rows)])))
+    return TopKLatents.joined(parts)
 
 
 def _check_width(x: Tensor, d_in: int, what: str) -> None:
