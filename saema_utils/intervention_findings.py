@@ -89,6 +89,9 @@ def training_change(sweep: pd.DataFrame, name: str, coefficient: float) -> pd.Se
     return wide[coefficient] - wide[0.0]
 
 
+STARTS_IN_WORDS = {"warm": "the study's own SAE", "fresh": "random weights, equal for every coefficient of a seed,"}
+
+
 def training_sentence(sweep: pd.DataFrame) -> str:
     """What rewarding and punishing separation change, and whether the term does what it rewards."""
     least, most = sweep["coefficient"].min(), sweep["coefficient"].max()
@@ -101,6 +104,7 @@ def training_sentence(sweep: pd.DataFrame) -> str:
         f"it rises in {int((gained > 0).sum())} of {len(gained)} seeds, so the term does not reliably do its work"
     )  # fmt: skip
     return (
+        f"Runs begin from {STARTS_IN_WORDS[sweep['start'].iloc[0]]} and take {int(sweep['steps'].iloc[0])} steps. "
         f"At the largest coefficient ({most:g}) the separation of *unseen* words changes by **{gained.mean():+.3f}**: "
         f"{does}. Explained variance changes by **{mean('explained_variance', most):+.4f}** on running text and "
         f"**{mean('ev_words', most):+.4f}** on unseen words. Punishing separation ({least:g}) changes them by "
@@ -127,9 +131,11 @@ def verdict_sentence(effects: pd.DataFrame) -> str:
     elif votes == {"supports"}:
         answer = "Yes, on this evidence."
     counts = effects["verdict"].value_counts()
+    clear = effects["survives"] & effects["verdict"].eq("supports")
     return (
         f"**Does separability cause reconstruction? {answer}** Moving poles after training "
         f"{VOTES[found['after training']]}; training for separability {VOTES[found['during training']]}; natural "
         f"variation at a fixed step {VOTES[found['by itself']]}. {counts.get('supports', 0)} of {len(effects)} effects "
-        f"support it, {counts.get('contradicts', 0)} contradict it."
+        f"support it ({int(clear.sum())} also after correction for looking at many), {counts.get('contradicts', 0)} "
+        f"contradict it."
     )

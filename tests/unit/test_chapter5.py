@@ -319,9 +319,15 @@ def test_the_correlations_sign_is_called_that_of_the_side_only_where_it_is():
 @pytest.mark.parametrize(("gained", "said"), [(0.1, "does its work"), (-0.1, "not reliably do its work")])
 def test_the_term_is_said_to_work_only_if_it_does(gained, said):
     columns = ("separation_words", "explained_variance", "ev_words", "ce_recovered")
-    rows = [{"seed": s, "coefficient": c, **dict.fromkeys(columns, c * gained)} for s in range(3) for c in (-1, 0, 1)]
+    rows = [
+        {"seed": s, "coefficient": c, "start": "warm", "steps": 60, **dict.fromkeys(columns, c * gained)}
+        for s in range(3)
+        for c in (-1, 0, 1)
+    ]
     text = findings.training_sentence(pd.DataFrame(rows))
     assert said in text
+    assert "study's own SAE" in text
+    assert "random weights" in findings.training_sentence(pd.DataFrame(rows).assign(start="fresh"))
     assert f"**{gained:+.3f}**" in text
 
 
