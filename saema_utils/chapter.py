@@ -110,14 +110,22 @@ def say(text: str) -> Any:
     return Markdown(text)
 
 
-def table(frame: Any, caption: str = "", digits: int = 3) -> Any:
-    """A small table of the page, rounded for reading; the CSV keeps every digit."""
+def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
+    """A small table of the page, rounded for reading; the CSV keeps every digit.
+
+    Text is escaped, except in ``html_columns``, which the package itself has written.
+    """
+    from html import escape
+
     from IPython.display import HTML
 
     def shown(value: float) -> str:
         return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
 
-    body = frame.to_html(index=False, border=0, classes="saema-table", float_format=shown, na_rep="–")
+    plain = [name for name in frame if frame[name].dtype.kind == "O" and name not in html_columns]
+    safe = frame.assign(**{name: frame[name].map(lambda v: escape(v) if isinstance(v, str) else v) for name in plain})
+    safe.columns = [escape(str(name)) for name in frame]
+    body = safe.to_html(index=False, border=0, classes="saema-table", float_format=shown, na_rep="–", escape=False)
     numeric = [kind.kind in "iuf" for kind in frame.dtypes]
     position = itertools.count()  # cells come row by row, the header's first
     body = re.sub(

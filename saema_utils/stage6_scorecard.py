@@ -10,6 +10,7 @@ from .chapter import in_colab
 from .claims import VERDICTS, judgement, load_claims
 from .errors import ArtifactError
 from .files import digest, source_digest
+from .interactive import publishing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,25 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
         return pd.DataFrame(rows)
 
     return run.cached_table("06_claims", key, compute)
+
+
+def card_in_brief(card: pd.DataFrame) -> pd.DataFrame:
+    """The scorecard as a page shows it: columns statement, control, effect (with interval), n, verdict, see.
+
+    ``see`` names the chapter of the figure behind a row; on a published page it is a link to that figure.
+    """
+    import pandas as pd
+
+    def see(figure: str) -> str:
+        notebook, _, anchor = figure.partition("#")
+        chapter = f"ch. {int(notebook[:2])}"
+        return f'<a href="{notebook.replace(".ipynb", ".html")}#{anchor}">{chapter}</a>' if publishing() else chapter
+
+    effects = [f"{row.estimate:.2g} ({row.low:.2g} to {row.high:.2g})" for row in card.itertuples()]
+    return pd.DataFrame({
+        "statement": card["statement"], "control": card["control"], "effect (95 % interval)": effects, "n": card["n"],
+        "verdict": card["verdict"], "see": card["figure"].map(see),
+    })  # fmt: skip
 
 
 def compute_inputs(run: RunDirectory) -> None:

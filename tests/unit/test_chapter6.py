@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saema_utils.chapter import table
 from saema_utils.claims import VERDICTS, decide, load_claims
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.plots_scorecard import certainty_sentence, distance_from_margin, interval_widths
+from saema_utils.stage6_scorecard import card_in_brief
 from saema_utils.statistics import Interval
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +111,31 @@ def test_the_verdicts_that_hang_on_the_margin_are_asked_for_in_order():
         EXERCISES["6.1"].judge((made, changed[::-1]))
     with pytest.raises(Wrong, match="verdicts change"):
         EXERCISES["6.1"].judge((made, [*changed, next(c for c in made["claim"] if c not in changed)]))
+
+
+def test_every_claim_names_a_figure_that_a_chapter_shows():
+    for claim in load_claims():
+        notebook, _, anchor = claim.figure.partition("#")
+        cells = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+        shown = {cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells}
+        assert anchor in shown, claim.id
+
+
+@pytest.mark.parametrize("publishing", [True, False])
+def test_the_card_in_brief_links_to_figures_where_there_are_pages(monkeypatch, publishing):
+    monkeypatch.setenv("SAEMA_PUBLISHING", "1" if publishing else "0")
+    row = {"statement": "a < b", "control": "c", "estimate": 0.1234, "low": -0.5, "high": 1.0, "n": 9,
+           "verdict": "inconclusive", "figure": "04_local.ipynb#fig-x"}  # fmt: skip
+    (brief,) = card_in_brief(pd.DataFrame([row])).to_dict("records")
+    assert brief["effect (95 % interval)"] == "0.12 (-0.5 to 1)"
+    assert brief["see"] == ('<a href="04_local.html#fig-x">ch. 4</a>' if publishing else "ch. 4")
+    shown = table(pd.DataFrame([brief]), html_columns=("see",)).data
+    assert "a &lt; b" in shown
+    assert brief["see"] in shown
+
+
+def test_tables_escape_what_they_did_not_write():
+    shown = table(pd.DataFrame({"<b>": ["<script>", None], "x": [0.12345, 2]}), "caption").data
+    assert "<script>" not in shown
+    assert "&lt;b&gt;" in shown
+    assert "0.123" in shown
