@@ -110,6 +110,15 @@ def test_a_chapter_runs_again_when_a_file_that_the_study_names_changes(root, tmp
     assert execution.chapter_stamp(run, root, 1) != before
 
 
+def test_the_time_of_a_chapter_is_that_of_making_its_tables(root, run):
+    write_chapter(root, "01_first", "import time; time.sleep(3)")
+    (made,) = run_notebooks(run, [1], root=root)
+    write_chapter(root, "01_first", "1")
+    (again,) = run_notebooks(run, [1], root=root)
+    assert again.seconds < made.seconds
+    assert run.manifest()["chapters"]["01_first"]["seconds"] == pytest.approx(made.seconds, abs=0.1)
+
+
 def test_a_damaged_table_makes_its_chapter_run_again(root, run):
     setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom saema_utils.chapter import open_run\nimport pandas"
     save = 'open_run(study, run_dir, device, seed).save_table("01_t", pandas.DataFrame({"a": [1]}))'
