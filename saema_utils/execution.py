@@ -165,12 +165,13 @@ def run_notebooks(
                 continue
             stamp = chapter_stamp(run, root, chapter)
             result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout)
-            # What it takes is what it took when most had to be made: an execution after a change of text finds its tables.
+            # What a chapter takes is what it took when its tables had to be made: later executions find them.
             before = run.manifest().get("chapters", {}).get(source.stem, {})
             run.record_chapter(
                 source.stem, stamp=stamp, sha256=file_digest(result.path),
                 seconds=max(round(result.seconds, 1), before.get("seconds", 0)),
-                peak_memory=max(result.peak_memory, before.get("peak_memory", 0)), device=str(run.device), hardware=describe_hardware(run.device),
+                peak_memory=max(result.peak_memory, before.get("peak_memory", 0)),
+                device=str(run.device), hardware=describe_hardware(run.device),
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )  # fmt: skip
             results.append(result)

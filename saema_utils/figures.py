@@ -48,7 +48,7 @@ DIVERGING = "RdBu_r"
 TOWARDS_CLAIM = "RdBu"  # blue where the paper expects the effect, as in the verdicts
 CYCLIC = "twilight_shifted"
 # Clusters and words are more than the colours that everybody can tell apart: the marker changes when these are used up.
-CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#222222")
+CLASS_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#A05195")
 CLASS_MARKERS = ("o", "s", "^", "D", "v", "P")
 PLOTLY_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 NOISE_MARKER = "x"

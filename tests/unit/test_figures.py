@@ -74,6 +74,20 @@ def test_colours_of_clusters_and_words_stay_apart_and_from_noise(deficiency):
         assert distance > DISTINCT, f"{a} and {b} look alike under {deficiency}: {distance:.0f}"
 
 
+@pytest.mark.parametrize(("page", "least"), [("#ffffff", 2), ("#121212", 3)])
+def test_colours_of_classes_show_on_a_light_page_and_on_a_dark_one(page, least):
+    """WCAG's contrast of luminances; interactive figures have no ground of their own."""
+
+    def luminance(name: str) -> float:
+        srgb = np.array(to_rgb(name))
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for color in CLASS_COLORS:
+        light, dark = sorted((luminance(color), luminance(page)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > least, color
+
+
 def test_more_classes_than_colours_differ_in_their_marker():
     styles = [class_style(i) for i in range(len(CLASS_COLORS) * len(CLASS_MARKERS))]
     assert len(set(styles)) == len(styles) >= 30
