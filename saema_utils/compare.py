@@ -17,7 +17,6 @@ from .chapter import in_colab
 from .errors import ArtifactError, SaemaError
 from .files import atomic_path, user_path
 from .sae_facts import sae_facts
-from .statistics import errors_to_bound
 from .sweep_tasks import PLAN_FILE
 
 if TYPE_CHECKING:
@@ -235,6 +234,8 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     (such as ``2 supported, 1 inconclusive``).
     """
     import pandas as pd
+
+    from .statistics import errors_to_bound
 
     rows = []
     for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):

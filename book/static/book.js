@@ -12,7 +12,7 @@
 
   /* What scrolls sideways in its own box must be reachable by keyboard. */
   function reachScrollable() {
-    const boxes = ".bd-article pre, .saema-table-wrap, .pst-scrollable-table-container, .bd-article figure, div.math";
+    const boxes = ".bd-article pre, .saema-table-wrap, .pst-scrollable-table-container, .bd-article figure, div.math, mjx-container[display=\"true\"]";
     for (const box of document.querySelectorAll(boxes)) {
       if (box.scrollWidth > box.clientWidth + 1 && !box.hasAttribute("tabindex")) {
         box.tabIndex = 0;
@@ -25,6 +25,10 @@
   }
 
   document.addEventListener("DOMContentLoaded", nameToggles);
-  window.addEventListener("load", reachScrollable);
+  /* Formulas take their width only when MathJax has set them, which may be after the page has loaded. */
+  window.addEventListener("load", () => {
+    reachScrollable();
+    window.MathJax?.startup?.promise?.then(reachScrollable);
+  });
   window.addEventListener("resize", reachScrollable);
 })();

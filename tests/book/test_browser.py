@@ -286,7 +286,9 @@ def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, visit
             holder = page.locator(".saema-interactive").nth(i)
             plot = holder.locator(".saema-plot")
             caption = holder.locator("xpath=ancestor::figure[1]/figcaption")
-            assert re.match(r"Fig\. \d+ \S", caption.inner_text()), f"{name}: an interactive figure without caption"
+            assert re.match(r"Fig\. \d+\.\d+ \S", caption.inner_text()), (
+                f"{name}: an interactive figure without caption"
+            )
             plot.scroll_into_view_if_needed()
             plot.focus()
             page.keyboard.press("ArrowRight")
