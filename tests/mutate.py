@@ -26,6 +26,7 @@ TESTS = {
     "intervention": ["test_intervention"],
     "token_grams": ["test_stratification", "test_fast_is_plain"],
     "stratification": ["test_stratification", "test_fast_is_plain"],
+    "noise_engine": ["test_stratification", "test_fast_is_plain"],
 }
 SEED = 0
 NEVER_EXECUTED = "_BitOr_"

@@ -512,3 +512,12 @@ def test_an_edit_is_applied_to_the_direction_given():
     kept = apply_edit(z, d, 0.5, preserve_sparsity=True)
     assert kept[0, :2].tolist() == [1.5, 0]
     assert 0 < kept[0, 2] < 1e-5
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_slope_is_that_of_the_measured_curve_at_zero(arm):
+    z, y, decode, target = linear_world(3)
+    best = optimum(z, y, decode, target, arm=arm, n_resamples=20)
+    table = dose_response(z, y, decode, target, alphas=[-1e-3, 0.0, 1e-3], arms=[arm])
+    low, here, high = table.sort_values("alpha")["mse"]
+    assert best.slope == pytest.approx((high - low) / 2e-3 / here, rel=1e-3, abs=1e-6)

@@ -522,3 +522,19 @@ def test_the_paired_t_test_is_the_textbook_one():
 def test_no_seeds_and_seeds_given_twice_are_refused(seeds):
     with pytest.raises(ActivationError, match="each once"):
         sweep(random_tensor((3, 4, 5)), torch.relu, noise_seeds=seeds)
+
+
+def test_a_mode_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ActivationError, match=r"mode is 3 .* allowed: 0 to 2\."):
+        unfold(torch.zeros(2, 3, 4), 3)
+
+
+def test_two_columns_are_enough_and_one_is_not():
+    """Two prompts of one position and two features: the prompts' unfolding has two columns."""
+    points, place = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.arange(2)
+    cloud = TokenCloud("c", points, place, torch.zeros(2, dtype=torch.long), (2, 1))
+    square, _, length = cloud_grams(points, cloud, (0,))[0]
+    assert torch.allclose(square, torch.cov(points.double()))
+    assert length == 2
+    with pytest.raises(ActivationError, match="1 column"):
+        cloud_grams(points[:, :1], cloud, (0,))
