@@ -142,7 +142,7 @@ def test_grams_of_pairs_are_those_of_the_dense_tensor(seed, k, width):
 LEVELS = (0.0, 0.02, 0.5, 3.0, 1e6)  # at the last nothing of the tokens is left
 
 
-def same_sweep(coder, points, seeds=(0, 1, 2)):
+def check_same_sweep(coder, points, seeds=(0, 1, 2)):
     """The same table from ``coder.encode``, which is recognised, and from a function that hides the coder."""
     mask = torch.ones(points.shape[:2], dtype=torch.bool)
     mask[1, 2] = False
@@ -166,7 +166,7 @@ def same_sweep(coder, points, seeds=(0, 1, 2)):
 def test_a_sweep_from_few_products_is_the_plain_sweep(seed, by_norm, subtract):
     # In float64, where two pre-activations are never so near that rounding decides which of them is kept.
     sae = topk_sae(seed, dtype="float64", rescale_acts_by_decoder_norm=by_norm, apply_b_dec_to_input=subtract)
-    same_sweep(SaeCoder(sae), tokens(40, seed, dtype=torch.float64).view(8, 5, 16))
+    check_same_sweep(SaeCoder(sae), tokens(40, seed, dtype=torch.float64).view(8, 5, 16))
 
 
 @pytest.mark.parametrize("make", [
@@ -174,7 +174,7 @@ def test_a_sweep_from_few_products_is_the_plain_sweep(seed, by_norm, subtract):
     lambda: PcaCoder.fit(tokens(200), 10),
 ])  # fmt: skip
 def test_every_affine_coder_sweeps_the_same_in_single_precision(make):
-    same_sweep(make(), tokens(40).view(8, 5, 16))
+    check_same_sweep(make(), tokens(40).view(8, 5, 16))
 
 
 def test_ties_at_the_last_place_are_broken_alike():
@@ -183,22 +183,22 @@ def test_ties_at_the_last_place_are_broken_alike():
     sae.W_enc.data[:, 200:], sae.b_enc.data[200:] = sae.W_enc.data[:, :200], sae.b_enc.data[:200]
     latents = sae.encode(tokens(40))
     assert ((latents[:, :200] != 0) != (latents[:, 200:] != 0)).any(), "some token keeps one of two equals"
-    same_sweep(SaeCoder(sae), tokens(40).view(8, 5, 16))
+    check_same_sweep(SaeCoder(sae), tokens(40).view(8, 5, 16))
 
 
 def test_tokens_that_repeat_and_latents_that_are_silent():
     points = tokens(5)[None].repeat(8, 1, 1)
-    same_sweep(SaeCoder(topk_sae()), points)
+    check_same_sweep(SaeCoder(topk_sae()), points)
     sae = topk_sae()
     sae.b_enc.data.fill_(-1e3)  # fires only where noise is large
-    assert (same_sweep(SaeCoder(sae), points).query("noise < 1")["rank"] == 0).all()
+    assert (check_same_sweep(SaeCoder(sae), points).query("noise < 1")["rank"] == 0).all()
 
 
 def test_wide_latents_are_swept_in_blocks(monkeypatch):
     coder, points = SaeCoder(topk_sae()), tokens(40).view(8, 5, 16)
-    whole = same_sweep(coder, points)
+    whole = check_same_sweep(coder, points)
     monkeypatch.setattr("saema_utils.noise_engine._ENCODED_BYTES", 12 * 400 * 7)  # seven tokens
-    in_blocks = same_sweep(coder, points)
+    in_blocks = check_same_sweep(coder, points)
     assert in_blocks["rank"].equals(whole["rank"])
 
 
