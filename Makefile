@@ -64,7 +64,7 @@ records: install  ## Measure anew what the book's page on faults shows
 	SAEMA_RECORD=book/static OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	  tests/faults/test_malformed_input.py tests/faults/test_long_runs.py
 
-bench: install  ## Side-by-side measurements, as ratios (ten minutes; after make book, the whole study's times too)
+bench: install  ## Side-by-side measurements, as ratios (a quarter of an hour; after make book, the whole study's times too)
 	$(BIN)/python -m benchmarks
 
 latest:  ## Make .venv with the newest releases that requirements.txt allows, no pins

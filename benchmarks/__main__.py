@@ -6,7 +6,7 @@ Writes ``benchmarks.csv``, ``benchmarks_page.csv`` (its narrow form), ``growth.c
 ``benchmarks.json`` (on what it was measured) and ``growth.svg``/``.png``. ``--from`` reads an earlier file of
 pytest-benchmark instead of measuring. Set ``SAEMA_BENCH_QUICK=1`` for small sizes. The rows of a whole study come
 from ``runs/smollm2-135m``, as ``make book`` leaves it, or from the run in ``SAEMA_BENCH_RUN``; it must have been made
-from this very checkout. All of it takes about ten minutes on two cores.
+from this very checkout. All of it takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations

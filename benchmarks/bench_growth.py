@@ -53,7 +53,6 @@ def test_growth(benchmark, axis, size):
     call, given = problem(axis, size)
     slow = axis == "tokens" and size > 5000
     compare(
-        benchmark, f"growth with {axis}: {FIXED[axis]}, {size}", "ours", call, rounds=1 if slow else 5,
-        warmup=int(not slow), axis=axis, size=size,
-        fixed=FIXED[axis], input_bytes=given,
+        benchmark, f"growth with {axis}: {FIXED[axis]}, {size}", "ours", call, warmup=int(not slow),
+        axis=axis, size=size, fixed=FIXED[axis], input_bytes=given,
     )  # fmt: skip

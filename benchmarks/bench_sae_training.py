@@ -70,8 +70,8 @@ def test_training_step(benchmark, name, side, turn, device):
     size = SIZES[name]
     made, x = trainer(side, size, device), tokens(size[3], size[0]).to(device)
     compare(
-        benchmark, f"SAE training step, {name}", side, lambda: one_step(made, x), device=device, rounds=2,
-        numbers=lambda loss: [float(loss)], rtol=1e-3, memory=turn == 0, tokens=size[3],
+        benchmark, f"SAE training step, {name}", side, lambda: one_step(made, x), turn=turn, device=device,
+        numbers=lambda loss: [float(loss)], rtol=1e-3, tokens=size[3],
         **({"aim": 2.5} if name == "default study" else {}),
     )  # fmt: skip
 

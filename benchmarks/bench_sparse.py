@@ -14,7 +14,7 @@ from sae_lens import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAECon
 from sae_lens.saes.sae import TrainStepInput
 
 from benchmarks.bench_capture import package_model
-from benchmarks.measure import QUICK, K, compare, devices, sides, topk_latents, topk_rows
+from benchmarks.measure import QUICK, K, compare, devices, sides, topk_latents, topk_rows, turns
 from saema_utils.coders import RandomDictionary, SaeCoder
 from saema_utils.runtime import generator
 from saema_utils.sparse_topk import SparseTopKTrainingSAE
@@ -43,9 +43,10 @@ def vectors(n: int, device: str, d_in: int = D_IN) -> torch.Tensor:
     return torch.randn(n, d_in, generator=generator(1, "bench-vectors")).to(device)
 
 
-@devices
 @sides
-def test_gram(benchmark, side, device):
+@turns
+@devices
+def test_gram(benchmark, side, turn, device):
     latents = topk_latents(D_SAE).flatten(0, 1).to(device)
 
     def dense() -> torch.Tensor:
@@ -54,50 +55,54 @@ def test_gram(benchmark, side, device):
 
     call = {"ours": lambda: gram_of_rows(latents)[0], "plain": dense}[side]
     compare(
-        benchmark, f"inner products of {len(latents)} tokens' latents, {SIZE}", side, call, device=device,
+        benchmark, f"inner products of {len(latents)} tokens' latents, {SIZE}", side, call, turn=turn, device=device,
         numbers=lambda gram: gram.cpu(), **AIMS,
     )  # fmt: skip
 
 
-@devices
 @sides
-def test_encode(benchmark, side, device):
+@turns
+@devices
+def test_encode(benchmark, side, turn, device):
     """Dense latents on both sides, as chapters that edit any latent need them."""
     coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
     call = {"ours": lambda: coder.encode(x), "plain": lambda: coder.sae.encode(x)}[side]
     compare(
-        benchmark, f"encode {SLICE:,} tokens to dense latents, {SIZE}", side, call, device=device,
+        benchmark, f"encode {SLICE:,} tokens to dense latents, {SIZE}", side, call, turn=turn, device=device,
         numbers=lambda z: z.sum(0).cpu(), rtol=1e-4, tokens=SLICE,
         note="nearly all of it the encoder product and its dense result, on both sides",
     )  # fmt: skip
 
 
-@devices
 @sides
-def test_decode(benchmark, side, device):
+@turns
+@devices
+def test_decode(benchmark, side, turn, device):
     values, where = topk_rows(D_SAE, BATCH)
     pairs, coder = TopKLatents(values.to(device), where.to(device), D_SAE), SaeCoder(sae(device))
     call = {"ours": lambda: coder.decode(pairs), "plain": lambda: coder.sae.decode(pairs.dense())}[side]
     compare(
-        benchmark, f"decode {BATCH} tokens from pairs, {SIZE}", side, call, device=device,
+        benchmark, f"decode {BATCH} tokens from pairs, {SIZE}", side, call, turn=turn, device=device,
         numbers=lambda x: x.cpu(), rtol=1e-4, **AIMS,
     )  # fmt: skip
 
 
-@devices
 @sides
-def test_reconstruct(benchmark, side, device):
+@turns
+@devices
+def test_reconstruct(benchmark, side, turn, device):
     coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
     call = {"ours": lambda: coder.reconstruct(x), "plain": lambda: coder.sae.decode(coder.sae.encode(x))}[side]
     compare(
-        benchmark, f"reconstruct {SLICE:,} tokens, {SIZE}", side, call, device=device, numbers=lambda x: x.cpu(),
-        rtol=1e-4, tokens=SLICE, note="the encoder product is the floor of time", **AIMS,
+        benchmark, f"reconstruct {SLICE:,} tokens, {SIZE}", side, call, turn=turn, device=device,
+        numbers=lambda x: x.cpu(), rtol=1e-4, tokens=SLICE, note="the encoder product is the floor of time", **AIMS,
     )  # fmt: skip
 
 
-@devices
 @sides
-def test_splice(benchmark, side, device):
+@turns
+@devices
+def test_splice(benchmark, side, turn, device):
     """Losses of the language model with its residual stream replaced by the reconstruction."""
     model, coder = package_model(device), SaeCoder(sae(device, MODEL_WIDTH))
     tokens = torch.randint(10, 40_000, SPLICED, generator=generator(0, "bench-splice"))
@@ -108,13 +113,14 @@ def test_splice(benchmark, side, device):
 
     compare(
         benchmark, f"splice reconstructions of {tokens.numel()} tokens into SmolLM2-135M, {SIZE}", side, call,
-        device=device, numbers=lambda losses: losses, rtol=1e-3, tokens=tokens.numel(),
+        turn=turn, device=device, numbers=lambda losses: losses, rtol=1e-3, tokens=tokens.numel(),
         note="nearly all of it two passes through the language model, on both sides",
     )  # fmt: skip
 
 
 @sides
-def test_training_pass(benchmark, side):
+@turns
+def test_training_pass(benchmark, side, turn):
     """Encode, choose, decode, loss and all gradients of one batch, without the optimizer."""
     torch.manual_seed(0)
     kind = {"ours": SparseTopKTrainingSAE, "plain": TopKTrainingSAE}[side]
@@ -130,16 +136,18 @@ def test_training_pass(benchmark, side):
         )
 
     compare(
-        benchmark, f"loss and gradients of {BATCH} tokens, {SIZE}", side, call, numbers=lambda found: found.tolist(),
-        rtol=1e-4, tokens=BATCH, note="the package's peak is the gradients of both weights, which no optimizer spares",
+        benchmark, f"loss and gradients of {BATCH} tokens, {SIZE}", side, call, turn=turn,
+        numbers=lambda found: found.tolist(), rtol=1e-4, tokens=BATCH,
+        note="the package's peak is the gradients of both weights, which no optimizer spares",
         **AIMS,
     )  # fmt: skip
 
 
-@devices
 @sides
+@turns
+@devices
 @pytest.mark.parametrize("latents", ["dense latents", "pairs"])
-def test_random_dictionary(benchmark, latents, side, device):
+def test_random_dictionary(benchmark, latents, side, turn, device):
     """The control's encoder gathers k directions; the plain side multiplies its dense latents with all."""
     coder, x = RandomDictionary(D_IN, D_SAE, K), vectors(SLICE, device)
     W = coder.dictionary().to(device)
@@ -153,7 +161,7 @@ def test_random_dictionary(benchmark, latents, side, device):
     ours = coder.encode if latents == "dense latents" else coder.encode_pairs
     compare(
         benchmark, f"random dictionary encodes {SLICE:,} tokens to {latents}, {SIZE}", side,
-        {"ours": lambda: ours(x), "plain": dense}[side], device=device, rtol=1e-4,
+        {"ours": lambda: ours(x), "plain": dense}[side], turn=turn, device=device, rtol=1e-4,
         numbers=lambda z: (z.dense() if isinstance(z, TopKLatents) else z).sum(0).cpu(),
         **(AIMS if latents == "pairs" else {}),
     )  # fmt: skip

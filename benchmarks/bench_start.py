@@ -40,7 +40,7 @@ def test_start(benchmark, name, side):
     arguments = COMMANDS[name] if side == "ours" else ["-c", EAGER]
     note = "plain: every library that the package uses, imported at once"
     compare(
-        benchmark, f"start: {name}", side, lambda: run(arguments), rounds=5 if side == "ours" else 2, memory=False,
+        benchmark, f"start: {name}", side, lambda: run(arguments), memory=False, warmup=int(side == "ours"),
         note=note, seconds_aim=1,
     )  # fmt: skip
 
@@ -49,13 +49,17 @@ def test_start(benchmark, name, side):
 def finished() -> dict:
     """Manifest of the finished run; skips where there is none that a rerun would leave alone."""
     from saema_utils.artifacts import RunDirectory
+    from saema_utils.errors import SaemaError
     from saema_utils.execution import is_done
     from saema_utils.study import STUDIES
 
     if not (FINISHED / "manifest.json").exists():
         pytest.skip(f"no finished run in {FINISHED.name!r}; make book leaves one")
     manifest = json.loads((FINISHED / "manifest.json").read_text())
-    directory = RunDirectory(FINISHED, STUDIES[manifest["study"]["name"]])
+    try:
+        directory = RunDirectory(FINISHED, STUDIES[manifest["study"]["name"]])
+    except SaemaError as error:  # left from another version of the study
+        pytest.skip(str(error))
     stale = [name for name in sorted(manifest["chapters"]) if not is_done(directory, ROOT, int(name[:2]))]
     if stale:
         pytest.skip(f"chapters {stale} of {FINISHED.name!r} were not made from this checkout; run make book")
@@ -90,7 +94,7 @@ def test_study_again(benchmark, tmp_path, finished, executed):
     arguments = ["--study", finished["study"]["name"], "--run-dir", str(place), "--chapters", chapters_of(finished)]
     compare(
         benchmark, f"the same study again, {'every notebook executed' if executed else 'nothing changed'}", "ours",
-        lambda: run(["-m", "saema_utils", "run", *arguments]), rounds=1 if executed else 5, warmup=0, memory=False,
+        lambda: run(["-m", "saema_utils", "run", *arguments]), warmup=0, memory=False,
         seconds_aim=WARM,
     )  # fmt: skip
     assert {name: (place / name).stat().st_mtime_ns for name in made} == made, "a table was made again: not a rerun"

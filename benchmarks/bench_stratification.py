@@ -12,7 +12,7 @@ import pytest
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from benchmarks.measure import POSITIONS, PROMPTS, QUICK, K, compare, devices, sides, topk_latents
+from benchmarks.measure import POSITIONS, PROMPTS, QUICK, K, compare, devices, sides, topk_latents, turns
 from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.rank_anatomy import shuffle_latents
 from saema_utils.runtime import generator
@@ -49,17 +49,17 @@ def ranks(rows: list[dict[str, float]]) -> list[float]:
     return [value for row in rows for value in row.values()]
 
 
-@devices
 @sides
+@turns
+@devices
 @pytest.mark.parametrize("n_latents", WIDTHS)
-def test_three_modes(benchmark, n_latents, side, device):
+def test_three_modes(benchmark, n_latents, side, turn, device):
     latents = topk_latents(n_latents).to(device)
     cloud = TokenCloud.of(latents, MASK)
     call = {"ours": lambda: three_modes(latents, cloud), "plain": lambda: plain_modes(latents)}[side]
-    slow = side == "plain" and n_latents > 1024
     compare(
-        benchmark, f"spectrum and ranks, three modes, {n_latents:,} latents", side, call, device=device,
-        warmup=0 if slow else 1, numbers=ranks,
+        benchmark, f"spectrum and ranks, three modes, {n_latents:,} latents", side, call, turn=turn, device=device,
+        numbers=ranks,
         family="three modes", size=n_latents, **({"aim": 70} if n_latents == 4096 else {}),
     )  # fmt: skip
 
@@ -123,10 +123,11 @@ def swept(clouds: list[TokenCloud], device: str):
 SWEEP = f"full noise sweep, {CONCEPTS} concepts, {LEVELS} levels, {SEEDS} seeds, 5 representations, 3 modes"
 
 
+@sides
+@turns
 @devices
-@pytest.mark.parametrize("side", ["ours", "plain"])
 @pytest.mark.parametrize("plain", ["the plain covariance", "one call a spectrum"])
-def test_sweep(benchmark, plain, side, device):
+def test_sweep(benchmark, plain, side, turn, device):
     clouds = concept_clouds(device, SWEPT)
     spectrum = {
         "the plain covariance": lambda latents, mode: plain_spectrum(unfold(latents, mode)),
@@ -151,7 +152,7 @@ def test_sweep(benchmark, plain, side, device):
 
     slow = side == "plain" and plain == "the plain covariance"
     compare(
-        benchmark, f"{SWEEP}; plain: {plain}", side, call, rounds=1 if slow else 5,
+        benchmark, f"{SWEEP}; plain: {plain}", side, call, turn=turn,
         warmup=0 if slow else 1, device=device, numbers=numbers, rtol=1e-4, memory=not slow, scale=scale, note=note,
         **({"aim": 20} if plain == "one call a spectrum" else {}),
     )  # fmt: skip

@@ -49,6 +49,7 @@ def compare(
     numbers: Callable[[Any], Any] | None = None,
     rtol: float = 1e-5,
     memory: bool = True,
+    turn: int | None = None,
     **facts: Any,
 ) -> Any:
     """Time one side of a piece of work, note its peak memory, and hold its numbers against the other side's.
@@ -59,11 +60,15 @@ def compare(
         From what ``call`` returns to the numbers that both sides must share (see :func:`agree`).
     memory
         Whether to run once more for the peak memory.
+    turn
+        Which turn this is, where the sides take turns: two rounds each, and memory weighed at the first only.
     facts
         Kept beside the times: ``scale`` (what the time is multiplied by in the table), ``tokens`` (gives
         tokens a second), ``note``, ``aim``, and what else the table may want.
     """
     benchmark.group = f"{work} @ {device}"
+    if turn is not None:
+        rounds, memory = 2, memory and turn == 0
 
     def work_through() -> Any:
         result = call()

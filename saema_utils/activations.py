@@ -98,7 +98,7 @@ def capture_residual_stream(
             inside = torch.arange(width) < lengths[rows, None]
             captured[name][rows, :width] = activations.float().cpu() * inside[..., None]
 
-    with torch.inference_mode(), _fused_attention(model, names):
+    with torch.inference_mode(), _plain_blocks(model, names):
         run_in_batches(work, n, size, description)
     for name, activations in captured.items():
         require_finite(activations, f"activations at {name}")
@@ -133,38 +133,47 @@ def _forward_until(model: TransformerBridge, tokens: Int[Tensor, "B T"], names: 
 
 
 @contextlib.contextmanager
-def _fused_attention(model: TransformerBridge, names: list[str]) -> Iterator[None]:
-    """Let the blocks attend as transformers does, in one fused kernel, where no hook looks inside them.
+def _plain_blocks(model: TransformerBridge, names: list[str]) -> Iterator[None]:
+    """Let the blocks compute as transformers does, attention in one fused kernel, where no hook looks inside them.
 
-    transformer_lens computes attention step by step, so that every step can be hooked. It is left to that for a
-    hook inside a block, and for models whose attention is more than softmax (caps on scores, windows, other kinds).
-    The fused kernel can turn NaN into zeros, so broken weights are left to it as well: there they show.
+    transformer_lens computes attention and norms step by step, so that every step can be hooked. They are left to
+    that for a hook inside a block, and for models whose attention is more than softmax (caps on scores, windows,
+    other kinds). The fused kernel can turn NaN into zeros, so broken weights are left to it as well: there they show.
     """
-    from transformer_lens.model_bridge.generalized_components import PositionEmbeddingsAttentionBridge
+    from transformer_lens.model_bridge.generalized_components import (
+        PositionEmbeddingsAttentionBridge,
+        RMSNormalizationBridge,
+    )
 
     config = model.original_model.config
     attentions = [getattr(block, "attn", None) for block in model.blocks]
-    plain = (
+    fits = (
         all(RESIDUAL_HOOK.fullmatch(name) for name in names)
         and all(type(attention) is PositionEmbeddingsAttentionBridge for attention in attentions)
         and not getattr(config, "attn_logit_softcapping", None)
         and not getattr(config, "sliding_window", None)
-        and bool(torch.stack([torch.isfinite(p).all() for a in attentions for p in a.parameters()]).all())
+        # One pass over each: NaN and infinity survive a sum.
+        and bool(torch.stack([p.sum() for a in attentions for p in a.parameters()]).isfinite().all())
     )
-    if not plain:
+    if not fits:
         yield
         return
+    norms = [getattr(block, name, None) for block in model.blocks for name in ("ln1", "ln2")]
+    # Such a norm returns what the original returns, and computes its scale once more for the hook.
+    stepwise = attentions + [
+        norm for norm in norms if type(norm) is RMSNormalizationBridge and norm.use_native_layernorm_autograd
+    ]
     before = config._attn_implementation
     try:
         config._attn_implementation = "sdpa"
-        for attention in attentions:
+        for part in stepwise:
             # Into __dict__, because a Module takes what is set on it for a part of its own.
-            attention.__dict__["forward"] = attention.original_component.forward
+            part.__dict__["forward"] = part.original_component.forward
         yield
     finally:
         config._attn_implementation = before
-        for attention in attentions:
-            attention.__dict__.pop("forward", None)
+        for part in stepwise:
+            part.__dict__.pop("forward", None)
 
 
 def require_finite(values: Tensor, what: str) -> None:
