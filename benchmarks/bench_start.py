@@ -87,14 +87,18 @@ def test_study_again(benchmark, tmp_path, finished, executed):
     place = FINISHED
     if executed:
         place = shutil.copytree(FINISHED, tmp_path / FINISHED.name)
-        (place / "manifest.json").write_text(json.dumps(finished | {"chapters": {}}))
-    # The scorecard also looks at the runs beside it, of which the copy has none.
-    tables = [name for name in finished["artifacts"] if name.startswith("tables/") and "/06_" not in name]
+    # Chapters 6 and 7 also look at the runs beside it, of which the copy has none.
+    tables = [name for name in finished["artifacts"] if name.startswith("tables/") and name[7:10] not in ("06_", "07_")]
     made = {name: (place / name).stat().st_mtime_ns for name in tables}
+
+    def again() -> None:
+        if executed:
+            (place / "manifest.json").write_text(json.dumps(finished | {"chapters": {}}))
+        run(["-m", "saema_utils", "run", *arguments])
+
     arguments = ["--study", finished["study"]["name"], "--run-dir", str(place), "--chapters", chapters_of(finished)]
     compare(
         benchmark, f"the same study again, {'every notebook executed' if executed else 'nothing changed'}", "ours",
-        lambda: run(["-m", "saema_utils", "run", *arguments]), warmup=0, memory=False,
-        seconds_aim=WARM,
+        again, warmup=0, memory=False, seconds_aim=WARM,
     )  # fmt: skip
     assert {name: (place / name).stat().st_mtime_ns for name in made} == made, "a table was made again: not a rerun"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .beyond_scaling import dose_beyond_scaling
 from .concept_geometry import cluster_cloud, concept_clouds, word_merging_row
 from .dimension import local_dimensions, mean_dimension
 from .errors import InterventionError
@@ -38,6 +39,7 @@ MEASURES = {
     "alpha_star": "best dose of separation",
 }
 """Columns of :func:`concept_measures` and what to call them; units are none throughout."""
+DOSES = ("alpha_star", "gain", "alpha_beyond", "gain_beyond", "gain_scaling")
 
 
 def concept_measures(
@@ -66,6 +68,9 @@ def concept_measures(
     ``alpha_star``, ``gain``
         Closed-form best dose of moving the words' poles apart, and the share of the squared error that it
         removes (chapter 5); NaN for the residual stream, which has nothing to decode.
+    ``alpha_beyond``, ``gain_beyond``, ``gain_scaling``
+        The same dose and share once every latent may be scaled as well, and what scaling alone removes: an
+        autoencoder that returns its latents too small gains from anything that enlarges them (chapter 5).
     """
     import pandas as pd
 
@@ -99,25 +104,25 @@ def _excursions(
 def _best_dose(
     activations: ConceptActivations, coder: Coder | None, seed: int, device: torch.device | str
 ) -> dict[str, float]:
-    nothing = {"alpha_star": NAN, "gain": NAN}
     if coder is None:
-        return nothing
+        return dict.fromkeys(DOSES, NAN)
     prompts = activations.word_mask.nonzero()[:, 0]
     x = activations.residual[activations.word_mask].to(device)
-    labels = activations.prompt_words[prompts].to(device)
+    labels, z = activations.prompt_words[prompts].to(device), coder.encode(x)
+    options: dict[str, Any] = {"prompts": prompts, "seed": seed, "n_resamples": RESAMPLES}
     try:
-        found = optimum(
-            coder.encode(x), labels, lambda z: coder.decode(z.to(x.dtype), like=x), x, prompts=prompts, seed=seed,
-            n_resamples=RESAMPLES,
-        )  # fmt: skip
+        found, beyond = (
+            fit(z, labels, lambda z: coder.decode(z.to(x.dtype), like=x), x, **options)
+            for fit in (optimum, dose_beyond_scaling)
+        )
     except InterventionError:  # one word only: there is nothing to move apart
-        return nothing
-    return {"alpha_star": found.alpha, "gain": found.gain}
+        return dict.fromkeys(DOSES, NAN)
+    return dict(zip(DOSES, (found.alpha, found.gain, beyond.alpha, beyond.gain, beyond.gain_scaling), strict=True))
 
 
 def mean_over_concepts(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean of every measure over concepts, missing values left out, with how many concepts there were."""
-    names = [*MEASURES, "n_local", "gain"]
+    names = list(dict.fromkeys([*MEASURES, "n_local", *DOSES]))
     return (
         table.groupby(by, sort=False)
         .agg(**{name: (name, "mean") for name in names}, concepts=("concept", "nunique"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import COLORS, DIVERGING, direct_label, panels
+from .figures import COLORS, CYCLIC, DIVERGING, direct_label, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     points = _upright(points)
     closed = np.vstack([points, points[:1]])
     ax.plot(*closed.T, color=COLORS["muted"], linewidth=0.9, zorder=1)
-    colors = matplotlib.colormaps["twilight_shifted"](0.08 + 0.84 * np.arange(len(words)) / len(words))
+    colors = matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(len(words)) / len(words))
     ax.scatter(*points.T, c=colors, s=24, zorder=2, edgecolor="white", linewidth=0.5)
     middle = (points.max(0) + points.min(0)) / 2
     reach = 0.68 * np.ptp(points, axis=0).max()

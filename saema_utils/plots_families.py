@@ -22,7 +22,7 @@ AXIS = {
     "merging": "AMI of clusters with words",
     "intrinsic_dimension": "TwoNN dimension",
     "circularity": "cyclic order (1 = perfect)",
-    "alpha_star": "best dose alpha*",
+    "alpha_star": "alpha*; ring: beyond scaling",
 }
 
 
@@ -50,13 +50,19 @@ def sparsity_match(training: pd.DataFrame) -> Figure:
 
 
 def family_strips(families: pd.DataFrame) -> Figure:
-    """Every measure: one row a family, one dot a seed, the residual stream as a line."""
+    """Every measure: one row a family, one dot a seed, the residual stream as a line.
+
+    Rings beside the best doses: those once all latents may be scaled as well.
+    """
     figure, axes = panels(len(MEASURES), width=10.5, height=3.3, sharey=True)
     residual = families[families["architecture"] == RESIDUAL]
     for ax, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for row, family in enumerate(reversed(ARCHITECTURES)):
             values = families.loc[families["architecture"] == family, measure]
             ax.plot(values, [row] * len(values), "o", color=COLORS["sae"], alpha=0.85)
+            if measure == "alpha_star":
+                beyond = families.loc[families["architecture"] == family, "alpha_beyond"]
+                ax.plot(beyond, [row] * len(beyond), "o", markerfacecolor="none", color=COLORS["accent"])
         _reference_line(ax, residual[measure], named=ax is axes[0])
         ax.set_title("\n".join(_two_lines(title)), fontsize=9)
         ax.set_xlabel(AXIS[measure], fontsize=8)

@@ -20,6 +20,7 @@ from saema_utils.concepts import ConceptPrompts, Prompt
 from saema_utils.dimension import intrinsic_dimension, spectrum_from_distances
 from saema_utils.errors import GeometryError
 from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.family_measures import DOSES, concept_measures
 from saema_utils.geometry_verdicts import RATIOS, compare_representations, paired_changes
 from saema_utils.shapes import ordered_circle, random_rotation, sphere
 from saema_utils.stratification import effective_rank, participation_ratio
@@ -565,3 +566,29 @@ def test_the_map_to_hover_over_shows_the_prompt_and_a_style_a_cluster():
     assert all(f"In [May] it &lt;rains&gt; {i}." in "".join(text) for i in range(4))
     styles = [pair for trace in traces for pair in zip(trace.marker.color, trace.marker.symbol, strict=True)]
     assert len(set(styles)) == 4
+
+
+# ---- the same measures, lined up for families and layers -------------------------------------------
+
+
+class Shrunk(Rotated):
+    """A faithful coder but for its latents, which come out a fifth too small."""
+
+    name = "shrunk"
+
+    def encode(self, x):
+        return 0.8 * super().encode(x)
+
+
+def test_families_that_shrink_their_latents_are_not_taken_for_badly_separated():
+    coders = {"exact": Rotated(), "shrunk": Shrunk()}
+    table = concept_measures(made_up_activations(), coders, min_cluster_size=5).set_index("representation")
+    assert table.loc["residual", list(DOSES)].isna().all(), "nothing to decode"
+    assert table.loc["exact", "alpha_star"] == pytest.approx(0, abs=1e-5)
+    shrunk = table.loc["shrunk"]
+    assert shrunk["alpha_star"] > 0.05, "moving poles apart enlarges latents too"
+    assert shrunk["gain_scaling"] == pytest.approx(1, abs=1e-6)
+    assert (shrunk["alpha_beyond"], shrunk["gain_beyond"]) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-6))
+    # A turn of the coordinates, or a scale for all of them, leaves the shape as it is.
+    for measure in ("merging", "intrinsic_dimension", "circularity", "excursion"):
+        assert table.loc["shrunk", measure] == pytest.approx(table.loc["residual", measure], rel=1e-3)
