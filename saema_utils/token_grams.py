@@ -187,7 +187,8 @@ def _row_sums(matrix: Float[Tensor, "n m"] | TopKLatents) -> Float[Tensor, " n"]
 
 
 def _require_finite(gram: Tensor) -> None:
-    if not torch.isfinite(gram).all():
+    # The diagonal suffices: it holds the squares of every entry, and no inner product exceeds them (Cauchy-Schwarz).
+    if not torch.isfinite(gram.diagonal()).all():
         raise ActivationError(
             "the tensor holds NaN or infinite values (or its squares overflow float64); mask those tokens, "
             "or look for the layer that made them."
@@ -268,7 +269,8 @@ def cloud_grams(
         if gram is not None:
             pairs = cloud.same_position if mode == 0 else cloud.same_prompt
             source, target = (part.to(there) for part in pairs)
-            square = gram.new_zeros(size * size).index_add_(0, target, gram.reshape(-1)[source]).view(size, size)
+            chosen = gram.reshape(-1).index_select(0, source)
+            square = gram.new_zeros(size * size).index_add_(0, target, chosen).view(size, size)
         else:
             square = torch.zeros(size, size, dtype=torch.float64, device=latents.device)
             for part in range(others):
