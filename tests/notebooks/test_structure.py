@@ -82,6 +82,11 @@ def test_cells_are_short_and_valid_python(notebook):
         ast.parse(python)
 
 
+def test_what_cells_say_holds_no_formula(notebook):
+    """Outputs are not typeset: a formula between dollars would be read as it is written."""
+    assert not [cell.id for cell in code(notebook) if "$" in cell.source]
+
+
 def test_parameters_are_four_literals(number, notebook):
     assert parameter_names(notebook, NOTEBOOKS[number].stem) == ["study", "run_dir", "device", "seed"]
     (cell,) = code(notebook, "parameters")
