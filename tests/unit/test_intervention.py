@@ -462,10 +462,10 @@ def test_raising_the_distance_reaches_the_known_best_of_two_poles():
 
 def test_steps_shrink_linearly_from_a_fifth_of_the_radius():
     """Two poles on one axis: each walks its whole step away from the other, so their distance grows by two."""
-    z, y = torch.tensor([[3.0], [3], [1], [1]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])  # unit: 1
+    z, y = torch.tensor([[7.0], [7], [1], [1]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])  # unit: 3
     found = optimise_separability(z, y, lambda v: v, z, radius=0.5, steps=5, restarts=1)
     grown = found.history.query("step >= 1")["aedp"].diff().dropna()
-    np.testing.assert_allclose(grown, 2 * 0.5 / 5 * np.array([0.8, 0.6, 0.4, 0.2]), rtol=1e-9)
+    np.testing.assert_allclose(grown, 2 * 3 * 0.5 / 5 * np.array([0.8, 0.6, 0.4, 0.2]), rtol=1e-9)
 
 
 def test_lowering_towards_a_reference_shape_reaches_it():

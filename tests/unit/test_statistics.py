@@ -110,6 +110,13 @@ def test_labels_that_matter_are_found_and_others_are_not():
     assert label_permutation_test(gap, np.tile([0, 1], 10), n_resamples=199)[1] > 0.5
 
 
+def test_labellings_that_do_as_well_count_and_no_others():
+    """A statistic of two values, 11 and 10, one for each half of the labellings: an observed 11 has p = 1/2."""
+    observed, p = label_permutation_test(lambda labels: 10.0 + labels[-1], np.array([0, 0, 1, 1]))
+    assert observed == 11
+    assert p == pytest.approx(0.5, abs=0.05)
+
+
 def test_effect_size_of_known_differences():
     assert cohens_d_paired([1.0, 3.0]) == pytest.approx(2 / math.sqrt(2))
     assert cohens_d_paired([2.0, 2.0]) == math.inf
