@@ -316,6 +316,25 @@ def test_tokens_of_one_context_count_once(scale, rows_at_once, monkeypatch):
     assert len(cloud.first_of_each) == 16
 
 
+def test_repeats_are_told_by_a_thousandth_of_the_rms_in_each_coordinate():
+    points = random_tensor((2, 2, 64), seed=3).double()
+    step = points.square().mean().sqrt()  # its root mean square, nearly that of the points with their copies
+    for share, is_repeat in ((0.5e-3, True), (2e-3, False)):
+        points[1, 1] = points[0, 0] + share * step
+        cloud = TokenCloud.of(points, torch.ones(2, 2, dtype=torch.bool))
+        assert cloud.first_of_each.tolist() == ([0, 1, 2] if is_repeat else [0, 1, 2, 3])
+
+
+def test_modes_may_be_asked_for_in_any_order():
+    points = random_tensor((4, 3, 20))
+    cloud = TokenCloud.of(points, torch.ones(4, 3, dtype=torch.bool))
+    forward, backward = (cloud_grams(cloud.points, cloud, modes) for modes in ((0, 1, 2), (2, 1, 0)))
+    assert list(backward) == [2, 1, 0]
+    for mode, (gram, floor, length) in forward.items():
+        assert torch.equal(backward[mode][0], gram)
+        assert backward[mode][1:] == (floor, length)
+
+
 def test_many_concepts_at_once_give_the_rows_of_single_calls():
     tensors = {name: random_tensor((5, n, 30), n) for name, n in (("a", 3), ("b", 4))}
     mask = {name: torch.ones(t.shape[:2], dtype=torch.bool) for name, t in tensors.items()}
