@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saema_utils import token_grams
+from saema_utils import noise_engine, token_grams
+from saema_utils.coders import RandomDictionary
 from saema_utils.errors import ActivationError, EmptySpectrumError, SaemaError
 from saema_utils.rank_anatomy import only_distinct, principal_angles, shuffle_latents, where_rank_moves
 from saema_utils.rank_verdicts import (
@@ -26,6 +27,7 @@ from saema_utils.rank_verdicts import (
     stratification_table,
     verdict_of,
 )
+from saema_utils.runtime import PROGRESS_FILE
 from saema_utils.statistics import Interval
 from saema_utils.stratification import (
     COLUMNS,
@@ -345,6 +347,43 @@ def test_many_concepts_at_once_give_the_rows_of_single_calls():
         alone = sweep(tensors[name], encoders[representation], levels=(0.0, 1.0), concept=name)
         assert part["rank"].tolist() == alone["rank"].tolist()
         np.testing.assert_allclose(part["effective_rank"], alone["effective_rank"], rtol=1e-8)
+
+
+def five_clouds() -> list[TokenCloud]:
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    return [TokenCloud.of(random_tensor((4, 2, 30), seed), mask, str(seed)) for seed in range(5)]
+
+
+def test_concepts_are_encoded_together_as_far_as_memory_allows(monkeypatch):
+    """Five concepts of eight tokens, room for the latents of twenty tokens: two, two and one."""
+    monkeypatch.setattr(noise_engine, "_ENCODED_BYTES", 4 * 30 * 20)
+    sizes = []
+
+    def encode(x):
+        sizes.append(len(x))
+        return x
+
+    sweep_clouds(five_clouds(), {"residual": encode}, noise_levels=(0.0, 1.0), seeds=(0,))
+    assert sorted(sizes) == [1, 8, 8, 16, 16, 16, 16]  # one token first, to learn how wide latents are
+
+
+def test_eigenproblems_are_collected_as_far_as_memory_allows(monkeypatch):
+    """A concept's three matrices take 672 bytes; with room for 1000, two concepts are solved together."""
+    monkeypatch.setattr(noise_engine, "_SOLVED_BYTES", 1000)
+    solved, solve = [], noise_engine.eigenvalues
+    monkeypatch.setattr(
+        noise_engine, "eigenvalues", lambda g, f: solved.append(sum(m.nbytes for m in g)) or solve(g, f)
+    )
+    sweep_clouds(five_clouds(), {"residual": identity}, noise_levels=(1.0,), seeds=(0,))
+    one = 8 * (8 * 8 + 4 * 4 + 2 * 2)
+    assert solved == [2 * one, 2 * one, one]
+
+
+def test_progress_ends_where_it_said(monkeypatch, tmp_path):
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress"))
+    encoders = {"residual": identity, "sae": RandomDictionary(30, 64, 4).encode}
+    sweep_clouds(five_clouds(), encoders, noise_levels=(0.0, 1.0, 2.0), seeds=(0, 1), description="sweep")
+    assert (tmp_path / "progress").read_text() == "sweep\t50\t50"  # 2 encoders, 5 concepts, 1 + 2 x 2 draws
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
