@@ -124,7 +124,7 @@ def claim_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequence[st
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.set_yticks(range(len(runs)), runs)
         axis.grid(axis="y", visible=False)
-    figure.supxlabel("effect, in smallest sizes worth the name (95 % interval); grey: pooled", fontsize=10)
+    figure.supxlabel("effect, in smallest sizes worth the name (95 % interval); grey band: pooled", fontsize=10)
     return figure
 
 
