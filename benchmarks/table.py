@@ -157,9 +157,9 @@ def largest(size: Any, used: Any, *, is_square: bool = False, fits: float = FITS
 
 
 def is_level(used: Any, least: float = 1.25) -> bool:
-    """Whether growth is lost in the scatter: a larger size used less than a smaller one, or the largest hardly more."""
+    """Whether growth is lost in the scatter: the largest size did not use most, or hardly more than the smallest."""
     used = np.asarray(used, dtype=float)
-    return bool((np.diff(used) < 0).any() or used[-1] < least * used[0])
+    return bool(used[-1] < used.max() or used[-1] < least * used[0])
 
 
 def growth_table(points: pd.DataFrame) -> pd.DataFrame:

@@ -371,9 +371,12 @@ def test_eigenproblems_are_collected_as_far_as_memory_allows(monkeypatch):
     """A concept's three matrices take 672 bytes; with room for 1000, two concepts are solved together."""
     monkeypatch.setattr(noise_engine, "_SOLVED_BYTES", 1000)
     solved, solve = [], noise_engine.eigenvalues
-    monkeypatch.setattr(
-        noise_engine, "eigenvalues", lambda g, f: solved.append(sum(m.nbytes for m in g)) or solve(g, f)
-    )
+
+    def counted(grams, floors):
+        solved.append(sum(gram.nbytes for gram in grams))
+        return solve(grams, floors)
+
+    monkeypatch.setattr(noise_engine, "eigenvalues", counted)
     sweep_clouds(five_clouds(), {"residual": identity}, noise_levels=(1.0,), seeds=(0,))
     one = 8 * (8 * 8 + 4 * 4 + 2 * 2)
     assert solved == [2 * one, 2 * one, one]
