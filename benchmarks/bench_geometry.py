@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import QUICK, compare, sides, turns
 from saema_utils.clouds import pairwise_distances, rms_radius, rms_radius_of
-from saema_utils.concept_geometry import geometry_row, local_spectra
+from saema_utils.concept_geometry import geometry_row, local_spectra, random_members
 from saema_utils.dimension import intrinsic_dimension, local_dimensions, mean_dimension
 from saema_utils.geometry import (
     aedp,
@@ -69,24 +69,19 @@ def measure_naively(z: np.ndarray) -> dict[str, float]:
     row["dimension"] = mean_dimension([intrinsic_dimension(z[m]) for m in members]).estimate
     row["cloud"] = intrinsic_dimension(z).estimate
     row["betti1"] = float(betti_numbers(z, 1)[1])
-    row["rank"] = float(np.mean([drawn_rank(z, m, draws) for m, draws in zip(members, drawn(members), strict=True)]))
+    rng = np.random.default_rng(0)
+    row["rank"] = float(np.mean([drawn_rank(z, random_members(m, SMALLEST, 20, rng)) for m in members]))
     rng = np.random.default_rng(0)
     part = [np.sort(rng.choice(len(z), int(0.8 * len(z)), replace=False)) for _ in range(RESAMPLES)]
     row["resampled"] = float(np.mean([intrinsic_dimension(z[i]).estimate for i in part]))
     return row
 
 
-def drawn(members: list[np.ndarray], size: int = 10, n_draws: int = 20) -> list[np.ndarray]:
-    """The random members of each cluster that both sides take the rank of."""
-    rng = np.random.default_rng(0)
-    return [np.argsort(rng.random((1 if len(m) == size else n_draws, len(m))))[:, :size] for m in members]
-
-
-def drawn_rank(z: np.ndarray, members: np.ndarray, draws: np.ndarray) -> float:
+def drawn_rank(z: np.ndarray, draws: np.ndarray) -> float:
     """Mean effective rank over draws from one cluster, each from a covariance of its own."""
     from saema_utils.stratification import covariance_spectrum, effective_rank
 
-    clouds = [torch.as_tensor(z[members[draw]]).double() for draw in draws]
+    clouds = [torch.as_tensor(z[draw]).double() for draw in draws]
     return float(np.mean([effective_rank(covariance_spectrum(cloud.T, 0)) for cloud in clouds]))
 
 

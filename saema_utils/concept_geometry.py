@@ -274,14 +274,21 @@ def local_spectra(
         if len(members) < size:
             found.append(row | dict.fromkeys(("participation_ratio", "effective_rank", "effective_rank_error"), NAN))
             continue
-        draws = np.argsort(rng.random((1 if len(members) == size else n_draws, len(members))))[:, :size]
-        chosen = members[draws]
+        chosen = random_members(members, size, n_draws, rng)
         participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
         found.append(row | {
             "participation_ratio": float(participation.mean()), "effective_rank": float(effective.mean()),
             "effective_rank_error": float(effective.std()),
         })  # fmt: skip
     return found
+
+
+def random_members(
+    members: Int[np.ndarray, " n"], size: int, n_draws: int, rng: np.random.Generator
+) -> Int[np.ndarray, "R size"]:
+    """``n_draws`` times ``size`` different members; once where that is all of them."""
+    draws = np.argsort(rng.random((1 if len(members) == size else n_draws, len(members))))[:, :size]
+    return members[draws]
 
 
 def _two_ranks(distances: Float[np.ndarray, "R n n"]) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:

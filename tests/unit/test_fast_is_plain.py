@@ -289,5 +289,5 @@ def test_growth_within_the_scatter_is_called_level():
     for lost in ([9.3, 22.0, 3.4, 5.1], [10, 9, 11, 12]):  # the largest did not use most, or hardly more
         assert growth(lost)["Memory grows as size to the"] == "level"
         assert growth(lost)["Largest that fits 24 GiB"] == "any"
-    assert float(growth([10, 9, 30, 60])["Memory grows as size to the"]) > 0.5, "a dip among small sizes hides no growth"
+    assert float(growth([10, 9, 30, 60])["Memory grows as size to the"]) > 0.5, "a dip hides no growth"
     assert growth([10, 20, 50, 100])["Memory grows as size to the"] == "1.00"
