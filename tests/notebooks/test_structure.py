@@ -82,6 +82,12 @@ def test_cells_are_short_and_valid_python(notebook):
         ast.parse(python)
 
 
+def test_code_that_a_page_shows_fits_its_width(notebook):
+    """A longer line is cut at the frame, in the book as in Colab."""
+    shown = [cell for cell in code(notebook) if not {"hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))]
+    assert not [line for cell in shown for line in cell.source.splitlines() if len(line) > 100]
+
+
 def test_what_cells_say_holds_no_formula(notebook):
     """Outputs are not typeset: a formula between dollars would be read as it is written."""
     assert not [cell.id for cell in code(notebook) if "$" in cell.source]
