@@ -122,9 +122,12 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
     def shown(value: float) -> str:
         return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
 
+    def breakable(text: Any) -> Any:
+        return escape(text).replace("_", "_<wbr>") if isinstance(text, str) else text
+
     plain = [name for name in frame if frame[name].dtype.kind == "O" and name not in html_columns]
-    safe = frame.assign(**{name: frame[name].map(lambda v: escape(v) if isinstance(v, str) else v) for name in plain})
-    safe.columns = [escape(str(name)) for name in frame]
+    safe = frame.assign(**{name: frame[name].map(breakable) for name in plain})
+    safe.columns = [breakable(str(name)) for name in frame]
     body = safe.to_html(index=False, border=0, classes="saema-table", float_format=shown, na_rep="–", escape=False)
     numeric = [kind.kind in "iuf" for kind in frame.dtypes]
     position = itertools.count()  # cells come row by row, the header's first

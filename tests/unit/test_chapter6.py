@@ -139,3 +139,9 @@ def test_tables_escape_what_they_did_not_write():
     assert "<script>" not in shown
     assert "&lt;b&gt;" in shown
     assert "0.123" in shown
+
+
+def test_long_names_in_tables_may_break():
+    shown = table(pd.DataFrame({"p_holm": ["random_dictionary"]})).data
+    assert "p_<wbr>holm" in shown
+    assert "random_<wbr>dictionary" in shown
