@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 TOKEN_TEXTS, WORDS, NEITHER = "the *texts of tokens*", "the *words* of the concept", "neither tokens nor words closely"
 FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same
+ONCE = "From the word on, a token of a sentence occurs once per word"
 NO_CYCLE = "The words of this study form no cycle that this book knows, so there is no circle to look for."
 
 
@@ -33,7 +34,8 @@ def circles_sentence(circles: pd.DataFrame) -> str:
     looked = ", ".join(rows.loc["residual"].index)
     if not there:
         return f"Of the cycles looked for ({looked}), none is significant in the residual stream: nothing to lose."
-    text = f"Of the cycles looked for ({looked}), the residual stream holds **{_listed(there)}**. "
+    text = f"Of the cycles looked for ({looked}), the residual stream holds **{_listed(there)}** (p below {LEVEL:g} "
+    text += "after Holm's correction over the cycles; the figure shows p as it is). "
     for name in ("sae", "reconstruction", "random_dictionary"):
         if name not in rows.index.get_level_values(0):
             continue
@@ -54,11 +56,11 @@ def distances_sentence(circles: pd.DataFrame) -> str:
     first = rows.loc["residual"]["score"].idxmax()
     before, after = rows.loc[("residual", first)], rows.loc[("sae", first)]
     loops = circles.groupby("representation")["betti1"].sum()
-    holes = f"Homology in the full space counts {loops['residual']} loops before and {loops['sae']} after."
+    holes = f"Homology in the full space counts {loops['residual']} loops over all cycles, and {loops['sae']} after."
     if not loops["residual"] and not loops["sae"]:
         holes = (
-            "Homology in the full space counts no loop, before or after: a dozen words, each as far from "
-            "the plane as from its neighbour, leave no hole that growing balls could find."
+            "Homology in the full space counts no loop in any of the cycles, before or after: words so few, and so far "
+            "from the plane, leave no hole that growing balls could find."
         )
     return (
         f"The plane shows {before['variance_share']:.0%} of the variance of {first} in the residual "
@@ -106,8 +108,8 @@ def seeds_sentence(geometry: pd.DataFrame) -> str:
     """How many local representations there are, and how far seeds disagree."""
     paper = geometry[geometry["protocol"] == "paper"]
     mean = paper.groupby("representation")["n_local"].mean()
-    spread = paper.groupby(["concept", "representation"])["n_local"].agg(lambda n: n.max() - n.min())
     rows = paper[paper["representation"].isin(["residual", "sae"])]
+    spread = rows.groupby(["concept", "representation"])["n_local"].agg(lambda n: n.max() - n.min())
     return (
         f"By the paper's protocol a concept has {mean['residual']:.1f} local representations in the residual "
         "stream and "
@@ -126,10 +128,10 @@ def size_sentence(geometry: pd.DataFrame, min_cluster_size: int) -> str:
     large = words >= min_cluster_size
     few, many = (found[found.index.isin(words.index[side])] for side in (~large, large))
     if not len(few) or not len(many):
-        return "A token of a sentence occurs once per word: a cluster of them is as large as there are words."
+        return f"{ONCE}: a cluster of them is as large as there are words."
     decided = "Most of the number is decided before any model is asked. " if many.mean() >= 2 * few.mean() else ""
     return (
-        f"{decided}A token of a sentence occurs once per word, and {min_cluster_size} is the smallest cluster: "
+        f"{decided}{ONCE}, and {min_cluster_size} is the smallest cluster: "
         f"concepts of fewer words have **{few.mean():.1f}** local representations in the residual stream, those of at "
         f"least as many words **{many.mean():.1f}**."
     )
@@ -147,8 +149,9 @@ def merging_sentence(comparison: pd.DataFrame, merged: pd.DataFrame) -> str:
     )
     fresh = fresh_merges(merged)
     if fresh:
-        return text + "Together in the SAE's clusters but not in the residual stream's: " + "; ".join(fresh[:6]) + "."
-    return text + "No pair of words shares a cluster in the SAE that did not share one before."
+        others = ", among others" if len(fresh) > 6 else ""
+        return text + f"Together in the SAE's clusters, no two of them before: {'; '.join(fresh[:6])}{others}."
+    return text + "In the SAE no group of words shares a cluster of which no two did before."
 
 
 def fresh_merges(merged: pd.DataFrame) -> list[str]:
@@ -185,9 +188,9 @@ def global_sentence(comparison: pd.DataFrame, geometry: pd.DataFrame) -> str:
     tree, path = rows.loc["mst_weight_scale_free"], rows.loc["geodesic_scale_free"]
     words = geometry[geometry["protocol"].eq("words") & geometry["representation"].eq("sae")]
     return (
-        "In units of the cloud's own radius the tree that joins the poles (direct protocol) is "
-        f"**{tree['ratio']:.2f}** times as heavy in the SAE ({_plain(tree)}) and the way along the "
-        f"cloud from pole to pole "
+        "In units of the cloud's own radius the mean edge of the tree that joins the poles (direct protocol) is "
+        f"**{tree['ratio']:.2f}** times as long in the SAE ({_plain(tree)}) and the way along the "
+        f"cloud from cluster to cluster "
         f"**{path['ratio']:.2f}** times as long ({_plain(path)}). The configuration of the words "
         f"keeps its shape up "
         f"to a Procrustes disparity of {words['procrustes_disparity'].mean():.2f}, where matching words at "
@@ -220,7 +223,8 @@ def learned_bullets(circles: pd.DataFrame, comparison: pd.DataFrame, merging: pd
         f"- {kept_circles(circles)}\n"
         f"- Local representations, as the paper finds them in the residual stream, follow {_followed(agreement)} "
         f"(agreement with token texts {agreement['ami_token']:.2f}, with words {agreement['ami']:.2f}). Sparse coding "
-        f"changes their number by a factor of {number['ratio']:.2f}: {_plain(number)}.\n"
+        "changes their number (plus one, on geometric average) "
+        f"by a factor of {number['ratio']:.2f}: {_plain(number)}.\n"
         f"- Next neighbours span {near['ratio']:.2f} times the dimensions ({_plain(near)}), equal samples of clusters "
         f"{far['ratio']:.2f} times ({_plain(far)}): {_near_and_far(near, far)}."
     )
@@ -260,13 +264,14 @@ def ruler_sentence(table: pd.DataFrame) -> str:
     """How good the rulers are where they are good, and where they are not."""
     rows = table.set_index(["shape", "measure"])
     holes = table[table["measure"].str.startswith("Betti")]
+    right = (holes["bias"] == 0) & (holes["spread"] == 0)
     five = rows.loc[("5-sphere, 400 points", "intrinsic dimension")]
     twenty = rows.loc[("20-sphere, 400 points", "intrinsic dimension")]
     embedded = rows.loc[("5-sphere, 400 points", "dimension of its UMAP embedding")]
     alarms = rows.loc[("12 items of pure noise", "circularity, false alarms at 0.05")]
     alike = rows.loc[("12 unrelated poles, 576 dimensions", "Procrustes disparity")]
     return (
-        f"Holes are counted right in {(holes['bias'] == 0).sum()} of {len(holes)} rows without a single error. "
+        f"Holes are counted right in {right.sum()} of {len(holes)} rows without a single error. "
         f"Five dimensions read "
         f"{five['estimate']:.1f}, but twenty read {twenty['estimate']:.1f}: four hundred points cannot show twenty. "
         f"From a UMAP embedding the same five read **{embedded['estimate']:.1f}**: the embedding's dimension, "

@@ -71,9 +71,7 @@ def correlation_sentence(correlation: pd.DataFrame) -> str:
     if ours[0] < 0 < ours[1]:
         text += "The sign is that of the side we chose to look at. "
     else:
-        text += (
-            "One sign on both sides: the doses do not reach beyond the lowest point. " if ours[0] * ours[1] > 0 else ""
-        )
+        text += "One sign on both sides: the lowest point lies far from no edit. " if ours[0] * ours[1] > 0 else ""
     text += (
         "Global scaling, which leaves the scale-free separation exactly where it is, gives "
         f"{scaling[0]:+.2f} and {scaling[1]:+.2f}"
@@ -103,11 +101,16 @@ def training_sentence(sweep: pd.DataFrame) -> str:
     does = "in every seed it rises, so the term does its work" if (gained > 0).all() else (
         f"it rises in {int((gained > 0).sum())} of {len(gained)} seeds, so the term does not reliably do its work"
     )  # fmt: skip
-    return (
+    text = (
         f"Runs begin from {STARTS_IN_WORDS[sweep['start'].iloc[0]]} and take {int(sweep['steps'].iloc[0])} steps. "
         f"At the largest coefficient ({most:g}) the separation of *unseen* words changes by **{gained.mean():+.3f}**: "
         f"{does}. Explained variance changes by **{mean('explained_variance', most):+.4f}** on running text and "
-        f"**{mean('ev_words', most):+.4f}** on unseen words. Punishing separation ({least:g}) changes them by "
+        f"**{mean('ev_words', most):+.4f}** on unseen words. "
+    )
+    if least >= 0:
+        return text + f"Recovered cross-entropy: {mean('ce_recovered', most):+.4f}."
+    return text + (
+        f"Punishing separation ({least:g}) changes them by "
         f"{mean('explained_variance', least):+.4f} and {mean('ev_words', least):+.4f}. Recovered cross-entropy: "
         f"{mean('ce_recovered', most):+.4f} and {mean('ce_recovered', least):+.4f}."
     )

@@ -90,7 +90,9 @@ def distance_from_margin(card: pd.DataFrame) -> pd.Series:
 
 def certainty_sentence(card: pd.DataFrame) -> str:
     """Which verdict little would change, and which much: the nearest to an end of its interval, and the farthest."""
-    distance = distance_from_margin(card)[card["scale"] == "full"].dropna().abs()
+    distance = distance_from_margin(card).abs()
+    for_want_of_units = (card["scale"] != "full") | ((card["verdict"] == "inconclusive") & (distance > 1))
+    distance = distance[~for_want_of_units].dropna()
     if distance.empty:
         return "No claim has units enough to be judged, so every verdict is inconclusive wherever its interval lies."
     fragile, firm = (distance - 1).abs().idxmin(), distance.idxmax()

@@ -184,7 +184,7 @@ def tolerance_map(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae"
 
 
 def subspace_drift(table: pd.DataFrame) -> Figure:
-    """Mean principal angle to the clean leading subspace, per mode, and the share of the support that is kept."""
+    """Mean principal angle to the clean leading subspace, per mode, and the share of the support in common."""
     figure, axes = panels(4, width=11.0, height=3.1)
     for mode, axis in enumerate(axes[:3]):
         rows = table[table["mode"] == mode]
@@ -198,7 +198,7 @@ def subspace_drift(table: pd.DataFrame) -> Figure:
     rows = table[table["mode"] == 2]
     for name in _known(rows):
         ends[name] = _over_concepts(axes[3], rows[rows["representation"] == name], name, "support_kept")
-    axes[3].set_title("active latents kept")
+    axes[3].set_title("active latents in common")
     axes[3].set_ylim(0, 1.05)
     axes[3].set_ylabel("share of the support")
     _rms_axis(axes[3], table)

@@ -294,7 +294,7 @@ def concept_latents(run: RunDirectory, top: int = 8) -> pd.DataFrame:
 
     A latent's ``score`` is how much more often it fires on the concept's words than on held-out text or on
     any other concept's words, whichever is more (a difference of two rates, within -1 to 1). The other
-    concepts stand in the same sentence templates, so a latent of the template scores low. One row per latent
+    concepts stand in short sentences too, so a latent of any such sentence scores low. One row per latent
     and word of the concept, with the word's mean activation, the rates, and in ``tokens`` the held-out
     tokens on which the latent fires most strongly. Rates come from one half of the held-out text and
     ``tokens`` from the other, so that these are evidence that chose nothing.

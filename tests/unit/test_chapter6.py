@@ -81,6 +81,8 @@ def test_the_thinnest_thread_is_the_interval_that_ends_nearest_to_its_margin():
     assert "thinnest thread is *fragile*" in text
     assert "at 1.0 times" in text
     assert "firmest is *firm*" in text
+    few = made.assign(verdict=made["verdict"].where(made["claim"] != "firm", "inconclusive"))
+    assert "firmest is *firm*" not in certainty_sentence(few), "no interval turns a verdict that lacks units"
     assert interval_widths(made).axes
     assert "firmest" not in certainty_sentence(made[:1]), "one verdict is not compared with itself"
 
