@@ -82,7 +82,8 @@ def separation_scale_free(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N
     poles = cluster_means(z, y, k)
     known = y >= 0
     between = (poles - poles.mean(0)).square().sum(1).mean()
-    scatter = (z[known] - poles[y[known]]).square().sum(1)
+    # Not poles[y]: its gradient adds in an order that several threads do not fix.
+    scatter = (z[known] - poles.index_select(0, y[known])).square().sum(1)
     counts = torch.bincount(y[known], minlength=k).to(z)
     within = (z.new_zeros(k).index_add(0, y[known], scatter) / counts).mean()
     return between / (between + within)

@@ -167,6 +167,25 @@ def test_scale_free_separation_ignores_scale_shift_and_rotation(seed, scale):
     )
 
 
+def test_the_gradient_of_separation_is_the_same_every_time():
+    """At the default study's size two threads share the sums of a gradient; their order must not show."""
+    labels = torch.arange(64) % 9
+    latents = torch.randn(64, 4608, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        leaf = latents.clone().requires_grad_()
+        separation_scale_free(leaf, labels).backward()
+        return leaf.grad
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(first, gradient()) for _ in range(50))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_scale_free_separation_is_one_without_scatter_and_zero_without_poles():
     y = torch.tensor([0, 0, 1, 1])
     apart = torch.tensor([[0.0, 1], [0, 1], [2, 0], [2, 0]])
