@@ -168,9 +168,9 @@ def test_scale_free_separation_ignores_scale_shift_and_rotation(seed, scale):
 
 
 def test_the_gradient_of_separation_is_the_same_every_time():
-    """At the default study's size two threads share the sums of a gradient; their order must not show."""
-    labels = torch.arange(64) % 9
-    latents = torch.randn(64, 4608, generator=torch.Generator().manual_seed(0))
+    """Two threads share the sums of a gradient; their order must not show, though rounding is large far from zero."""
+    labels = torch.arange(512) % 3
+    latents = 100 + torch.randn(512, 4608, generator=torch.Generator().manual_seed(0))
 
     def gradient() -> torch.Tensor:
         leaf = latents.clone().requires_grad_()
