@@ -94,7 +94,8 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         """Latents [tokens, d_sae] as ``encode`` gives them; gradients flow to the pairs kept only."""
         values = chosen.relu()
         if self.cfg.rescale_acts_by_decoder_norm:
-            values = values * self.W_dec.norm(dim=-1)[indices]
+            # Not norm[indices]: its gradient adds in an order that several threads do not fix.
+            values = values * self.W_dec.norm(dim=-1).index_select(0, indices.reshape(-1)).view_as(indices)
         return values.new_zeros(len(values), self.cfg.d_sae).scatter(-1, indices, values)
 
     def takes_sparse_step(self, x: Tensor) -> bool:

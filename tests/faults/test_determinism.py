@@ -1,4 +1,4 @@
-"""One seed, two processes: the same tables to 1e-6, UMAP's clusters among them."""
+"""One seed, two processes: the same tables to 1e-6, UMAP's clusters among them; two trainings: the same bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 HERE = Path(__file__).resolve()
 
@@ -18,7 +19,6 @@ def make_tables(folder: Path) -> None:
     """Activations of a tiny language model, an SAE trained on them, and tables of chapters 2 to 5."""
     sys.path.insert(0, str(HERE.parents[1]))
     import hub_layout
-    import torch
 
     import saema_utils as saema
     from saema_utils.activations import capture_concept
@@ -80,6 +80,32 @@ def test_two_processes_make_the_same_tables(tmp_path):
         columns = [column for column in first if "seconds" not in column]
         pd.testing.assert_frame_equal(first[columns], made[1][name][columns], rtol=1e-6, atol=1e-9, obj=name)
     assert made[0]["embedding_sae.csv"].to_numpy().std() > 0
+
+
+def test_two_trainings_for_separability_give_the_same_bits_on_two_threads():
+    """At this width gradients are shared between threads; one that adds in whatever order they come shows here."""
+    from saema_utils.separability import LabelledTokens, activation_scale, fresh, train_separable
+
+    draws = torch.Generator().manual_seed(0)
+    corpus = torch.randn(4000, 48, generator=draws) + 0.5
+    tokens = LabelledTokens(
+        corpus[:6].repeat_interleave(64, 0) + torch.randn(384, 48, generator=draws),
+        torch.arange(6).repeat_interleave(64), torch.arange(2).repeat_interleave(192),
+    )  # fmt: skip
+
+    def weights() -> dict[str, torch.Tensor]:
+        sae = fresh(48, 4608, 32, seed=3, separation_coefficient=0.3)
+        return train_separable(sae, corpus, tokens, scale=activation_scale(corpus), steps=20, seed=3).state_dict()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, others = weights(), [weights() for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        for name, value in first.items():
+            assert torch.equal(value, other[name]), name
 
 
 if __name__ == "__main__":
