@@ -71,7 +71,8 @@ def intrinsic_dimension(
     m = int(np.ceil((1 - discard_fraction) * n))
     if n < 5 or m < 4:
         return IntrinsicDimension(np.nan, np.nan, n, copies, f"only {n} distinct points: at least 5 are needed")
-    nearest = np.partition(d[np.ix_(first, first)], 2, axis=1)[:, 1:3]
+    # NumPy orders only the places it is asked for: with 2 alone, some processors leave a point itself in place 1.
+    nearest = np.partition(d[np.ix_(first, first)], (1, 2), axis=1)[:, 1:3]
     logs = np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
     total = logs[:m].sum() + (n - m) * logs[m - 1]
     if total <= 1e-9 * n:

@@ -313,9 +313,11 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     half = ((table["high"] - table["low"]) / 2).replace(0, np.nan)
     # Oriented so that right is where the causal claim points.
     centre = (table["estimate"] * table["claimed"] / half).clip(-8, 8)
-    for row, (value, verdict) in enumerate(zip(centre, table["verdict"], strict=True)):
+    # A bootstrap interval need not have its estimate in the middle.
+    ends = [centre + (table[side] - table["estimate"]) * table["claimed"] / half for side in ("low", "high")]
+    for row, (value, low, high, verdict) in enumerate(zip(centre, *ends, table["verdict"], strict=True)):
         color = colors.get(verdict, COLORS["muted"])
-        ax.plot([value - 1, value + 1], [row, row], color=color, linewidth=2)
+        ax.plot([low, high], [row, row], color=color, linewidth=2)
         ax.plot(value, row, "o", color=color, markersize=5)
     ax.axvline(0, color="#444444", linewidth=1)
     ax.set_yticks(range(len(table)), [_contrast(r) for r in table.itertuples()], fontsize=7.5)

@@ -285,6 +285,7 @@ def findings(run: RunDirectory) -> dict[str, object]:
     ranks, distinct = stratification_verdicts(run), stratification_table(distinct_contexts(run))
     ranks, distinct = (t[t["mode"] == 2].set_index(["representation", "concept"]) for t in (ranks, distinct))
     places = where(run).query("axis == 'position' and representation == 'residual'")
+    gains, repeats = places["rank_gain"], places["n_tokens"] - places["n_distinct"]
     tests = control_verdicts(run).query("concept == @EVERY_CONCEPT").set_index(["statistic", "control"])
     shaped = manifold_verdicts(run).query("kind == 'on_manifold' and statistic == 'excursion'").set_index("control")
     tolerances = tolerance_sweep(run).query("representation == 'sae' and mode == 2")
@@ -297,7 +298,7 @@ def findings(run: RunDirectory) -> dict[str, object]:
         "contexts_explain": int(
             (ranks.loc["residual", "rank_clean"] == distinct.loc["residual", "rank_clean"]).sum()
         ),
-        "gain_is_repeats": float((places["rank_gain"] == places["n_tokens"] - places["n_distinct"]).mean()),
+        "gain_is_repeats": float((gains == repeats)[(gains != 0) | (repeats != 0)].mean()),
         "tolerance_flips": int((tolerances.groupby("concept")["verdict"].nunique() > 1).sum()),
         "first_noise_spread": _largest_spread(tolerances),
         "shaped_noise_rms": float(shaped["largest_noise_rms"].iloc[0]),
