@@ -13,6 +13,14 @@ pytestmark = pytest.mark.model
 SECONDS_INSIDE = 2  # past the kernel's start, in the cells that import and load
 
 
+@pytest.fixture(autouse=True)
+def _signal_is_heard():
+    """A program inherits deafness to SIGINT from a shell that started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("to", ["the program", "its whole group"])
 def test_ctrl_c_says_how_to_resume_and_leaves_nothing_running(tmp_path, to):
     """A terminal sends the signal to the group; ``kill -INT`` and many schedulers only to the program."""
