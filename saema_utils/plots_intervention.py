@@ -310,11 +310,11 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     """Every effect with its interval, in units of the interval's half width so that all fit one axis."""
     figure, ax = panels(1, 1, width=9.6, height=0.24 * len(table) + 0.9)
     colors = {"supports": COLORS["sae"], "contradicts": COLORS["accent"]}
-    half = ((table["high"] - table["low"]) / 2).replace(0, np.nan)
     # Oriented so that right is where the causal claim points.
-    centre = (table["estimate"] * table["claimed"] / half).clip(-8, 8)
-    # A bootstrap interval need not have its estimate in the middle.
-    ends = [centre + (table[side] - table["estimate"]) * table["claimed"] / half for side in ("low", "high")]
+    scale = table["claimed"] / ((table["high"] - table["low"]) / 2).replace(0, np.nan)
+    centre = (table["estimate"] * scale).clip(-8, 8)
+    # The interval of a correlation does not have its estimate in the middle.
+    ends = [centre + (table[side] - table["estimate"]) * scale for side in ("low", "high")]
     for row, (value, low, high, verdict) in enumerate(zip(centre, *ends, table["verdict"], strict=True)):
         color = colors.get(verdict, COLORS["muted"])
         ax.plot([low, high], [row, row], color=color, linewidth=2)

@@ -275,6 +275,13 @@ def _largest_spread(tolerances: pd.DataFrame) -> float:
     return 1.0 if math.isnan(largest) else largest
 
 
+def gains_that_are_repeats(places: pd.DataFrame) -> tuple[int, int]:
+    """Places of ``03_where`` that gain exactly as much rank as they have repeats, of all with a gain or a repeat."""
+    gains, repeats = places["rank_gain"], places["n_tokens"] - places["n_distinct"]
+    either = (gains != 0) | (repeats != 0)
+    return int((gains == repeats)[either].sum()), int(either.sum())
+
+
 def findings(run: RunDirectory) -> dict[str, object]:
     """The numbers that the chapter's sentences quote, by name, from the tables of this chapter.
 
@@ -285,7 +292,7 @@ def findings(run: RunDirectory) -> dict[str, object]:
     ranks, distinct = stratification_verdicts(run), stratification_table(distinct_contexts(run))
     ranks, distinct = (t[t["mode"] == 2].set_index(["representation", "concept"]) for t in (ranks, distinct))
     places = where(run).query("axis == 'position' and representation == 'residual'")
-    gains, repeats = places["rank_gain"], places["n_tokens"] - places["n_distinct"]
+    same, either = gains_that_are_repeats(places)
     tests = control_verdicts(run).query("concept == @EVERY_CONCEPT").set_index(["statistic", "control"])
     shaped = manifold_verdicts(run).query("kind == 'on_manifold' and statistic == 'excursion'").set_index("control")
     tolerances = tolerance_sweep(run).query("representation == 'sae' and mode == 2")
@@ -298,7 +305,7 @@ def findings(run: RunDirectory) -> dict[str, object]:
         "contexts_explain": int(
             (ranks.loc["residual", "rank_clean"] == distinct.loc["residual", "rank_clean"]).sum()
         ),
-        "gain_is_repeats": float((gains == repeats)[(gains != 0) | (repeats != 0)].mean()),
+        "gain_is_repeats": same, "gain_or_repeats": either,
         "tolerance_flips": int((tolerances.groupby("concept")["verdict"].nunique() > 1).sum()),
         "first_noise_spread": _largest_spread(tolerances),
         "shaped_noise_rms": float(shaped["largest_noise_rms"].iloc[0]),

@@ -13,7 +13,7 @@ from saema_utils import plots_stratification as plots
 from saema_utils.artifacts import RunDirectory
 from saema_utils.rank_anatomy import subspace_drift, where_rank_moves
 from saema_utils.rank_verdicts import controls_table, ranks_at, tolerance_table
-from saema_utils.stage3_stratification import _largest_spread, few_levels
+from saema_utils.stage3_stratification import _largest_spread, few_levels, gains_that_are_repeats
 from saema_utils.stratification import covariance_spectrum, effective_rank, sweep_clouds
 from saema_utils.study import STUDIES
 from saema_utils.token_grams import TokenCloud
@@ -135,3 +135,9 @@ def test_every_figure_can_be_drawn(small_study, tmp_path):
     for number, figure in enumerate(figures):
         figure.savefig(tmp_path / f"{number}.png", dpi=40)
         assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in figure.axes)
+
+
+def test_a_place_where_nothing_repeats_and_nothing_moves_agrees_with_nothing():
+    places = pd.DataFrame({"rank_gain": [0, 2, 3, 0], "n_tokens": [5, 5, 5, 5], "n_distinct": [5, 3, 4, 4]})
+    assert gains_that_are_repeats(places) == (1, 3)
+    assert gains_that_are_repeats(places[:1]) == (0, 0)

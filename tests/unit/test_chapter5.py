@@ -306,6 +306,22 @@ def correlations(poles, scaling):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.parametrize("claimed", [1, -1])
+def test_an_effect_is_drawn_with_the_two_ends_of_its_own_interval(claimed):
+    """In half-widths, turned towards the claim; beyond eight, the whole interval is moved."""
+    from matplotlib import pyplot as plt
+
+    from saema_utils.plots_intervention import effect_forest
+
+    rows = [("lopsided", 0.25, 0.0, 0.4), ("far", 20.0, 19.0, 21.0), ("none", np.nan, np.nan, np.nan)]
+    table = pd.DataFrame(rows, columns=["effect", "estimate", "low", "high"])
+    figure = effect_forest(table.assign(control="zero", claimed=claimed, verdict="undecided"))
+    bars = [line.get_xdata() for line in figure.axes[0].lines[0:6:2]]
+    plt.close(figure)
+    np.testing.assert_allclose(bars[:2], claimed * np.array([[0, 2], [7, 9]]))
+    assert np.isnan(bars[2]).all()
+
+
 def test_the_correlations_sign_is_called_that_of_the_side_only_where_it_is():
     turns = findings.correlation_sentence(correlations((-0.9, 0.9), (-0.8, 0.8)))
     assert "sign is that of the side" in turns
