@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.measure import QUICK, compare, devices, sides, turns
-from saema_utils.activations import TOKENS_PER_BATCH, capture_residual_stream
+from saema_utils.model.residual_stream import TOKENS_PER_BATCH, capture_residual_stream
 from saema_utils.runtime import generator
 from saema_utils.study import EMBEDDED_MODEL, STUDIES
 
@@ -30,7 +30,7 @@ def tokens_and_lengths(ragged: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def package_model(device: str):
-    from saema_utils.models import load_language_model
+    from saema_utils.model.loading import load_language_model
 
     return load_language_model(EMBEDDED_MODEL, device)
 
@@ -40,7 +40,7 @@ def bare_model(device: str):
     """The same checkpoint in transformers alone, cut off behind the layer."""
     from transformers import AutoModelForCausalLM
 
-    from saema_utils.models import model_folder, quietly
+    from saema_utils.model.loading import model_folder, quietly
 
     with quietly():
         model = AutoModelForCausalLM.from_pretrained(model_folder(EMBEDDED_MODEL), dtype=torch.float32).model

@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from benchmarks.measure import QUICK, compare, sides, turns
-from saema_utils.clouds import pairwise_distances, rms_radius, rms_radius_of
-from saema_utils.concept_geometry import geometry_row, local_spectra, random_members
-from saema_utils.dimension import intrinsic_dimension, local_dimensions, mean_dimension
-from saema_utils.geometry import (
-    aedp,
-    average_geodesic_distance,
-    find_local_representations,
-    mst_weight,
-    poles,
-)
-from saema_utils.topology import betti_numbers
+from saema_utils.geometry.clouds import pairwise_distances, rms_radius, rms_radius_of
+from saema_utils.geometry.clusters import find_local_representations
+from saema_utils.geometry.concept import geometry_row, local_spectra, random_members
+from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension
+from saema_utils.geometry.pole_measures import aedp, average_geodesic_distance, mst_weight, poles
+from saema_utils.geometry.topology import betti_numbers
 
 SIZES = [(150, 1024)] if QUICK else [(420, 4608), (420, 16_384), (900, 4608)]
 COMPARED = (
@@ -79,7 +74,7 @@ def measure_naively(z: np.ndarray) -> dict[str, float]:
 
 def drawn_rank(z: np.ndarray, draws: np.ndarray) -> float:
     """Mean effective rank over draws from one cluster, each from a covariance of its own."""
-    from saema_utils.stratification import covariance_spectrum, effective_rank
+    from saema_utils.stratification.spectra import covariance_spectrum, effective_rank
 
     clouds = [torch.as_tensor(z[draw]).double() for draw in draws]
     return float(np.mean([effective_rank(covariance_spectrum(cloud.T, 0)) for cloud in clouds]))

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.bench_stratification import concept_clouds, encoders_of, three_modes
 from benchmarks.measure import POSITIONS, QUICK, compare, topk_latents
-from saema_utils.stratification import sweep_clouds
-from saema_utils.token_grams import TokenCloud
+from saema_utils.stratification.noise import sweep_clouds
+from saema_utils.stratification.token_cloud import TokenCloud
 
 # Four sizes over a decade. Multiples of the positions, where they are tokens: up to so many that the matrix of their
 # prompts, square in tokens, outweighs what is linear.

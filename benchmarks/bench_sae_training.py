@@ -15,9 +15,9 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from benchmarks.measure import QUICK, compare, devices, sides, turns
-from saema_utils.fidelity import explained_variance
 from saema_utils.runtime import generator
-from saema_utils.sparse_topk import SparseTopKTrainingSAE
+from saema_utils.saes.fidelity import explained_variance
+from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
 
 SIZES = {  # d_in, d_sae, k, tokens per step
     "default study": (64, 512, 8, 128) if QUICK else (576, 4608, 32, 2048),

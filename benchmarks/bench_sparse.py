@@ -15,12 +15,12 @@ from sae_lens.saes.sae import TrainStepInput
 
 from benchmarks.bench_capture import package_model
 from benchmarks.measure import QUICK, K, compare, devices, sides, topk_latents, topk_rows, turns
-from saema_utils.coders import RandomDictionary, SaeCoder
+from saema_utils.model.splice import spliced_losses
 from saema_utils.runtime import generator
-from saema_utils.sparse_topk import SparseTopKTrainingSAE
-from saema_utils.splice import spliced_losses
-from saema_utils.token_grams import gram_of_rows
-from saema_utils.topk_latents import TopKLatents
+from saema_utils.saes.coders import RandomDictionary, SaeCoder
+from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
+from saema_utils.saes.topk_latents import TopKLatents
+from saema_utils.stratification.grams import gram_of_rows
 
 D_IN, D_SAE, BATCH = (64, 4096, 128) if QUICK else (576, 32_768, 512)
 SLICE = BATCH if QUICK else 2048  # as many tokens as fidelity is measured on at a time

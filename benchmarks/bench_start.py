@@ -48,9 +48,9 @@ def test_start(benchmark, name, side):
 @pytest.fixture(scope="module")
 def finished() -> dict:
     """Manifest of the finished run; skips where there is none that a rerun would leave alone."""
-    from saema_utils.artifacts import RunDirectory
     from saema_utils.errors import SaemaError
-    from saema_utils.execution import is_done
+    from saema_utils.publishing.execution import is_done
+    from saema_utils.runs.directory import RunDirectory
     from saema_utils.study import STUDIES
 
     if not (FINISHED / "manifest.json").exists():

@@ -13,11 +13,13 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from benchmarks.measure import POSITIONS, PROMPTS, QUICK, K, compare, devices, sides, topk_latents, turns
-from saema_utils.coders import PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.rank_anatomy import shuffle_latents
 from saema_utils.runtime import generator
-from saema_utils.stratification import covariance_spectrum, measure_spectrum, sweep_clouds, unfold
-from saema_utils.token_grams import TokenCloud, cloud_grams, eigenvalues
+from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
+from saema_utils.stratification.anatomy import shuffle_latents
+from saema_utils.stratification.grams import cloud_grams, eigenvalues
+from saema_utils.stratification.noise import sweep_clouds
+from saema_utils.stratification.spectra import covariance_spectrum, measure_spectrum, unfold
+from saema_utils.stratification.token_cloud import TokenCloud
 
 WIDTHS = (512, 1024, 2048) if QUICK else (1024, 2048, 4096)
 WIDE = 8192 if QUICK else 32_768

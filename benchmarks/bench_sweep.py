@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from saema_utils.schedule import Timed, makespan, read_records, remaining_path
-from saema_utils.sweep_plan import plan_sweep
+from saema_utils.sweeps.plan import Timed, makespan, plan_sweep, read_records, remaining_path
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 DEMANDED = """
@@ -76,7 +75,7 @@ def main() -> None:
     print(f"{what}; work {sum(t.seconds for t in tasks):.0f} s, longest chain {longest:.0f} s")
     print(table.round(2).to_string(index=False))
     if given.figure:
-        from saema_utils.plots_compare import scaling_curve
+        from saema_utils.chapters.across_models.figures import scaling_curve
 
         scaling_curve(table, longest + STARTUP).savefig(given.figure)
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .chapter import default_run_dir, parse_chapters, resolve_study
-from .compare import compare_command
-from .errors import SaemaError, StudyError
-from .files import user_path
-from .study import DEFAULT_STUDY, STUDIES, Study
-from .sweep import sweep_command
+from saema_utils.errors import SaemaError, StudyError
+from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study
+from saema_utils.runs.files import user_path
+from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
+from saema_utils.sweeps.command import sweep_command
 
 INTERRUPTED = 130  # what shells make of SIGINT
+
+
 app = typer.Typer(
     help="What sparse coding does to the geometry of a language model's representations.",
     no_args_is_help=True,
@@ -36,6 +37,8 @@ def whole_number(text: str) -> int:
 
 
 StudyOption = Annotated[str, typer.Option("--study", help="A registered study, or a study file (.json).")]
+
+
 RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. Default: runs/<study>.")]
 
 
@@ -58,7 +61,10 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
 ) -> None:
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
-    from . import artifacts, files, preflight, runtime
+    from saema_utils import checks as preflight
+    from saema_utils import runtime
+    from saema_utils.runs import directory as artifacts
+    from saema_utils.runs import files
 
     wanted = parse_chapters(chapters)
     runtime.choose_device(device)
@@ -68,7 +74,7 @@ def run(
     if force:
         artifacts.forget(target)
     directory = artifacts.RunDirectory(target, chosen, device=device)
-    from . import book
+    from saema_utils.publishing import build as book
 
     study_file = directory.path / "study.json"
     files.write_json(study_file, chosen.as_dict())
@@ -109,7 +115,7 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
         return study
     changed = study.changed(**changes)
     if prompts:
-        from .concepts import build_prompts
+        from saema_utils.text.concepts import build_prompts
 
         changed = changed.changed(concepts=tuple(build_prompts(changed)))
     return changed.changed(name=f"{study.name}-{changed.digest[:6]}")
@@ -156,8 +162,8 @@ def _chapter_progress() -> Any:
 @app.command("book")
 def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> None:
     """Build the book in HTML from a finished run; nothing is executed again."""
-    from . import artifacts
-    from .book import build_book
+    from saema_utils.publishing.build import build_book
+    from saema_utils.runs import directory as artifacts
 
     chosen = resolve_study(study)
     path = user_path(run_dir) if run_dir else default_run_dir(chosen)
@@ -175,7 +181,7 @@ def studies() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from . import manifest
+    from saema_utils.runs import directory as manifest
 
     listing = Table(box=None, pad_edge=False)
     for heading in ("study", "model", "layer", "SAE", "tokens", "hardware", "time"):
@@ -197,7 +203,7 @@ def studies() -> None:
 @app.command()
 def doctor() -> None:
     """Say what this machine has, what is missing, and how to get it."""
-    from .doctor import examine
+    from saema_utils.checks import examine
 
     sound = True
     for finding in examine():
@@ -208,7 +214,31 @@ def doctor() -> None:
 
 
 app.command("sweep")(sweep_command)
-app.command("compare")(compare_command)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs, or of a sweep.")],
+    out: Annotated[str, typer.Option(help="Where the table and figure go.")] = "runs/comparison",
+) -> None:
+    """Put finished runs side by side: one table and one figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saema_utils.chapters.across_models.figures import effects_by_run
+    from saema_utils.chapters.across_models.tables import by_run, compare_runs, save_comparison
+
+    table = compare_runs(runs)
+    wide = by_run(table)
+    listing = Table(box=None, pad_edge=False)
+    for name in wide:
+        listing.add_column(name, overflow="fold")
+    for row in wide.itertuples(index=False):
+        listing.add_row(*map(str, row))
+    Console().print(listing)
+    typer.echo("✓ supported, ✗ not supported, ? inconclusive")
+    for path in save_comparison(table, effects_by_run(table), user_path(out).resolve(), "comparison"):
+        typer.echo(str(path))
 
 
 def main() -> None:

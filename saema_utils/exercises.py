@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import SaemaError, unknown_name
+from saema_utils.errors import SaemaError, unknown_name
 
 
 class Wrong(Exception):
@@ -110,7 +110,7 @@ def _mean_l0(answer: Any) -> None:
 def _without_sinks(answer: Any) -> None:
     import torch
 
-    from .fidelity import explained_variance
+    from saema_utils.saes.fidelity import explained_variance
 
     random = torch.Generator().manual_seed(7)
     x = torch.randn(60, 8, generator=random)
@@ -156,7 +156,7 @@ def _clean_rank_of_templates(answer: int) -> None:
 
 @exercise("3.3", wrong=5)
 def _seeds_for_twenty(answer: int) -> None:
-    from .rank_verdicts import seeds_needed
+    from saema_utils.evidence.rank import seeds_needed
 
     require(
         answer == seeds_needed(20),
@@ -166,8 +166,8 @@ def _seeds_for_twenty(answer: int) -> None:
 
 @exercise("3.4", wrong=lambda x: x.relu())
 def _smooth_map(answer: Callable[[Any], Any]) -> None:
-    from .stratification import noise_rank_sweep
-    from .worlds import toy_tokens
+    from saema_utils.rulers.strata import toy_tokens
+    from saema_utils.stratification.noise import noise_rank_sweep
 
     tokens = toy_tokens(seed=7)
     mask = tokens.new_ones(tokens.shape[:2]).bool()
@@ -206,8 +206,8 @@ def _code_without_a_circle(answer: Callable[[Any], Any]) -> None:
     import numpy as np
     import torch
 
-    from .clouds import pairwise_distances
-    from .shapes import ordered_circle
+    from saema_utils.geometry.clouds import pairwise_distances
+    from saema_utils.rulers.shapes import ordered_circle
 
     x = torch.as_tensor(ordered_circle(np.random.default_rng(4), 12, 0.0, 2))
     z = torch.as_tensor(answer(x)).double()
@@ -225,7 +225,7 @@ def _toy_clusters(seed: int = 3) -> tuple[Any, Any]:
     """Latents ``[40, 6]`` in four clusters of ten."""
     import torch
 
-    from .runtime import generator
+    from saema_utils.runtime import generator
 
     draws = generator(seed, "chapter 5")
     labels = torch.arange(40) % 4
@@ -248,7 +248,7 @@ def _vertex_from_three_doses(answer: Callable[..., Any]) -> None:
 
 @exercise("5.3", wrong=lambda latents, labels: float(latents.norm()))
 def _scale_free_separation(answer: Callable[..., Any]) -> None:
-    from .intervention import scale_separation
+    from saema_utils.intervention.edits import scale_separation
 
     latents, labels = _toy_clusters()
     value = float(answer(latents, labels))
@@ -262,7 +262,7 @@ def _scale_free_separation(answer: Callable[..., Any]) -> None:
 def _separate_unseen_by_the_decoder(answer: Callable[..., Any]) -> None:
     import torch
 
-    from .separation import separation_scale_free
+    from saema_utils.intervention.separation import separation_scale_free
 
     latents, labels = _toy_clusters()
     decoder = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -282,8 +282,8 @@ def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
     card, ids = answer
     require(isinstance(ids, list) and all(isinstance(i, str) for i in ids), "Give a list of claim ids.")
     require(card is not None and set(ids) <= set(card["claim"]), "Every id must stand in the scorecard.")
-    from .claims import decide, load_claims
-    from .statistics import Interval
+    from saema_utils.evidence.claims import decide, load_claims
+    from saema_utils.statistics import Interval
 
     minimum = {claim.id: claim.minimum_units for claim in load_claims()}
     changed = {

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from .errors import BookError
+from saema_utils.errors import BookError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

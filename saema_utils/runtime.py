@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .errors import DeviceError, unknown_name
+from saema_utils.errors import DeviceError, unknown_name
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,13 @@ from an explicit seed, so that a table can be remade.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import SaemaError
+from saema_utils.errors import SaemaError
 
 FEW = 30  # below this many values a percentile bootstrap is too narrow; Student's t is used
 
@@ -175,3 +176,62 @@ def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
         running = max(running, (len(order) - i) * p[index])
         adjusted[index] = min(1.0, running)
     return adjusted
+
+
+# ---- agreement -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    r"""Do studies measure one effect? Cochran's Q and what follows from it.
+
+    ``pooled`` is the precision-weighted mean and ``error`` its standard error; ``q`` is
+    :math:`\sum_i (x_i - \bar x)^2 / s_i^2`, chi-squared with ``df`` = n - 1 degrees of freedom when all
+    studies share one effect, so that ``p`` is its tail; ``i_squared`` is the share of the spread beyond
+    the studies' own errors, :math:`\max(0, (Q - df) / Q)`.
+    """
+
+    pooled: float
+    error: float
+    q: float
+    df: int
+    p: float
+    i_squared: float
+
+
+def heterogeneity(estimates: Sequence[float], errors: Sequence[float]) -> Heterogeneity:
+    """Cochran's Q and Higgins and Thompson's I squared of independent studies.
+
+    Parameters
+    ----------
+    estimates, errors
+        Shape [n]: effects in one unit, and their standard errors, positive. Pairs that are not finite,
+        or whose error is zero, are left out.
+
+    Returns
+    -------
+    NaN in ``q``, ``p`` and ``i_squared`` with fewer than two studies: one cannot disagree with itself.
+
+    References
+    ----------
+    .. [1] Cochran, Biometrics 10, 1954. .. [2] Higgins and Thompson, Statistics in Medicine 21, 2002.
+    """
+    import numpy as np
+    from scipy.stats import chi2
+
+    x, s = np.asarray(estimates, dtype=float), np.asarray(errors, dtype=float)
+    if x.shape != s.shape or x.ndim != 1:
+        raise SaemaError(
+            f"estimates {x.shape} and errors {s.shape} differ in shape; allowed: two flat lists of one length."
+        )
+    usable = np.isfinite(x) & np.isfinite(s) & (s > 0)
+    x, s = x[usable], s[usable]
+    if len(x) == 0:
+        return Heterogeneity(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+    weights = 1 / s**2
+    pooled, error = float(np.average(x, weights=weights)), float(weights.sum() ** -0.5)
+    df = len(x) - 1
+    if df == 0:
+        return Heterogeneity(pooled, error, math.nan, 0, math.nan, math.nan)
+    q = float((((x - pooled) / s) ** 2).sum())
+    return Heterogeneity(pooled, error, q, df, float(chi2.sf(q, df)), max(0.0, (q - df) / q) if q > 0 else 0.0)

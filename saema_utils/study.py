@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import StudyError, unknown_name
+from saema_utils.errors import StudyError, unknown_name
 
 CONCEPT_NAMES = (
     "months", "days", "elements", "color", "planets",

@@ -103,7 +103,7 @@ def tiny_study(folder: Path) -> Path:
 
 def run_notebook(path: Path, study: Path) -> list[str]:
     names: dict = {"seed": 0}
-    setup = "from saema_utils.chapter import open_run, say, show, table\nrun = open_run(study, run_dir, 'auto')"
+    setup = "from saema_utils.notebook import open_run, say, show, table\nrun = open_run(study, run_dir, 'auto')"
     exec(setup, names | {"study": str(study), "run_dir": str(study.parent / "run")}, names)
     failed = []
     for cell in json.loads(path.read_text())["cells"]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from saema_utils.artifacts import RunDirectory
-from saema_utils.chapter import CHAPTERS
-from saema_utils.execution import ChapterResult, run_notebooks
+from saema_utils.notebook import CHAPTERS
+from saema_utils.publishing.execution import ChapterResult, run_notebooks
+from saema_utils.runs.directory import RunDirectory
 from saema_utils.study import STUDIES
 
 
@@ -30,7 +30,7 @@ class SmokeRun:
 
 def pytest_collection_modifyitems(items):
     """The browser's tests first: one worker runs the study that many tests share, the others need not wait for it."""
-    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path.parent.name != "unit"))
+    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path.parent.name == "notebooks"))
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def smoke_run(tmp_path_factory) -> SmokeRun:
 @pytest.fixture(scope="session")
 def site(request) -> Path:
     """The folder of the built site, from the smoke study; ``SAEMA_TEST_SITE`` names one that exists."""
-    from saema_utils.book import build_book
+    from saema_utils.publishing.build import build_book
 
     given = os.environ.get("SAEMA_TEST_SITE")
     if given:

@@ -47,12 +47,13 @@ def plain_residual(folder: str, layer: int, tokens: torch.Tensor) -> torch.Tenso
 
 
 def facts_of(name: str, folder: Path) -> dict[str, Any]:
-    from saema_utils import stage1_activations, stage2_sae
-    from saema_utils.artifacts import RunDirectory
-    from saema_utils.coders import SaeCoder
-    from saema_utils.models import model_folder
-    from saema_utils.sae_facts import sae_facts
-    from saema_utils.stage8_families import comparable_recipe
+    from saema_utils.chapters.activations import tables as stage1_activations
+    from saema_utils.chapters.families.recipes import comparable_recipe
+    from saema_utils.chapters.sae import tables as stage2_sae
+    from saema_utils.model.loading import model_folder
+    from saema_utils.runs.directory import RunDirectory
+    from saema_utils.saes.coders import SaeCoder
+    from saema_utils.saes.facts import sae_facts
 
     study = tiny(name)
     run = RunDirectory(folder / name, study, device="cpu")
@@ -88,8 +89,9 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
 
 def refusals(folder: Path) -> dict[str, str]:
     """Messages for what does not fit: width, hook, release, layer."""
-    from saema_utils import models, saes
     from saema_utils.errors import SaemaError
+    from saema_utils.model import loading as models
+    from saema_utils.saes.loading import loading as saes
     from saema_utils.study import STUDIES
 
     gpt2, pythia = STUDIES["gpt2-small"], STUDIES["pythia-70m"]
@@ -114,8 +116,10 @@ def refusals(folder: Path) -> dict[str, str]:
 
 def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     """The tables of chapters 3 to 5, made by the chapters' own steps: rows, and representations or arms in them."""
-    from saema_utils import stage3_stratification, stage4_geometry, stage5_effects
-    from saema_utils.artifacts import RunDirectory
+    from saema_utils.chapters.geometry import tables as stage4_geometry
+    from saema_utils.chapters.intervention import tables as stage5_effects
+    from saema_utils.chapters.stratification import tables as stage3_stratification
+    from saema_utils.runs.directory import RunDirectory
 
     run = RunDirectory(folder / name, tiny(name), device="cpu")
     tables = {

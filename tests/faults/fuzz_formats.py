@@ -17,16 +17,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from saema_utils.artifacts import RunDirectory
-from saema_utils.chapter import parse_chapters, resolve_study
-from saema_utils.claims import CLAIMS_FILE, load_claims
-from saema_utils.concepts import read_prompts
-from saema_utils.corpus import read_documents
 from saema_utils.errors import SaemaError
-from saema_utils.parameters import parameter_names, read_notebook
-from saema_utils.saes import SAE_FILES, load_sae
+from saema_utils.evidence.claims import CLAIMS_FILE, load_claims
+from saema_utils.notebook import parse_chapters, resolve_study
+from saema_utils.publishing.execution import parameter_names, read_notebook
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.saes.loading import SAE_FILES, load_sae
 from saema_utils.study import STUDIES
-from saema_utils.sweep_file import expand, read_sweep_file
+from saema_utils.sweeps.plan import expand, read_sweep_file
+from saema_utils.text.concepts import read_prompts
+from saema_utils.text.corpus import read_documents
 
 SMOKE = STUDIES["smoke"]
 TABLE, TENSORS = "tables/01_x.csv", "tensors/01_x.safetensors"

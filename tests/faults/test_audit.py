@@ -1,13 +1,9 @@
 """The stored audit speaks of the releases that are pinned, and calls nothing clean that was not asked about."""
 
 import json
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import audit
+import pytest
 
 # Vulnerabilities that do not reach us: (package, identifier) and why.
 ACCEPTED: dict[tuple[str, str], str] = {}

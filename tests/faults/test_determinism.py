@@ -17,15 +17,15 @@ HERE = Path(__file__).resolve()
 
 def make_tables(folder: Path) -> None:
     """Activations of a tiny language model, an SAE trained on them, and tables of chapters 2 to 5."""
-    sys.path.insert(0, str(HERE.parents[1]))
     import hub_layout
 
     import saema_utils as saema
-    from saema_utils.activations import capture_concept
-    from saema_utils.concepts import TEMPLATES, WORDS, ConceptPrompts, Prompt
-    from saema_utils.models import load_language_model
-    from saema_utils.saes import SaeCoder, train_sae
+    from saema_utils.model.loading import load_language_model
+    from saema_utils.model.residual_stream import capture_concept
+    from saema_utils.saes.coders import SaeCoder
+    from saema_utils.saes.training import train_sae
     from saema_utils.study import SaeRecipe
+    from saema_utils.text.concepts import TEMPLATES, WORDS, ConceptPrompts, Prompt
 
     model = load_language_model(str(hub_layout.write_model(folder / "llama", "llama")), "cpu")
     sentences = [(word, t) for word in WORDS["days"] for t in TEMPLATES["days"][:4]]
@@ -84,7 +84,7 @@ def test_two_processes_make_the_same_tables(tmp_path):
 
 def test_two_trainings_for_separability_give_the_same_bits_on_two_threads():
     """At this width gradients are shared between threads; one that adds in whatever order they come shows here."""
-    from saema_utils.separability import LabelledTokens, activation_scale, fresh, train_separable
+    from saema_utils.intervention.training import LabelledTokens, activation_scale, fresh, train_separable
 
     draws = torch.Generator().manual_seed(0)
     corpus = torch.randn(4000, 48, generator=draws) + 0.5

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from saema_utils.artifacts import RunDirectory, read_manifest
-from saema_utils.files import UNFINISHED
+from saema_utils.runs.directory import RunDirectory, read_manifest
+from saema_utils.runs.files import UNFINISHED
 from saema_utils.study import STUDIES
-from saema_utils.sweep_tasks import STAGES, _call
+from saema_utils.sweeps.tasks import STAGES, _call
 
 KILLS, KILLS_OF_THE_COMMAND = 17, 3
 KILLED_CHAPTER = 5  # the one with the most parts
@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory):
     """The converted model is shared with other tests; activations of this study are its own."""
-    from saema_utils.files import cache_dir
+    from saema_utils.runs.files import cache_dir
 
     own = tmp_path_factory.mktemp("cache")
     (cache_dir() / "models").mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _assert_equal_tables(a, b, name):
 def _warm_up(tmp_path):
     """Import and compile in the parent, so that children start at the study itself."""
     import saema_utils as saema
-    from saema_utils.stage1_activations import language_model
+    from saema_utils.chapters.activations.corpus import language_model
 
     torch.set_num_threads(1)
     language_model(RunDirectory(tmp_path / "warm", TINY))
@@ -210,7 +210,7 @@ def _warm_up(tmp_path):
 SAVES = """
 import json, resource, sys
 import numpy as np, pandas as pd
-from saema_utils.artifacts import RunDirectory
+from saema_utils.runs.directory import RunDirectory
 from saema_utils.study import STUDIES
 
 kind, path = sys.argv[1:]

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from pathlib import Path
 
+import hub_layout
 import numpy as np
 import psutil
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import hub_layout
-
 import saema_utils as saema
-from saema_utils.activations import capture_concept
-from saema_utils.artifacts import RunDirectory, forget
-from saema_utils.concepts import ConceptPrompts, Prompt
 from saema_utils.errors import SaemaError
 from saema_utils.figures import panels
-from saema_utils.models import load_language_model
-from saema_utils.saes import SaeCoder, train_sae
-from saema_utils.splice import run_spliced, spliced_losses
+from saema_utils.model.loading import load_language_model
+from saema_utils.model.residual_stream import capture_concept
+from saema_utils.model.splice import run_spliced, spliced_losses
+from saema_utils.runs.directory import RunDirectory, forget
+from saema_utils.saes.coders import SaeCoder
+from saema_utils.saes.training import train_sae
 from saema_utils.study import STUDIES, SaeRecipe
+from saema_utils.text.concepts import ConceptPrompts, Prompt
 
 REPEATS, WARM_UP = 100, 30
 MEGABYTE = 2**20

@@ -19,12 +19,12 @@ import torch
 
 import saema_utils as saema
 from saema_utils.__main__ import main
-from saema_utils.chapter import open_run
-from saema_utils.claims import load_claims
-from saema_utils.corpus import read_documents
 from saema_utils.errors import SaemaError
-from saema_utils.parameters import check_parameters
+from saema_utils.evidence.claims import load_claims
+from saema_utils.notebook import open_run
+from saema_utils.publishing.execution import check_parameters
 from saema_utils.study import STUDIES
+from saema_utils.text.corpus import read_documents
 
 SMOKE = STUDIES["smoke"]
 ROOT = Path(__file__).resolve().parents[2]

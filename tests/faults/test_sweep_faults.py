@@ -10,8 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from saema_utils.schedule import Fit
-from saema_utils.sweep_plan import plan_sweep
+from saema_utils.sweeps.plan import Fit, plan_sweep
 
 pytest.importorskip("distributed")
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -28,7 +27,7 @@ POISONED = "base: tiny.json\ngrid: {seed: [0, 1]}\ncases: [{layer: 15}, {layer: 
 @pytest.fixture(scope="module")
 def converted():
     """The embedded model, converted once for all tests."""
-    from saema_utils.models import model_folder
+    from saema_utils.model.loading import model_folder
     from saema_utils.study import EMBEDDED_MODEL
 
     return model_folder(EMBEDDED_MODEL).parent
@@ -114,7 +113,7 @@ def test_two_workers_give_the_serial_tables_and_a_poisoned_task_fails_alone(work
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(workplace, serial_tables):
-    from saema_utils.sweep_engine import local_client, run_on_dask
+    from saema_utils.sweeps.engine import local_client, run_on_dask
 
     plan = plan_sweep(workplace / "sweep.yaml", folder=workplace / "runs", device="cpu")
     killed = []

@@ -10,10 +10,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from saema_utils.artifacts import RunDirectory
-from saema_utils.chapter import CHAPTERS
-from saema_utils.execution import chapter_notebooks, find_root, run_notebooks
-from saema_utils.sweep_tasks import STAGES, _call
+from saema_utils.notebook import CHAPTERS
+from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.sweeps.tasks import STAGES, _call
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 # Columns that tests and readers outside this repository rely on.
@@ -95,7 +95,7 @@ def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed)
 
 
 def test_pages_show_no_error_and_no_warning(executed):
-    from saema_utils.cleaning import clean_notebook
+    from saema_utils.publishing.cleaning import clean_notebook
 
     for notebook in executed.values():
         assert clean_notebook(notebook).cells

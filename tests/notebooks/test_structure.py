@@ -9,11 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from saema_utils import address
-from saema_utils.chapter import CHAPTERS
 from saema_utils.errors import BookError
-from saema_utils.execution import chapter_notebooks
-from saema_utils.parameters import check_parameters, parameter_names
+from saema_utils.notebook import CHAPTERS
+from saema_utils.publishing import address
+from saema_utils.publishing.execution import chapter_notebooks, check_parameters, parameter_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = chapter_notebooks(ROOT)

@@ -1,0 +1,218 @@
+"""Finished runs side by side: one tidy table, and how far they agree beyond what their errors explain."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import ArtifactError, SaemaError
+from saema_utils.notebook import in_colab
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import atomic_path, user_path
+from saema_utils.saes.facts import sae_facts
+from saema_utils.statistics import heterogeneity
+from saema_utils.sweeps.tasks import PLAN_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
+
+
+COLUMNS = (
+    "run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation",
+    "estimate", "low", "high", "n", "unit", "direction", "margin", "verdict",
+)  # fmt: skip
+
+
+# ---- which runs ------------------------------------------------------------------------------------
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders among ``paths``; a folder of runs (a sweep's, or ``runs``) stands for all it holds.
+
+    Raises
+    ------
+    ArtifactError
+        If a path is neither, or there is no run at all.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        path = user_path(given).resolve()
+        path = path.parent if path.name in ("manifest.json", PLAN_FILE) else path
+        inside = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
+        if not inside:
+            raise ArtifactError(f"{path} is not a run, nor a folder of runs (no manifest.json). Run: saema run")
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise ArtifactError("no run to compare. Give the folders of finished runs, such as runs/smoke.")
+    return list(found)
+
+
+def run_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each run: the shortest end of its path that no other run has, mostly its folder's name.
+
+    >>> list(run_names([Path("/a/same"), Path("/b/same"), Path("/b/own")]).values())
+    ['a/same', 'b/same', 'own']
+    """
+    ends = {path: [Path(*path.parts[-n:]).as_posix() for n in range(1, len(path.parts) + 1)] for path in paths}
+    counts = Counter(end for found in ends.values() for end in found)
+    return {path: next((end for end in found if counts[end] == 1), str(path)) for path, found in ends.items()}
+
+
+# ---- the table -------------------------------------------------------------------------------------
+
+
+def compare_runs(
+    paths: Iterable[str | Path], *, leave_out_damaged: bool = False, say: Callable[[str], None] = print
+) -> pd.DataFrame:
+    """Every effect and key metric of finished runs in one tidy table; each file is checked against its hash.
+
+    Parameters
+    ----------
+    paths
+        Run folders, or folders of runs.
+    leave_out_damaged
+        Leave a run out and ``say`` so, instead of raising.
+
+    Returns
+    -------
+    One row a run (called as :func:`run_names` says) and metric. ``kind`` is ``claim`` (an effect with its
+    95 % interval over ``n`` units and its verdict, for each claim whose table the run has) or ``sae``
+    (held-out quality, by representation). Columns that a sweep changes follow, named as in the sweep file.
+
+    Raises
+    ------
+    ArtifactError
+        If a run is damaged, or no run has a table to compare.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for path, name in run_names(find_runs(paths)).items():
+        try:
+            rows.extend(_rows(name, RunDirectory.at(path), _changes(path)))
+        except SaemaError as error:
+            if not leave_out_damaged:
+                raise
+            say(f"{name} is left out: {error}")
+    if not rows:
+        raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
+
+
+def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
+    """Chapter 7: this run beside its neighbours (the first ``most``); kept as the table ``07_comparison``.
+
+    Raises
+    ------
+    MissingInputError
+        If this run has not finished chapter 2. (In Colab its tables are made instead.)
+    """
+    if in_colab():
+        from saema_utils.chapters.scorecard.tables import compute_inputs
+
+        compute_inputs(run)
+    run.check("tables/02_sae_eval.csv")
+    table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True, say=run.remark)
+    chosen = list(table["run"].unique())[:most]
+    run.save_table("07_comparison", table[table["run"].isin(chosen)])
+    return run.table("07_comparison")
+
+
+def _changes(path: Path) -> dict[str, Any]:
+    """What a sweep changed in a run, if it belongs to one."""
+    plan = path.parent / PLAN_FILE
+    try:
+        changes = json.loads(plan.read_text(encoding="utf-8"))["runs"].get(path.name, {}).get("changes", {})
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS}
+
+
+def _plain(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    from saema_utils.evidence.claims import judge, load_claims
+
+    study, sae, claims = run.study, sae_facts(run), load_claims()
+    about = {
+        "run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture,
+        "d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
+    }  # fmt: skip
+    rows = []
+    if run.entry("tables/02_sae_eval.csv"):
+        evaluation = run.table("02_sae_eval").set_index("representation")
+        for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
+            value = float(evaluation.loc[representation, metric])
+            rows.append({"kind": "sae", "metric": metric, "representation": representation, "estimate": value})
+    judged = sorted({claim.table for claim in claims})
+    tables = {made: run.table(made) for made in judged if run.entry(f"tables/{made}.csv")}
+    for claim in claims:
+        if claim.table in tables:
+            interval, verdict = judge(claim, tables[claim.table], seed=study.seed)
+            rows.append({
+                "kind": "claim", "metric": claim.id, "representation": "sae", **asdict(interval), "unit": claim.unit,
+                "direction": claim.direction, "margin": claim.margin, "verdict": verdict,
+            })  # fmt: skip
+    return [{**about, **row} for row in rows]
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Heterogeneity of every claim over the runs of :func:`compare_runs`; errors are read off the intervals.
+
+    Returns
+    -------
+    One row a claim: metric, runs, pooled, error, q, df, p, i_squared, lowest, highest (estimates), verdicts
+    (such as ``2 supported, 1 inconclusive``).
+    """
+    import pandas as pd
+
+    from saema_utils.statistics import errors_to_bound
+
+    rows = []
+    for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
+        errors = (found["high"] - found["low"]) / (2 * found["n"].map(errors_to_bound))
+        counts = found["verdict"].value_counts()
+        rows.append({
+            "metric": metric, "runs": len(found), **asdict(heterogeneity(found["estimate"], errors)),
+            "lowest": found["estimate"].min(), "highest": found["estimate"].max(),
+            "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ---- the command -----------------------------------------------------------------------------------
+
+
+def save_comparison(table: pd.DataFrame, figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``<name>.csv``, ``.svg`` and ``.png`` into a folder, whole or not at all."""
+    import matplotlib
+
+    made = [folder / f"{name}{suffix}" for suffix in (".csv", ".svg", ".png")]
+    with atomic_path(made[0]) as path:
+        table.to_csv(path, index=False)
+    with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
+        with atomic_path(made[1]) as path:
+            figure.savefig(path, metadata={"Date": None})
+        with atomic_path(made[2]) as path:
+            figure.savefig(path, dpi=160, metadata={"Software": None})
+    return made
+
+
+def by_run(table: pd.DataFrame) -> pd.DataFrame:
+    """Metrics as rows, runs as columns: estimates as text, with the sign of the verdict."""
+    signs = {"supported": " ✓", "not supported": " ✗", "inconclusive": " ?"}
+    shown = table[table["representation"] == "sae"]
+    text = [f"{row.estimate:.3g}{signs.get(row.verdict, '')}" for row in shown.itertuples()]
+    wide = shown.assign(text=text).pivot(index="metric", columns="run", values="text")
+    wide = wide.reindex(index=shown["metric"].unique(), columns=shown["run"].unique())
+    return wide.fillna("").rename_axis(columns=None).reset_index()

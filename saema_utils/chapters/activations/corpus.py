@@ -1,0 +1,186 @@
+"""Residual stream over running text: captured once, kept in the cache that all runs share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saema_utils.chapters.activations.language_model import language_model, model_of
+from saema_utils.errors import ActivationError, ArtifactError
+from saema_utils.model.loading import digest_once
+from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import atomic_path, cache_dir, sweep_up, user_path, write_json, write_tensors
+from saema_utils.runs.freshness import file_digest
+from saema_utils.runs.tables import result
+from saema_utils.runtime import progress
+from saema_utils.study import EMBEDDED_CORPUS
+from saema_utils.text.corpus import corpus_tokens
+from saema_utils.text.tokens import special_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+TOKENS_PER_SHARD = 16_384
+
+
+@dataclass(frozen=True)
+class CorpusActivations:
+    """Residual stream over running text: unmasked tokens only, in the order of the text.
+
+    Attributes
+    ----------
+    train, heldout
+        [N, D] and [M, D], float16, mapped from disk: take batches and cast them (``.float()``).
+    heldout_tokens
+        [S, context] token ids of the held-out sequences, BOS first, for cross-entropy.
+    heldout_mask
+        [S, context], True at the tokens whose vectors are the rows of ``heldout``, in that order.
+    counts
+        Tokens, special tokens and sinks of each split, the documents used, the median norm and the sink
+        threshold (five times the median norm over the training text, applied to both splits).
+    path
+        Where they are kept; all runs with the same model, layer and corpus share the file.
+    """
+
+    train: Float[Tensor, "N D"]
+    heldout: Float[Tensor, "M D"]
+    heldout_tokens: Int[Tensor, "S context"]
+    heldout_mask: Bool[Tensor, "S context"]
+    counts: dict[str, Any]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.stem
+
+
+def _text_and_model(run: RunDirectory) -> list[Any]:
+    """The text, the model and the layer, but not the rest of the study: studies share what they may."""
+    recipe = run.study.as_dict()["corpus"]
+    source = run.study.corpus.source
+    if source != EMBEDDED_CORPUS and not source.startswith("hub:") and user_path(source).is_file():
+        recipe["source"] = file_digest(user_path(source))
+    return [model_of(run), run.study.hook_name, recipe, run.study.seed]
+
+
+def _keep_in_cache(_: RunDirectory, name: str, key: str, capture: Callable[[], None]) -> CorpusActivations:
+    """Open what the shared cache holds under a key; one process captures it, the others wait."""
+    from filelock import FileLock
+
+    path = _in_cache(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not _is_whole(path):
+                sweep_up(path.with_suffix(""))
+                capture()
+            return _open_corpus(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot use the cache {path.parent} ({error.strerror or error}). Free some space there, or point "
+            "SAEMA_CACHE at another folder, and run again to resume."
+        ) from error
+
+
+def _in_cache(key: str) -> Path:
+    return cache_dir() / "activations" / f"{key}.safetensors"
+
+
+@result("01_corpus", place="cache/activations", keep=_keep_in_cache, choices=_text_and_model)
+def corpus_activations(run: RunDirectory) -> None:
+    """Residual stream at the study's layer over its corpus; captured once, then read from the cache.
+
+    Capture writes shards as it goes, so that an interrupted run resumes where it stopped.
+
+    Raises
+    ------
+    CorpusError
+        If the text cannot be read or is too short.
+    ActivationError
+        If activations are not finite or the mask leaves nothing.
+    """
+    _capture_corpus(run, _in_cache(corpus_activations.key(run)))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file stands beside the record that it was written with, unchanged."""
+    try:
+        return digest_once(path) == json.loads(path.with_suffix(".json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(path: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
+    with atomic_path(path) as temporary:
+        write_tensors(temporary, tensors)
+        sha256 = file_digest(temporary)
+    write_json(path.with_suffix(".json"), {"sha256": sha256, **facts})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors mapped from disk: pages are read when they are used."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _open_corpus(path: Path) -> CorpusActivations:
+    tensors, facts = _read(path), json.loads(path.with_suffix(".json").read_text())
+    names = ("train", "heldout", "heldout_tokens", "heldout_mask")
+    return CorpusActivations(*(tensors[name] for name in names), facts["counts"], path)
+
+
+def _capture_corpus(run: RunDirectory, path: Path) -> None:
+    model, recipe = language_model(run), run.study.corpus
+    text = corpus_tokens(model, recipe, run.study.seed)
+    rows = torch.cat([text.heldout, text.train])
+    per_shard = max(1, TOKENS_PER_SHARD // recipe.context)
+    folder = path.with_suffix("")
+    starts = range(0, len(rows), per_shard)
+    shards = [folder / f"{start:07d}.safetensors" for start in starts]
+    for start, shard in progress(list(zip(starts, shards, strict=True)), "corpus activations"):
+        if not _is_whole(shard):
+            _capture_shard(model, rows[start : start + per_shard], run.study.hook_name, shard)
+    counts, tensors = _merge(shards, len(text.heldout))
+    _write(path, {**tensors, "heldout_tokens": text.heldout}, counts={**counts, "documents": text.documents})
+    shutil.rmtree(folder, ignore_errors=True)  # with what a killed run may have left half written
+
+
+def _capture_shard(model: TransformerBridge, rows: Int[Tensor, "S context"], hook_name: str, path: Path) -> None:
+    residual = capture_residual_stream(model, rows, hook_name)
+    norms, special = residual.norm(dim=-1), special_tokens(model, rows)
+    _write(path, {"residual": residual.half(), "norms": norms, "special": special})
+
+
+def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Drop special tokens and sinks from the shards; one threshold for all, from the training text."""
+    read = [_read(shard) for shard in shards]
+    norms, special = (torch.cat([shard[name] for shard in read]) for name in ("norms", "special"))
+    is_train = (torch.arange(len(norms)) >= n_heldout)[:, None]
+    _, median = find_sinks(norms, ~special & is_train)
+    sinks = ~special & (norms > SINK_FACTOR * median)
+    keep = ~special & ~sinks
+    counts: dict[str, Any] = {"median_norm": median, "sink_threshold": SINK_FACTOR * median}
+    tensors = {"heldout_mask": (keep & ~is_train)[:n_heldout]}
+    for split, rows in (("train", is_train), ("heldout", ~is_train)):
+        chosen = keep & rows
+        counts[split] = {
+            "tokens": int(chosen.sum()), "special": int((special & rows).sum()), "sinks": int((sinks & rows).sum())
+        }  # fmt: skip
+        if not chosen.any():
+            raise ActivationError(f"no {split} token of the corpus is left unmasked. Give more text.")
+        parts = zip(read, chosen.split([len(shard["norms"]) for shard in read]), strict=True)
+        tensors[split] = torch.cat([shard["residual"][part] for shard, part in parts])
+        if not torch.isfinite(tensors[split]).all():
+            raise ActivationError("activations do not fit float16 (above 65,504). Choose an earlier layer.")
+    return counts, tensors

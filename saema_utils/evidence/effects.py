@@ -1,0 +1,254 @@
+"""Every effect of an intervention beside its control, with an interval and a verdict.
+
+Differences are paired (by concept, or by seed), a negative finding is stated as plainly as a positive
+one, and all p-values of a table are adjusted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saema_utils.statistics import FEW, cohens_d_paired, holm, paired_interval, paired_permutation_test
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTROLS = ("random_direction", "permuted_labels")
+
+
+#: What a coefficient is asked about: separation, and reconstruction of running text and of concept words.
+SWEPT = (
+    "separation_train", "separation_words", "separation_sentences", "explained_variance", "ev_train", "ev_words",
+    "ev_sentences", "cosine", "cosine_words", "ce_recovered",
+)  # fmt: skip
+
+
+LEVEL = 0.95
+
+
+def partial_correlation(table: pd.DataFrame, x: str, y: str, given: str) -> tuple[float, int]:
+    """Correlation of x and y within each level of ``given``, both in standard deviations from that level's mean.
+
+    Every level counts alike: without the division, the level that scatters most (the earliest training
+    step, say) would decide alone. Of levels with equally many rows it is the mean of the levels' own r.
+
+    Returns
+    -------
+    r (NaN when nothing varies) and its degrees of freedom (rows minus levels minus 1).
+    """
+    centred = within_levels(table, (x, y), given)
+    freedom = len(table) - table[given].nunique() - 1
+    sizes = np.sqrt((centred**2).sum())
+    if freedom < 1 or sizes[x] == 0 or sizes[y] == 0:
+        return float("nan"), max(0, freedom)
+    return float((centred[x] * centred[y]).sum() / (sizes[x] * sizes[y])), freedom
+
+
+def within_levels(table: pd.DataFrame, columns: Sequence[str], given: str) -> pd.DataFrame:
+    """Columns as deviations from the mean of their level, in its standard deviations (0 where nothing varies)."""
+    groups = table.groupby(given)[list(columns)]
+    centred, spread = table[list(columns)] - groups.transform("mean"), groups.transform("std")
+    # A constant column's deviations are rounding, not information.
+    return (centred / spread).where(spread > 1e-12 * table[list(columns)].abs(), 0.0)
+
+
+def effects(
+    doses: pd.DataFrame,
+    best: pd.DataFrame,
+    losses: pd.DataFrame,
+    sweep: pd.DataFrame,
+    natural: pd.DataFrame,
+    joint: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """One row per effect and control.
+
+    Columns: effect, control, claimed (sign that the causal claim predicts), estimate, low, high, d (Cohen's,
+    paired), n, unit, p (of the same test as the interval), p_holm (adjusted for all rows), verdict (by the
+    interval alone), survives (whether the verdict also stands once the table's number of rows is allowed for).
+    """
+    import pandas as pd
+
+    rows = [*_after_training(doses, best), *_language_model(losses), *_during_training(sweep), *_by_itself(natural)]
+    if joint is not None and len(joint):
+        wide = _wide(joint, "alpha")
+        name = "best dose alpha*, scaling fitted beside"
+        rows[3:3] = [_row(name, control, 1, wide["poles"] - wide[control], "concept") for control in CONTROLS]
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    decided = table["verdict"].isin(["supports", "contradicts"])
+    table["survives"] = decided & (table["p_holm"] < 1 - LEVEL)
+    return table
+
+
+def paired_p(differences: np.ndarray) -> float:
+    """P-value of the mean of paired differences: Student's t below thirty pairs, sign flips from there on.
+
+    As :func:`saema_utils.statistics.paired_interval`. Three pairs have eight patterns of signs: their smallest p is
+    0.25 however clear the effect, and no adjustment for many tests could then agree with any interval.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    if len(d) >= FEW:
+        return paired_permutation_test(d)
+    if len(d) < 2:
+        return float("nan")
+    if d.std(ddof=1) == 0:
+        return 2.0 ** (1 - len(d)) if d.mean() else 1.0  # no spread to judge by: the least that signs alone can give
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(d, 0.0).pvalue)
+
+
+def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit: str) -> dict[str, object]:
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    estimate, low, high = paired_interval(d)
+    return {
+        "effect": effect, "control": control, "claimed": claimed, "estimate": estimate, "low": low, "high": high,
+        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_p(d),
+    }  # fmt: skip
+
+
+def _verdict(row) -> str:
+    """By the interval: it leaves zero out on the claimed side, on the other side, or not at all."""
+    if not np.isfinite(row.low) or not np.isfinite(row.high):
+        return "no interval"
+    if row.low <= 0 <= row.high:
+        return "undecided"
+    return "supports" if np.sign(row.estimate) == row.claimed else "contradicts"
+
+
+def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Concepts by arms, seeds averaged."""
+    return table.groupby(["concept", "arm"])[value].mean().unstack("arm")
+
+
+def _after_training(doses: pd.DataFrame, best: pd.DataFrame) -> list[dict]:
+    rows = []
+    best = best[~best["preserve_sparsity"].astype(bool)]
+    if "alpha_star" in best:
+        stars, slopes = _wide(best, "alpha_star"), _wide(best, "slope")
+        rows.append(_row("best dose alpha*", "zero", 1, stars["poles"], "concept"))
+        for control in CONTROLS:
+            rows.append(_row("best dose alpha*", control, 1, stars["poles"] - stars[control], "concept"))
+            rows.append(_row("slope of MSE at 0", control, -1, slopes["poles"] - slopes[control], "concept"))
+    dense = doses[~doses["preserve_sparsity"].astype(bool)]
+    start = dense[dense["alpha"] == 0].groupby("concept")["mse"].mean()
+    apart = [alpha for alpha in dense["alpha"].unique() if alpha >= 0.5]
+    if apart:
+        change = _wide(dense[dense["alpha"] == min(apart)], "mse").div(start, axis=0) - 1
+        for control in CONTROLS:
+            name = f"relative change of MSE at alpha = {min(apart):g}"
+            rows.append(_row(name, control, -1, change["poles"] - change[control], "concept"))
+    return rows
+
+
+def _language_model(losses: pd.DataFrame) -> list[dict]:
+    rows = []
+    if "alpha" not in losses:
+        return rows
+    here = losses[(losses["position"] == "concept") & ~losses["error_term"].astype(bool)]
+    plain = here[here["arm"] == "unedited"].set_index("concept")["cross_entropy"]
+    for alpha in sorted(a for a in here["alpha"].unique() if a > 0):
+        wide = _wide(here[here["alpha"] == alpha], "cross_entropy")
+        rows.append(_row(f"cross-entropy at alpha = {alpha:g}", "unedited", -1, wide["poles"] - plain, "concept"))
+        for control in CONTROLS:
+            name = f"cross-entropy at alpha = {alpha:g}"
+            rows.append(_row(name, control, -1, wide["poles"] - wide[control], "concept"))
+    return rows
+
+
+def _during_training(sweep: pd.DataFrame) -> list[dict]:
+    rows = []
+    for measure, name in (
+        ("explained_variance", "held-out explained variance, corpus"),
+        ("ev_words", "held-out explained variance, unseen words"),
+        ("ev_sentences", "held-out explained variance, unseen sentences"),
+    ):
+        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure)
+        for coefficient in (c for c in wide.columns if c > 0):
+            label = f"{name}, coefficient {coefficient:g}"
+            rows.append(_row(label, "coefficient 0", 1, wide[coefficient] - wide[0.0], "seed"))
+            # Any extra term costs something; the opposite sign costs the same pressure without the separation.
+            if -coefficient in wide:
+                rows.append(
+                    _row(label, f"coefficient {-coefficient:g}", 1, wide[coefficient] - wide[-coefficient], "seed")
+                )
+    return rows
+
+
+def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
+    """Partial correlation given the step, its interval over seeds (jackknife), p by shuffling seeds within steps."""
+    r, freedom = partial_correlation(natural, "separation", "explained_variance", "step")
+    seeds = natural["seed"].unique()
+    low = high = p = float("nan")
+    if np.isfinite(r) and len(seeds) > 2:
+        left_out = [
+            partial_correlation(natural[natural["seed"] != s], "separation", "explained_variance", "step")[0]
+            for s in seeds
+        ]
+        z = np.arctanh(np.clip(left_out, -0.999999, 0.999999))
+        error = np.sqrt((len(z) - 1) / len(z) * ((z - z.mean()) ** 2).sum())
+        centre = np.arctanh(np.clip(r, -0.999999, 0.999999))
+        low, high = (float(np.tanh(centre + side * 1.96 * error)) for side in (-1, 1))
+        rng, null = np.random.default_rng(0), []
+        pair = ["separation", "explained_variance"]
+        scores = natural[["seed", "step"]].join(within_levels(natural, pair, "step"))
+        a, b = (scores.pivot_table(index="seed", columns="step", values=name).to_numpy() for name in pair)
+        for _ in range(n_resamples):
+            # A seed's whole course is moved: its checkpoints are not independent.
+            shuffled = a[rng.permutation(len(a))]
+            null.append((shuffled * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+        p = float((np.sum(np.abs(null) >= abs(r) - 1e-12) + 1) / (n_resamples + 1))
+    return [
+        {
+            "effect": "separation with explained variance, training step held fixed", "control": "no relation",
+            "claimed": 1, "estimate": r, "low": low, "high": high, "d": float("nan"), "n": freedom,
+            "unit": "degrees of freedom", "p": p,
+        }
+    ]  # fmt: skip
+
+
+def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:
+    """What each coefficient of the separation term changes against coefficient 0, paired by seed.
+
+    Columns: coefficient, measure (a column of ``05_separability_training``), estimate, low, high, d, n, p,
+    p_holm (adjusted for all rows).
+    """
+    import pandas as pd
+
+    rows = []
+    for measure in SWEPT:
+        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure, dropna=False)
+        for coefficient in (c for c in wide.columns if c != 0):
+            row = _row("", "", 0, wide[coefficient] - wide[0.0], "seed")
+            kept = {name: row[name] for name in ("estimate", "low", "high", "d", "n", "p")}
+            rows.append({"coefficient": coefficient, "measure": measure, **kept})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy())
+    return table
+
+
+def causal_verdict(table: pd.DataFrame) -> dict[str, str]:
+    """What the effects say together, after training, during training, and by itself.
+
+    Each is ``supports`` or ``contradicts`` when all decided rows agree and at least half are decided,
+    ``mixed`` when they disagree, else ``undecided``. The controls count, not the comparison with nothing.
+    """
+    parts = {
+        "after training": table[(table["unit"] == "concept") & table["control"].isin(CONTROLS)],
+        "during training": table[(table["unit"] == "seed") & (table["control"] == "coefficient 0")],
+        "by itself": table[~table["unit"].isin(["concept", "seed"])],
+    }
+    return {name: _together(rows["verdict"].tolist()) for name, rows in parts.items()}
+
+
+def _together(verdicts: list[str]) -> str:
+    decided = [verdict for verdict in verdicts if verdict in ("supports", "contradicts")]
+    if len(set(decided)) > 1:
+        return "mixed"
+    return decided[0] if decided and 2 * len(decided) >= len(verdicts) else "undecided"

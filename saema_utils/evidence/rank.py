@@ -1,0 +1,270 @@
+r"""From ranks under noise to verdicts: does the rank move, and does the SAE's move more than its controls'?
+
+Fixed before any study was run. In the feature mode, with r(s) the effective rank at noise s,
+
+.. math:: E = \max_{0 < s \le \mathrm{RMS}} \bigl|\log r(s) / r(0)\bigr|
+
+is the *excursion*, and the *onset* is the place, among the levels, of the first one at which the numerical
+rank is not the clean one (one past the last if it never changes). An SAE moves *more* when its excursion
+beats that of the strongest control, *sooner* when its onset comes before that of the earliest control. Both
+are paired by seed, because every representation meets the same noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saema_utils.errors import SaemaError
+from saema_utils.statistics import Interval, holm, mean_interval, paired_permutation_test
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float
+    from torch import Tensor
+
+TOLERANCES = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
+MARGIN = {"excursion": 0.1, "onset": 0.5}
+"""Smallest difference worth the name: ten per cent of rank (in logs), and half a step of the noise levels."""
+ONE_RMS = 1.0
+ALPHA = 0.05
+STRONGEST = "strongest control"
+EVERY_CONCEPT = "all concepts"
+IN_WORDS = {
+    "more": "moves more than", "less": "moves less than", "sooner": "moves sooner than", "later": "moves later than",
+    "no difference": "moves no differently from",
+    "inconclusive": "is not clearly different, by an amount that matters, from",
+}  # fmt: skip
+_KEYS = ["concept", "representation", "mode"]
+
+
+def paired_t_test(differences: np.ndarray, alternative: str = "greater") -> float:
+    """P-value that the mean of paired differences is above zero, or is not zero (``two-sided``); NaN below two.
+
+    For differences that vary like normal ones (Student, 1908). Some that do not vary at all have no t; they get the
+    least that a sign-flip test of as many could give, :math:`2^{-n}` (twice that two-sided), or 1.
+    """
+    from scipy.stats import ttest_1samp
+
+    values = np.asarray(differences, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
+        flat = abs(values.mean()) <= 1e-12
+        return 1.0 if flat else paired_permutation_test(np.full(len(values), values[0]), alternative=alternative)
+    return float(ttest_1samp(values, 0, alternative=alternative).pvalue)
+
+
+def seeds_needed(n_concepts: int, alpha: float = ALPHA) -> int:
+    """Fewest noise seeds with which a one-sided sign-flip test can survive Holm's correction over the concepts.
+
+    n paired seeds give a one-sided p-value of at least :math:`2^{-n}` (a two-sided one needs one seed more), and the
+    smallest of m is multiplied by m.
+    """
+    return math.floor(math.log2(n_concepts / alpha)) + 1
+
+
+def first_change(table: pd.DataFrame, column: str = "rank") -> float:
+    """Lowest noise level at which most seeds' rank differs from the clean one; NaN if there is none.
+
+    Parameters
+    ----------
+    table
+        Rows of one concept, representation and mode with columns noise, seed and ``column``; noise 0 included.
+
+    Raises
+    ------
+    SaemaError
+        If there is no row without noise to compare with.
+    """
+    return float(_first_changes(_moved(table.assign(_=0), ["_"], column)).iloc[0])
+
+
+def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
+    """Share of seeds whose rank is not the clean one: a row for each of ``keys``, a column for each noise level."""
+    wide = table.pivot_table(index=[*keys, "seed"], columns="noise", values=column, sort=False)
+    if 0 not in wide:
+        raise SaemaError(f"noise levels are {sorted(wide)}; allowed: levels that include 0. Sweep from 0 up.")
+    different = wide.ne(wide[0], axis=0)[sorted(level for level in wide if level > 0)]
+    return different.groupby(level=keys, sort=False).mean()
+
+
+def _first_changes(moved: pd.DataFrame) -> pd.Series:
+    beyond = moved > 0.5
+    return beyond.idxmax(axis=1).where(beyond.any(axis=1))
+
+
+def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFrame:
+    """The rank test by itself: one row for each concept, representation and mode of a noise sweep.
+
+    Returns
+    -------
+    Columns concept, representation, mode, rank_clean, rank_min, rank_max, effective_rank_clean,
+    effective_rank_max, first_noise and first_noise_rms (:func:`first_change`, in activation units and in RMS),
+    moved (largest share of seeds whose rank differs at one level), n_seeds, verdict: ``stratified`` when the
+    rank changes at some level for most seeds, ``smooth`` when it does not.
+    """
+    moved = _moved(table, _KEYS, column)
+    first = _first_changes(moved)
+    groups, clean = table.groupby(_KEYS, sort=False), table[table["noise"] == 0].groupby(_KEYS, sort=False)
+    noisy = table[table["noise"] > 0]
+    per_unit = (noisy["noise_rms"] / noisy["noise"]).groupby([noisy[key] for key in _KEYS], sort=False).first()
+    found = first.to_frame("first_noise").assign(
+        rank_clean=clean[column].first().astype(int),
+        rank_min=groups[column].min().astype(int),
+        rank_max=groups[column].max().astype(int),
+        effective_rank_clean=clean["effective_rank"].first(),
+        effective_rank_max=groups["effective_rank"].max(),
+        first_noise_rms=first * per_unit,
+        moved=moved.max(axis=1),
+        n_seeds=groups["seed"].nunique(),
+        verdict=np.where(first.isna(), "smooth", "stratified"),
+    )
+    order = ["rank_clean", "rank_min", "rank_max", "effective_rank_clean", "effective_rank_max"]
+    return found[[*order, "first_noise", "first_noise_rms", "moved", "n_seeds", "verdict"]].reset_index()
+
+
+def ranks_at(tolerances: Sequence[float] = TOLERANCES) -> Callable[[Tensor], dict[str, float]]:
+    """A measure for ``sweep_clouds``: the usual ranks, and one for each tolerance."""
+    from saema_utils.stratification.spectra import measure_spectrum, numerical_rank
+
+    def measure(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
+        extra = {f"rank@{rtol:g}": numerical_rank(spectrum, rtol) for rtol in tolerances}
+        return {**measure_spectrum(spectrum), **extra}
+
+    return measure
+
+
+def tolerance_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The rank test once for each tolerance of a sweep measured with :func:`ranks_at`: does the verdict hang on it?
+
+    Columns concept, representation, mode, rtol, then those of :func:`stratification_table`.
+    """
+    import pandas as pd
+
+    parts = []
+    for column in [c for c in table if c.startswith("rank@")]:
+        part = stratification_table(table, column)
+        part.insert(3, "rtol", float(column.removeprefix("rank@")))
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def movement(table: pd.DataFrame, mode: int = 2) -> pd.DataFrame:
+    """Excursion and onset of every concept, representation and seed (definitions at the top of this module)."""
+    keys = ["concept", "representation", "seed"]
+    table = table[table["mode"] == mode]
+    ranks, effective, scale = (
+        table.pivot_table(index=keys, columns="noise", values=column, sort=False, dropna=False).sort_index(axis=1)
+        for column in ("rank", "effective_rank", "noise_rms")
+    )
+    noisy = [level for level in ranks if level > 0]
+    near = scale[noisy] <= ONE_RMS + 1e-9
+    change = np.abs(np.log(effective[noisy].div(effective[0], axis=0))).where(near)
+    different = ranks[noisy].ne(ranks[0], axis=0).to_numpy()
+    onset = np.where(different.any(axis=1), different.argmax(axis=1), len(noisy)) + 1.0
+    return change.max(axis=1).to_frame("excursion").assign(onset=onset).reset_index()
+
+
+def advantage(moves: pd.DataFrame, statistic: str, treatment: str = "sae") -> pd.DataFrame:
+    """By concept (rows) and seed: how much more, or sooner, the treatment moves than each control and the strongest.
+
+    Columns are a control's name or ``strongest control``; positive means that the treatment moves more
+    (excursion) or sooner (onset, in steps of the noise levels).
+    """
+    wide = moves.pivot(index=["concept", "seed"], columns="representation", values=statistic)
+    sign = 1 if statistic == "excursion" else -1
+    controls = [name for name in wide if name != treatment]
+    if treatment not in wide or not controls:
+        raise SaemaError(f"representations are {list(wide)}; allowed: {treatment!r} and at least one control.")
+    gaps = wide[controls].rsub(wide[treatment], axis=0) * sign
+    gaps[STRONGEST] = gaps[controls].min(axis=1, skipna=True)
+    return gaps
+
+
+def verdict_of(interval: Interval, p_adjusted: float, margin: float, more: str = "more", less: str = "less") -> str:
+    """``more`` or ``less`` when the interval clears the margin and p agrees, ``no difference`` when it lies
+    within, else ``inconclusive``."""
+    if not math.isfinite(interval.low):
+        return "inconclusive"
+    if p_adjusted < ALPHA and (interval.low > margin or interval.high < -margin):
+        return more if interval.low > margin else less
+    return "no difference" if interval.low >= -margin and interval.high <= margin else "inconclusive"
+
+
+def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0, correct: bool = True) -> pd.DataFrame:
+    """The test: does the SAE's rank move more, or sooner, than its controls'?
+
+    Per concept the units are noise seeds. An excursion, a mean over hundreds of tokens' noise, is close to normal and
+    gets a paired t-test: a sign-flip test of five seeds cannot survive correction over nine concepts
+    (:func:`seeds_needed`). An onset is a whole number, often the same for every seed, and gets the sign flip all the
+    same: its concepts can be decided by many seeds only. Over ``all concepts`` the units are concepts (means over
+    seeds); that row is the one to quote (:func:`over_concepts`), for seeds only repeat the noise. All tests are
+    two-sided. Per concept, p-values are Holm-adjusted over the concepts of one statistic and control (unless
+    ``correct`` is False).
+
+    Returns
+    -------
+    Columns concept, statistic (excursion, onset), control, difference (positive: SAE more or sooner), low, high
+    (95 %, Student's where units are few), n, p, p_holm, margin, verdict.
+    """
+    import pandas as pd
+
+    moves = movement(table)
+    rows, means = [], {}
+    for statistic in MARGIN:
+        gaps = advantage(moves, statistic, treatment)
+        for control in gaps:
+            units = {c: part.to_numpy() for c, part in gaps[control].groupby("concept", sort=False)}
+            means[statistic, control] = np.array([values.mean() for values in units.values()])
+            rows += concept_rows(statistic, control, units, seed=seed, correct=correct)
+    rows += over_concepts(means, seed=seed, correct=correct)
+    order = {key: place for place, key in enumerate(means)}
+    return pd.DataFrame(sorted(rows, key=lambda row: order[row["statistic"], row["control"]]))
+
+
+def concept_rows(
+    statistic: str, control: str, units: Mapping[str, Float[np.ndarray, " S"]], *, seed: int = 0, correct: bool = True
+) -> list[dict[str, object]]:
+    """The rows of one statistic and control, one a concept, from its differences by seed."""
+    p_values = [
+        paired_t_test(values, "two-sided") if statistic == "excursion" else paired_permutation_test(values, seed=seed)
+        for values in units.values()
+    ]
+    adjusted = holm(p_values) if correct else p_values
+    return [
+        _row(concept, statistic, control, values, p, p_holm, seed)
+        for (concept, values), p, p_holm in zip(units.items(), p_values, adjusted, strict=True)
+    ]
+
+
+def over_concepts(
+    means: Mapping[tuple[str, str], Float[np.ndarray, " C"]], *, seed: int = 0, correct: bool = True
+) -> list[dict[str, object]]:
+    """The rows for ``all concepts``: an exact sign-flip test over concepts for each (statistic, control).
+
+    These rows are read together, so Holm's correction is over all of them: both statistics, every control and the
+    strongest.
+    """
+    p_values = [paired_permutation_test(values, seed=seed) for values in means.values()]
+    adjusted = holm(p_values) if correct else p_values
+    return [
+        _row(EVERY_CONCEPT, statistic, control, values, p, p_holm, seed)
+        for ((statistic, control), values), p, p_holm in zip(means.items(), p_values, adjusted, strict=True)
+    ]
+
+
+def _row(
+    concept: str, statistic: str, control: str, values: np.ndarray, p: float, p_holm: float, seed: int
+) -> dict[str, object]:
+    interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
+    words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
+    return {
+        "concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate,
+        "low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm,
+        "margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words),
+    }  # fmt: skip

@@ -1,0 +1,399 @@
+"""One concept, several representations: the same tokens measured side by side.
+
+Copies of one vector are dropped first, by the residual stream, so that every representation is
+measured on the same tokens. Distances of a representation are computed once and handed to all measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from saema_utils.errors import GeometryError
+from saema_utils.geometry.clouds import first_copies, pairwise_distances, rms_radius_of
+from saema_utils.geometry.clusters import LocalRepresentations, find_local_representations, standardise_to_sphere
+from saema_utils.geometry.dimension import (
+    intrinsic_dimension,
+    local_dimensions,
+    mean_dimension,
+    spectrum_from_distances,
+)
+from saema_utils.geometry.matching import match_by_assignment, merging_scores, neighbour_purity, procrustes_test
+from saema_utils.geometry.pole_measures import (
+    average_geodesic_distance,
+    mean_distance,
+    pole_distances,
+    poles,
+    scale_free_tree,
+)
+from saema_utils.geometry.topology import betti_numbers
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from saema_utils.model.residual_stream import ConceptActivations
+    from saema_utils.saes.coders import Coder
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class ConceptClouds:
+    """The distinct tokens of a concept in every representation, and what each token is.
+
+    Attributes
+    ----------
+    points
+        By representation: [N, F], dimensions that are zero for every token left out (no distance changes).
+    word_vectors
+        By representation: [P, F], mean over the word's tokens, one per prompt.
+    tokens, prompt_of, template_of, word_of, is_word
+        [N] each: the token's text, its prompt, that prompt's template and word, and whether it belongs to that word.
+    prompt_words, templates
+        [P] each: index of the prompt's word and of its template.
+    n_copies
+        Tokens left out because a token before them has the same vector.
+    contexts
+        [N]: the token's prompt with the token in brackets.
+    """
+
+    concept: str
+    words: tuple[str, ...]
+    points: Mapping[str, Float[Tensor, "N F"]]
+    word_vectors: Mapping[str, Float[Tensor, "P F"]]
+    tokens: Sequence[str]
+    prompt_of: Int[np.ndarray, " N"]
+    template_of: Int[np.ndarray, " N"]
+    word_of: Int[np.ndarray, " N"]
+    is_word: Bool[np.ndarray, " N"]
+    prompt_words: Int[np.ndarray, " P"]
+    templates: Int[np.ndarray, " P"]
+    n_copies: int
+    contexts: Sequence[str]
+    _known: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.prompt_words)
+
+    def distances(self, representation: str, space: str = "data") -> Float[np.ndarray, "N N"]:
+        """Distances between tokens, computed once: in the ``data``, or after the paper's ``sphere`` step."""
+        key = (representation, space)
+        if key not in self._known:
+            x = self.points[representation]
+            self._known[key] = pairwise_distances(standardise_to_sphere(x) if space == "sphere" else x)
+        return self._known[key]
+
+
+def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder], device: Any = "cpu") -> ConceptClouds:
+    """Encode a concept's tokens by every coder; the SAE also gives its reconstruction.
+
+    Representations come out in the order residual, sae, reconstruction, then the controls.
+
+    Raises
+    ------
+    GeometryError
+        If fewer than four distinct tokens are left.
+    """
+    x = activations.points().to(device)
+    with torch.no_grad():
+        full = {"residual": x}
+        for name, coder in coders.items():
+            full[name] = coder.encode(x)
+            if name == "sae":
+                full["reconstruction"] = coder.decode(full[name], like=x)
+    kept = first_copies(pairwise_distances(x))
+    if kept.sum() < 4:
+        raise GeometryError(
+            f"concept {activations.prompts.concept!r} has {int(kept.sum())} distinct tokens; allowed: 4."
+        )
+    prompt_of, position_of = activations.point_prompts.numpy(), activations.point_positions.numpy()
+    is_word = activations.word_mask[activations.mask].numpy()
+    with_word = np.unique(prompt_of[is_word])  # a word that is all sinks has no vector
+    prompts = activations.prompts.prompts
+    templates = {t: i for i, t in enumerate(dict.fromkeys(prompt.template for prompt in prompts))}
+    template_of = np.array([templates[prompt.template] for prompt in prompts])
+    words, prompt_words = activations.prompts.words, activations.prompt_words.numpy()
+    row_of = np.full(len(prompts), -1)
+    row_of[with_word] = np.arange(len(with_word))
+    full = {name: _firing(z) for name, z in full.items()}
+    select = torch.as_tensor(kept, device=x.device)
+    return ConceptClouds(
+        concept=activations.prompts.concept,
+        words=words,
+        points={name: z[select] for name, z in full.items()},
+        word_vectors={
+            name: poles(z, np.where(is_word, row_of[prompt_of], -1)) for name, z in full.items()
+        },
+        tokens=[
+            activations.token_strings[p][t] for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
+        ],
+        prompt_of=prompt_of[kept],
+        template_of=template_of[prompt_of][kept],
+        word_of=prompt_words[prompt_of][kept],
+        is_word=is_word[kept],
+        prompt_words=prompt_words[with_word],
+        templates=template_of[with_word],
+        n_copies=int((~kept).sum()),
+        contexts=[
+            in_brackets(activations.token_strings[p], t, prompts[p].text)
+            for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
+        ],
+    )  # fmt: skip
+
+
+def in_brackets(strings: Sequence[str], position: int, text: str) -> str:
+    """A prompt with one of its tokens in brackets; what stands before the text (BOS) is left out.
+
+    >>> in_brackets(["<s>", "In", " May", "."], 2, "In May.")
+    'In [May].'
+    """
+    before, token, after = "".join(strings[:position]), strings[position], "".join(strings[position + 1 :])
+    before = before[max(0, (before + token + after).find(text)) :]
+    space = token[: len(token) - len(token.lstrip())]
+    return f"{before}{space}[{token.strip()}]{after}"
+
+
+def _firing(z: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:
+    """Without the dimensions that are zero for every token: most latents, for one concept."""
+    alive = (z != 0).any(dim=0)
+    return z[:, alive] if bool(alive.any()) else z[:, :1]
+
+
+# ---- one row of 04_geometry --------------------------------------------------------------------
+
+
+def cluster_cloud(
+    clouds: ConceptClouds, representation: str, protocol: str, *, min_cluster_size: int, seed: int
+) -> LocalRepresentations:
+    """Local representations of one representation; too few tokens give none, with the reason."""
+    x = clouds.points[representation]
+    space = "sphere" if protocol == "paper" else "data"
+    try:
+        return find_local_representations(
+            x, method=protocol, min_cluster_size=min_cluster_size, seed=seed,
+            distances=clouds.distances(representation, space),
+        )  # fmt: skip
+    except GeometryError as error:
+        return LocalRepresentations(np.full(len(x), -1), None, 0, 1.0, str(error))
+
+
+def geometry_row(
+    labels: Int[np.ndarray, " N"], distances: Float[np.ndarray, "N N"], n_neighbors: int
+) -> dict[str, Any]:
+    """Global measures of labelled points, from their distances and in their unit, scale-free ones apart."""
+    k = len(np.unique(labels[labels >= 0]))
+    row: dict[str, Any] = {"aedp": NAN, "mst_weight": NAN, "mst_weight_scale_free": NAN}
+    row |= {"average_geodesic_distance": NAN, "geodesic_scale_free": NAN, "reason": ""}
+    if k < 2:
+        row["reason"] = f"{k} local representations: distances between poles need two"
+        return row
+    between, unit = pole_distances(labels, distances), rms_radius_of(distances)
+    if not unit > 0:
+        row["reason"] = "all points are equal: there is no unit of length"
+        return row
+    row["aedp"], row["mst_weight_scale_free"] = mean_distance(between), scale_free_tree(between, unit)
+    row["mst_weight"] = row["mst_weight_scale_free"] * (k - 1) * unit
+    if len(labels) > n_neighbors:
+        row["average_geodesic_distance"] = average_geodesic_distance(None, labels, n_neighbors, distances=distances)
+        row["geodesic_scale_free"] = row["average_geodesic_distance"] / unit
+    else:
+        row["reason"] = f"{len(labels)} points for {n_neighbors} neighbours: no geodesic distance"
+    return row
+
+
+def cluster_row(
+    clouds: ConceptClouds,
+    representation: str,
+    local: LocalRepresentations,
+    reference: LocalRepresentations,
+    n_neighbors: int,
+    smallest: int = 10,
+) -> dict[str, Any]:
+    """One row of ``04_geometry`` for clusters, with poles matched to the residual stream's clusters.
+
+    ``smallest`` is the size of the smallest cluster allowed: as many members of each give its effective rank.
+
+    Clusters found in an embedding are measured there, as the paper does, except for the intrinsic
+    dimension, which is measured in the data's own space (and in the embedding in its own column).
+    """
+    distances = clouds.distances(representation)
+    paper = local.embedding is not None
+    points = local.embedding if paper else clouds.points[representation]
+    here = pairwise_distances(points) if paper else distances
+    dimension = mean_dimension(local_dimensions(local.labels, distances))
+    spectra = local_spectra(local.labels, distances, smallest)
+    cloud = intrinsic_dimension(None, distances=distances)
+    row = geometry_row(local.labels, here, n_neighbors)
+    row |= {
+        "n_points": len(local.labels), "n_copies": clouds.n_copies, "n_local": local.n_local,
+        "noise_fraction": local.noise_fraction, "betti0": int(betti_numbers(None, 0, distances=here)[0]),
+        "intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error,
+        "intrinsic_dimension_cloud": cloud.estimate, "intrinsic_dimension_cloud_error": cloud.error,
+        "effective_rank": weighted_mean([s["effective_rank"] for s in spectra], [s["n_tokens"] for s in spectra]),
+        "effective_rank_error": pooled_error(spectra),
+        "intrinsic_dimension_embedding":
+            mean_dimension(local_dimensions(local.labels, here)).estimate if paper else NAN,
+        "space": "embedding" if paper else "data",
+    }  # fmt: skip
+    rows_a, rows_b = match_by_assignment(reference.labels, local.labels)
+    row |= {"procrustes_disparity": NAN, "procrustes_chance": NAN, "procrustes_p": NAN, "n_matched": len(rows_a)}
+    if len(rows_a) >= 3:
+        base = reference.embedding if reference.embedding is not None else clouds.points["residual"]
+        test = procrustes_test(poles(base, reference.labels)[rows_a], poles(points, local.labels)[rows_b])
+        row |= {"procrustes_disparity": test.disparity, "procrustes_chance": test.chance, "procrustes_p": test.p_value}
+    reasons = [local.reason, row["reason"], dimension.reason if local.n_local else ""]
+    if len(rows_a) < 3:
+        reasons.append(f"{len(rows_a)} matched poles: Procrustes needs three")
+    row["reason"] = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    return row
+
+
+def local_spectra(
+    labels: Int[np.ndarray, " N"],
+    distances: Float[np.ndarray, "N N"],
+    size: int = 10,
+    *,
+    n_draws: int = 20,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Size, participation ratio and effective rank of each cluster's covariance, in ascending order of label.
+
+    The ranks are those of ``size`` random members, averaged over draws (``_error``: standard deviation over draws):
+    n points span n - 1 dimensions at most, so that a whole cluster's rank says first of all how large it is, and
+    representations whose clusters differ in size could not be compared. NaN for a cluster of fewer members or of
+    equal points.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        row = {"n_tokens": len(members)}
+        if len(members) < size:
+            found.append(row | dict.fromkeys(("participation_ratio", "effective_rank", "effective_rank_error"), NAN))
+            continue
+        chosen = random_members(members, size, n_draws, rng)
+        participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
+        found.append(row | {
+            "participation_ratio": float(participation.mean()), "effective_rank": float(effective.mean()),
+            "effective_rank_error": float(effective.std()),
+        })  # fmt: skip
+    return found
+
+
+def random_members(
+    members: Int[np.ndarray, " n"], size: int, n_draws: int, rng: np.random.Generator
+) -> Int[np.ndarray, "R size"]:
+    """``n_draws`` times ``size`` different members; once where that is all of them."""
+    draws = np.argsort(rng.random((1 if len(members) == size else n_draws, len(members))))[:, :size]
+    return members[draws]
+
+
+def _two_ranks(distances: Float[np.ndarray, "R n n"]) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Participation ratio and effective rank of many small clouds at once, from their distances; NaN for equal points.
+
+    The definitions of :mod:`~saema_utils.stratification.spectra`, on a batch.
+    """
+    spectra = np.stack([spectrum_from_distances(d) for d in distances])
+    totals = spectra.sum(axis=1, keepdims=True)
+    shares = np.divide(spectra, totals, out=np.full_like(spectra, NAN), where=totals > 0)
+    entropy = -np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0 * shares).sum(axis=1)
+    return 1 / (shares**2).sum(axis=1), np.exp(entropy)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Mean of the finite values; NaN when there is none."""
+    v, w = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
+    known = np.isfinite(v)
+    return float(np.average(v[known], weights=w[known])) if known.any() else NAN
+
+
+def pooled_error(spectra: Sequence[Mapping[str, float]]) -> float:
+    """Standard deviation over draws of the mean effective rank, weighted by tokens; NaN when there is none."""
+    known = [s for s in spectra if np.isfinite(s["effective_rank_error"])]
+    weights = np.array([s["n_tokens"] for s in known], dtype=float)
+    errors = np.array([s["effective_rank_error"] for s in known])
+    return float(np.sqrt(((weights * errors) ** 2).sum()) / weights.sum()) if known else NAN
+
+
+def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> dict[str, Any]:
+    """The same row with the words themselves as local representations: no clustering, same K everywhere."""
+    x, labels = clouds.word_vectors[representation], clouds.prompt_words
+    distances = pairwise_distances(x)
+    row = geometry_row(labels, distances, n_neighbors)
+    centres = poles(x, labels)
+    dimension = mean_dimension(local_dimensions(labels, distances))
+    cloud = intrinsic_dimension(None, distances=distances)
+    test = procrustes_test(poles(clouds.word_vectors["residual"], labels), centres)
+    reasons = [row["reason"], dimension.reason] + (["Procrustes needs three words"] if test.n < 3 else [])
+    return row | {
+        "effective_rank": NAN, "effective_rank_error": NAN, "n_points": len(x), "n_copies": 0,
+        "n_local": len(centres), "noise_fraction": 0.0,
+        "betti0": int(betti_numbers(centres, 0)[0]), "intrinsic_dimension": dimension.estimate,
+        "intrinsic_dimension_error": dimension.error, "intrinsic_dimension_cloud": cloud.estimate,
+        "intrinsic_dimension_cloud_error": cloud.error, "intrinsic_dimension_embedding": NAN, "space": "data",
+        "procrustes_disparity": test.disparity, "procrustes_chance": test.chance, "procrustes_p": test.p_value,
+        "n_matched": test.n, "reason": "; ".join(dict.fromkeys(r for r in reasons if r)),
+    }  # fmt: skip
+
+
+# ---- merging -----------------------------------------------------------------------------------
+
+
+def centred_by_template(
+    vectors: Float[Tensor, "P F"], templates: Int[np.ndarray, " P"]
+) -> tuple[Float[Tensor, "P F"], bool]:
+    """Subtract from each prompt's vector the mean over the words in the same sentence.
+
+    What is left is the word, not the sentence around it. Where a template holds one prompt only (a
+    file of free prompts) nothing is subtracted, and False says so.
+    """
+    counts = np.bincount(templates)
+    if counts.min(initial=2) < 2 or len(counts) == len(templates):
+        return vectors, False
+    means = poles(vectors, templates)
+    return vectors - means[torch.as_tensor(templates, device=means.device)], True
+
+
+def cut_into(distances: Float[np.ndarray, "P P"], k: int) -> Int[np.ndarray, " P"]:
+    """Ward's clustering cut into ``k`` clusters: merging without a smallest cluster size."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    tree = linkage(squareform(distances, checks=False), "ward")
+    return fcluster(tree, k, criterion="maxclust").astype(np.int64) - 1
+
+
+def word_merging_row(clouds: ConceptClouds, representation: str) -> tuple[dict[str, Any], Int[np.ndarray, " P"]]:
+    """Merging of words when the number of clusters is known: as many as there are words.
+
+    Also the share of prompts whose nearest prompt with another sentence has the same word.
+    """
+    x, centred = centred_by_template(clouds.word_vectors[representation], clouds.templates)
+    distances = pairwise_distances(x)
+    labels = cut_into(distances, len(np.unique(clouds.prompt_words)))
+    scores = merging_scores(labels, clouds.prompt_words)
+    purity, chance = neighbour_purity(distances, clouds.prompt_words, np.arange(len(distances)))
+    row = merging_columns(scores) | {"purity": purity, "purity_chance": chance, "ami_token": NAN}
+    row["reason"] = "; ".join(r for r in (row["reason"], "" if centred else "no shared templates: not centred") if r)
+    return row, labels
+
+
+def cluster_merging_row(clouds: ConceptClouds, labels: Int[np.ndarray, " N"]) -> dict[str, Any]:
+    """Clusters against words over the words' own tokens, and against the tokens' text over all tokens."""
+    row = merging_columns(merging_scores(labels[clouds.is_word], clouds.word_of[clouds.is_word]))
+    texts = np.unique(np.asarray(clouds.tokens, dtype=object).astype(str), return_inverse=True)[1]
+    return row | {"purity": NAN, "purity_chance": NAN, "ami_token": merging_scores(labels, texts).ami}
+
+
+def merging_columns(scores: Any) -> dict[str, Any]:
+    """The columns of ``04_merging`` that every protocol fills."""
+    return {
+        "ami": scores.ami, "homogeneity": scores.homogeneity, "completeness": scores.completeness,
+        "coverage": scores.coverage, "n_tokens": scores.n, "reason": scores.reason,
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""What every notebook calls: open the run, show a figure, say a sentence with measured numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import StudyError
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import user_path
+from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Libraries ask for a widget toolkit when they are imported; published pages have no widgets and no warnings.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+CHAPTERS = range(1, 9)  # 7 and 8 are run when asked for: make book-full
+
+
+def in_colab() -> bool:
+    return "google.colab" in sys.modules
+
+
+def resolve_study(name: str = "auto", seed: int | None = None) -> Study:
+    """A study from a registered name, from a study file (``.json``), or ``auto``.
+
+    ``auto`` is the default study, except on a Colab machine without a GPU, which gets ``smoke``.
+    """
+    if name == "auto":
+        name = DEFAULT_STUDY
+        if in_colab():
+            from saema_utils.runtime import choose_device
+
+            name = DEFAULT_STUDY if choose_device().type != "cpu" else "smoke"
+    study = read_study_file(user_path(name)) if name.endswith(".json") else get_study(name)
+    return study if seed is None or seed == study.seed else study.changed(seed=seed)
+
+
+def read_study_file(path: Path) -> Study:
+    """Read a study from JSON: all its fields, or ``{"base": NAME, ...changes}``."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read study file {path} ({error.strerror}). Check the path and run again.") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"study file {path} is not JSON ({error}). Correct it and run again.") from error
+    if not isinstance(plain, dict):
+        raise StudyError(f"study file {path} holds a {type(plain).__name__}; allowed: a mapping of field names.")
+    if "base" in plain:
+        base = plain.pop("base")
+        if not isinstance(base, str):
+            raise StudyError(f"study file {path} has a base that is a {type(base).__name__}; allowed: a study's name.")
+        return get_study(base).changed(**plain)
+    return Study.from_dict(plain)
+
+
+def parse_chapters(text: str) -> tuple[int, ...]:
+    """Chapters from text such as ``3``, ``1-3`` or ``1,3-5``.
+
+    >>> parse_chapters("1,3-5")
+    (1, 3, 4, 5)
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        # One or two digits: a longer number is no chapter, and its range would fill the memory.
+        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+        chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1) if match else {0})
+    if not chosen or not chosen <= set(CHAPTERS):
+        raise StudyError(f"chapters is {text!r}; allowed: {CHAPTERS[0]} to {CHAPTERS[-1]}, such as 3, 1-3 or 1,3-5.")
+    return tuple(sorted(chosen))
+
+
+def open_run(study: str = "auto", run_dir: str = "", device: str = "auto", seed: int | None = None) -> RunDirectory:
+    """The run that a notebook works in; ``run_dir`` defaults to ``runs/<study>`` of the project.
+
+    Every name is checked before anything heavy happens.
+    """
+    for name, value, kind in (("study", study, str), ("run_dir", run_dir, str | Path), ("device", device, str)):
+        if not isinstance(value, kind):
+            raise StudyError(f"parameter {name} is {value!r}; allowed: text. Put it in quotes and run again.")
+    resolved = resolve_study(study, seed)
+    return RunDirectory(run_dir or default_run_dir(resolved), resolved, device=device)
+
+
+def default_run_dir(study: Study) -> Path:
+    """``runs/<study>`` beside the notebooks folder, wherever the notebook was started from."""
+    here = Path.cwd()
+    root = here.parent if here.name == "notebooks" else here
+    return root / "runs" / study.name
+
+
+def show(run: RunDirectory, name: str, figure: Figure) -> Any:
+    """Save a figure to the run as SVG and PNG, and show the SVG in the page."""
+    from IPython.display import SVG
+
+    return SVG(filename=str(run.save_figure(name, figure)))
+
+
+def say(text: str) -> Any:
+    """A sentence of the page, in Markdown, whose numbers come from the tables in scope."""
+    from IPython.display import Markdown
+
+    return Markdown(text)
+
+
+def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
+    """A small table of the page, rounded for reading; the CSV keeps every digit.
+
+    Text is escaped, except in ``html_columns``, which the package itself has written.
+    """
+    from html import escape
+
+    from IPython.display import HTML
+
+    def shown(value: float) -> str:
+        return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
+
+    def breakable(text: Any) -> Any:
+        return escape(text).replace("_", "_<wbr>") if isinstance(text, str) else text
+
+    plain = [name for name in frame if frame[name].dtype.kind == "O" and name not in html_columns]
+    safe = frame.assign(**{name: frame[name].map(breakable) for name in plain})
+    safe.columns = [breakable(str(name)) for name in frame]
+    body = safe.to_html(index=False, border=0, classes="saema-table", float_format=shown, na_rep="–", escape=False)
+    numeric = [kind.kind in "iuf" for kind in frame.dtypes]
+    position = itertools.count()  # cells come row by row, the header's first
+    body = re.sub(
+        r"<t([dh])>", lambda m: f"<t{m[1]} class='number'>" if numeric[next(position) % len(numeric)] else m[0], body
+    )
+    title = f"<p class='saema-table-caption'>{caption}</p>" if caption else ""
+    return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")
+
+
+__all__ = [
+    "STUDIES",
+    "default_run_dir",
+    "in_colab",
+    "open_run",
+    "parse_chapters",
+    "resolve_study",
+    "say",
+    "show",
+    "table",
+]

@@ -1,0 +1,310 @@
+"""Build the book: mirror the sources, put the executed notebooks and the measured numbers in, run Sphinx.
+
+Sphinx never sees the repository itself (it would read ``.venv``) and never executes anything. The
+site replaces the previous one only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import BookError
+from saema_utils.publishing import address, fragments, terms
+from saema_utils.publishing.cleaning import clean_notebook, default_build_paths
+from saema_utils.publishing.execution import ChapterResult, chapter_notebooks, find_root, is_done, run_notebooks
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import write_json
+from saema_utils.runs.freshness import PACKAGE_DIR
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+__all__ = ["BuildReport", "ChapterResult", "build_book", "clean_notebook", "last_report", "run_notebooks"]
+TIME, BADGES = "<!-- time -->", "<!-- badges -->"
+OPENING = re.compile(r"<!-- opening: (\w+) -->")
+COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
+NO_NUMBER = "(not measured in this run)"
+# Cells that the page shows on demand: how they fold, and what the fold says.
+FOLDED = {
+    "parameters": ("hide-input", "Parameters of this chapter"),
+    "setup": ("hide-input", "Setup"),
+    "solution": ("hide-cell", "Show the solution"),
+}
+SUBSTITUTION = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made: seconds, pages, bytes of the site and of its heaviest page, numbers it lacked."""
+
+    seconds: float
+    pages: int
+    site_bytes: int
+    heaviest_page: str
+    heaviest_bytes: int
+    missing_numbers: list[str]
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.pages} pages, {self.site_bytes / 1e6:.1f} MB in all, built in {self.seconds:.0f} s; "
+            f"heaviest page {self.heaviest_page} ({self.heaviest_bytes / 1e6:.2f} MB)"
+        )
+        missing = ", ".join(self.missing_numbers)
+        return line + (f"; numbers that this run did not measure: {missing}" if missing else "")
+
+
+def build_book(
+    run: RunDirectory,
+    *,
+    chapters: Iterable[int] | None = None,
+    root: Path | None = None,
+    build_dir: Path | None = None,
+    allow_stale: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Build the HTML book from the executed notebooks of a run.
+
+    Parameters
+    ----------
+    run
+        A run whose chapters are done.
+    chapters
+        Only these chapters. Links to the others would dangle, so warnings are then no errors.
+    root
+        The repository; found when not given.
+    build_dir
+        Where staging tree and site go; ``_build`` of the repository when not given.
+    allow_stale
+        Also publish chapters that were executed from older sources.
+    say
+        Receives one line on page weight and build time.
+
+    Returns
+    -------
+    Path of ``html/index.html`` in the build folder.
+
+    Raises
+    ------
+    BookError
+        If a chapter was not executed, shows what a page must not show, or Sphinx warns. The
+        previous site is then left as it was.
+    """
+    root = (root or find_root()).resolve()
+    build = (build_dir or root / "_build").resolve()
+    started = time.perf_counter()
+    staging, work = build / "staging", build / "work"
+    for folder in (staging, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    missing = stage(run, root, staging, chapters=chapters, allow_stale=allow_stale, say=say)
+    _sphinx(staging, work, build / "sphinx.log", strict=chapters is None)
+    fresh, site, old = work / "_build" / "html", build / "html", build / "html.old"
+    _mend_roles(fresh)
+    shutil.rmtree(old, ignore_errors=True)
+    if site.exists():
+        os.replace(site, old)
+    os.replace(fresh, site)
+    for folder in (old, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    report = weigh(site, time.perf_counter() - started, missing)
+    write_json(build / "report.json", asdict(report))
+    say(str(report))
+    return site / "index.html"
+
+
+def stage(
+    run: RunDirectory,
+    root: Path,
+    staging: Path,
+    *,
+    chapters: Iterable[int] | None = None,
+    allow_stale: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Write the tree that Sphinx reads; returns names of numbers that pages quote and the run lacks."""
+    import yaml
+
+    for name in COPIED:
+        source = root / name
+        if source.is_dir():
+            shutil.copytree(source, staging / name, dirs_exist_ok=True)
+        elif source.exists():
+            staging.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, staging / name)
+    for name in ("figures", "tables"):
+        if (run.path / name).is_dir():
+            shutil.copytree(run.path / name, staging / name, ignore=shutil.ignore_patterns(".*", "parts"))
+    (staging / "book" / "static").mkdir(parents=True, exist_ok=True)
+    _copy_plotly(staging / "book" / "static" / "plotly.min.js")
+    toc = _stage_notebooks(run, root, staging, None if chapters is None else set(chapters), allow_stale, say)
+    fragments.write_fragments(run, staging / "book" / "fragments", staging)
+    api_pages = fragments.write_api_pages(staging / "book" / "api")
+    for part in toc["parts"]:
+        for entry in part["chapters"]:
+            if entry["file"] == "book/api":
+                entry["sections"] = [{"file": f"book/api/{name}"} for name in api_pages]
+    (staging / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    numbers = fragments.numbers(run)
+    quoted = {
+        name for page in (staging / "book").rglob("*.md") for name in SUBSTITUTION.findall(page.read_text("utf-8"))
+    }
+    missing = sorted(quoted - set(numbers))
+    config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
+    config.setdefault("parse", {})["myst_substitutions"] = {**dict.fromkeys(missing, NO_NUMBER), **numbers}
+    config["repository"] = {"url": address.repository_url(), "branch": address.BRANCH, "path_to_book": ""}
+    (staging / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return missing
+
+
+def _copy_plotly(target: Path) -> None:
+    from importlib.resources import files
+
+    shutil.copyfile(str(files("plotly") / "package_data" / "plotly.min.js"), target)
+
+
+def _stage_notebooks(
+    run: RunDirectory,
+    root: Path,
+    staging: Path,
+    wanted: set[int] | None,
+    allow_stale: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Clean and copy the executed chapters; returns the table of contents that lists exactly these.
+
+    An optional chapter is published when it was run; one that was run from other sources is left out, and named.
+    """
+    import nbformat
+    import yaml
+
+    sources = chapter_notebooks(root)
+    toc = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
+    listed: list[dict[str, Any]] | None = None
+    for part in toc["parts"]:
+        if any(entry["file"].startswith("notebooks/") for entry in part["chapters"]):
+            listed = part["chapters"]
+    if listed is None:
+        raise BookError(f"{root / '_toc.yml'} lists no notebook. Put the chapters into one of its parts.")
+    by_file = {f"notebooks/{path.stem}": number for number, path in sources.items()}
+    for entry in listed if wanted is None else []:
+        if entry["file"] not in by_file:
+            raise BookError(f"_toc.yml lists {entry['file']}, but there is no such notebook. Correct the name.")
+    required = {by_file[entry["file"]] for entry in listed if entry["file"] in by_file}
+    executed = {n for n in set(sources) - required if (run.path / "notebooks" / sources[n].name).exists()}
+    optional = {n for n in executed if allow_stale or is_done(run, root, n)}
+    if wanted is None:
+        for number in sorted(executed - optional):
+            again = f"saema run --study {run.study.name} --chapters {number}"
+            say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
+    chosen = sorted(required | optional if wanted is None else wanted)
+    forbidden = [*default_build_paths(), root, run.path]
+    glossary = terms.read_terms(root / "book" / "glossary.md")
+    (staging / "notebooks").mkdir(parents=True, exist_ok=True)
+    for number in chosen:
+        source = _executed(run, root, sources, number, allow_stale)
+        try:
+            cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
+        except BookError as error:
+            raise BookError(f"chapter {number} ({source.stem}) cannot be published: {error}") from error
+        prepare_page(cleaned, run, source.stem, glossary)
+        nbformat.write(cleaned, staging / "notebooks" / source.name)
+    listed[:] = [{"file": f"notebooks/{sources[number].stem}"} for number in chosen]
+    toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
+    return toc
+
+
+def _executed(run: RunDirectory, root: Path, sources: dict[int, Path], number: int, allow_stale: bool) -> Path:
+    command = f"Run: saema run --study {run.study.name} --chapters {number}"
+    if number not in sources:
+        raise BookError(f"there is no chapter {number}. Allowed: {', '.join(map(str, sources))}.")
+    path = run.path / "notebooks" / sources[number].name
+    if not path.exists():
+        raise BookError(f"chapter {number} ({path.stem}) was not executed in {run.path}. {command}")
+    if not allow_stale and not is_done(run, root, number):
+        raise BookError(f"chapter {number} ({path.stem}) was executed from older sources than these. {command}")
+    return path
+
+
+def prepare_page(
+    notebook: NotebookNode, run: RunDirectory, name: str, glossary: Mapping[str, str] | None = None
+) -> None:
+    """Make a cleaned chapter a page: badge, times and opening figure filled in, first uses of glossary terms
+    linked, plumbing and solutions folded.
+    """
+    badge = address.colab_badge(f"notebooks/{name}.ipynb", "../book/static/colab.svg")
+    record = run.manifest().get("chapters", {}).get(name)
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    time_line = fragments.time_needed(words, record)
+    terms.link_first_uses(notebook, glossary or {})  # before the opening figure, whose caption comes again below
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace(BADGES, badge).replace(TIME, time_line)
+            cell.source = OPENING.sub(lambda found: fragments.opening_figure(notebook, found[1], run), cell.source)
+            continue
+        tags = cell.metadata.get("tags", [])
+        for tag in set(tags) & set(FOLDED):
+            folding, prompt = FOLDED[tag]
+            cell.metadata["tags"] = [*tags, *({folding} - set(tags))]
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = prompt
+        if {"exercise", "solution"} & set(tags):
+            # What check() returns is for programs; what it prints is for readers.
+            cell.outputs = [o for o in cell.outputs if o.get("data", {}).get("text/plain") not in ("True", "False")]
+
+
+def _sphinx(staging: Path, work: Path, log: Path, *, strict: bool) -> None:
+    """Run jupyter-book; its whole output goes to ``log``."""
+    program = Path(sys.executable).with_name("jupyter-book")
+    if not program.exists():
+        raise BookError(f"jupyter-book is not installed beside {sys.executable}. Run: pip install 'saema_utils[book]'")
+    command = [str(program), "build", str(staging), "--path-output", str(work), "--keep-going"]
+    path = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        command + (["-W", "-n"] if strict else []), capture_output=True, text=True, env=environment, check=False
+    )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    log.write_text(output, encoding="utf-8")
+    if done.returncode or not (work / "_build" / "html" / "index.html").exists():
+        complaints = [
+            line.strip() for line in output.splitlines() if re.search(r"WARNING|ERROR|[Ee]xception|Error:", line)
+        ]
+        first = (complaints or ["no message"])[0].replace(f"{staging}{os.sep}", "")
+        raise BookError(f"the book does not build cleanly ({len(complaints)} complaints). First: {first} | All: {log}")
+
+
+def _mend_roles(site: Path) -> None:
+    """Sphinx calls its citations a list whose entries are no list items: a screen reader finds it empty."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        mended = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
+
+
+def weigh(site: Path, seconds: float, missing: list[str]) -> BuildReport:
+    """Count pages and bytes of a built site."""
+    files = {path: path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    pages = {path: size for path, size in files.items() if path.suffix == ".html"}
+    heaviest = max(pages, key=lambda path: pages[path])
+    return BuildReport(
+        seconds=round(seconds, 1), pages=len(pages), site_bytes=sum(files.values()),
+        heaviest_page=heaviest.relative_to(site).as_posix(), heaviest_bytes=pages[heaviest], missing_numbers=missing,
+    )  # fmt: skip
+
+
+def last_report(root: Path | None = None) -> BuildReport:
+    """The report of the last build."""
+    path = (root or find_root()) / "_build" / "report.json"
+    if not path.exists():
+        raise BookError("no book was built here yet. Run: saema book")
+    return BuildReport(**json.loads(path.read_text()))

@@ -1,0 +1,485 @@
+"""Run the notebooks of a study through papermill.
+
+A notebook counts as done only by its stamp in the manifest: a digest of the study, this package,
+the pinned requirements, and the notebook together with all earlier ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import ArtifactError, BookError, unknown_name
+from saema_utils.interactive import PUBLISHING
+from saema_utils.publishing import address
+from saema_utils.runs.directory import RunDirectory, chapter_of, read_manifest
+from saema_utils.runs.files import cannot_write, write_json
+from saema_utils.runs.freshness import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest
+from saema_utils.runtime import PROGRESS_FILE
+from saema_utils.study import STUDIES
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+CELL_TIMEOUT = 4 * 3600
+
+
+def find_root() -> Path:
+    """The folder that holds ``notebooks/`` and ``_toc.yml``: at or above the working folder, or the checkout.
+
+    Raises
+    ------
+    BookError
+        If there is none, as when only the package is installed.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, PACKAGE_DIR.parent):
+        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise BookError(
+        f"no notebooks/ and _toc.yml at or above {here}. Clone {address.repository_url()} and run from there."
+    )
+
+
+def chapter_notebooks(root: Path) -> dict[int, Path]:
+    """Source notebooks by chapter number, from ``notebooks/NN_name.ipynb`` under ``root``."""
+    found: dict[int, Path] = {}
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        number = int(path.name[:2])
+        if number in found:
+            raise BookError(f"chapter {number} has two notebooks, {found[number].name} and {path.name}. Remove one.")
+        found[number] = path
+    return found
+
+
+def chapter_stamp(run: RunDirectory, root: Path, chapter: int) -> str:
+    """Digest of everything a chapter's outputs depend on."""
+    sources = chapter_notebooks(root)
+    pins = [root / name for name in ("requirements.txt", "constraints.txt")]
+    data = sorted([*PACKAGE_DIR.glob("*.yaml"), *PACKAGE_DIR.glob("*.json")])
+    return digest(
+        {
+            "study": run.study.digest,
+            "package": [source_digest(), *map(file_digest, data)],
+            "pins": [file_digest(path) for path in pins if path.exists()],
+            "notebooks": [(path.name, file_digest(path)) for n, path in sources.items() if n <= chapter],
+            "outside": outside_digest(*run.study.outside),
+            "neighbours": _tables_beside(run, chapter),
+        }
+    )
+
+
+def _tables_beside(run: RunDirectory, chapter: int) -> dict[str, dict[str, str]]:
+    """Hashes of the tables of other runs, for the chapters that show them: 6 those beside it, 7 those of sweeps too."""
+    if chapter not in (6, 7):
+        return {}
+    found = {}
+    for path in run.neighbours(sweeps=chapter == 7):
+        with contextlib.suppress(ArtifactError):  # the chapter itself names a run that cannot be read
+            artifacts = read_manifest(path).get("artifacts", {})
+            found[str(path)] = {name: made["sha256"] for name, made in artifacts.items() if name.startswith("tables/")}
+    return found
+
+
+def is_done(run: RunDirectory, root: Path, chapter: int) -> bool:
+    """Whether a chapter was executed from exactly these sources and its files are still whole."""
+    name = chapter_notebooks(root)[chapter].stem
+    manifest = run.manifest()
+    record = manifest.get("chapters", {}).get(name, {})
+    executed = run.path / "notebooks" / f"{name}.ipynb"
+    if record.get("stamp") != chapter_stamp(run, root, chapter) or not executed.exists():
+        return False
+    if file_digest(executed) != record.get("sha256"):
+        return False
+    made_here = [a for a in manifest.get("artifacts", {}) if chapter_of(a) == chapter]
+    try:
+        for artifact in made_here:
+            run.check(artifact)
+    except ArtifactError:
+        return False
+    return True
+
+
+def run_notebooks(
+    run: RunDirectory,
+    chapters: Iterable[int],
+    *,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+    device: str = "auto",
+    study_argument: str | None = None,
+    root: Path | None = None,
+    cell_timeout: int = CELL_TIMEOUT,
+) -> list[ChapterResult]:
+    """Execute chapters in order, each into ``<run>/notebooks/``; what did not change is skipped.
+
+    Parameters
+    ----------
+    run
+        Where results go, and the study.
+    chapters
+        Chapter numbers. They are run in ascending order, each once.
+    force
+        Execute also what is up to date.
+    on_progress
+        Called with chapter, cell, number of cells, and what the cell is doing: description, done, total.
+    device
+        Passed on to the notebooks: ``auto``, ``cpu``, ``cuda``, ``mps``.
+    study_argument
+        What the notebooks open: a study's name or a study file. By default the run's own study.
+    root
+        Folder that holds ``notebooks/``; found when not given.
+    cell_timeout
+        Seconds after which a single cell counts as hung.
+
+    Raises
+    ------
+    BookError
+        When a chapter does not exist, or fails: one line with chapter, cell and error. What it had
+        shown until then is kept beside the good copy as ``<name>.failed.ipynb``.
+    """
+    root = root or find_root()
+    sources = chapter_notebooks(root)
+    wanted = sorted(set(chapters))
+    for chapter in wanted:
+        if chapter not in sources:
+            raise BookError(unknown_name("chapter", chapter, map(str, sources), f"They live in {root / 'notebooks'}."))
+    parameters = {
+        "study": study_argument or _study_argument(run),
+        "run_dir": str(run.path),
+        "device": device,
+        "seed": run.study.seed,
+    }
+    report = on_progress or (lambda *_: None)
+    results = []
+    with run.locked():
+        for chapter in wanted:
+            source = sources[chapter]
+            if not force and is_done(run, root, chapter):
+                record = run.manifest()["chapters"][source.stem]
+                path = run.path / "notebooks" / source.name
+                results.append(
+                    ChapterResult(chapter, source.stem, path, record["seconds"], record["peak_memory"], skipped=True)
+                )
+                continue
+            stamp = chapter_stamp(run, root, chapter)
+            result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout)
+            # What a chapter takes is what it took when its tables had to be made: later executions find them.
+            before = run.manifest().get("chapters", {}).get(source.stem, {})
+            run.record_chapter(
+                source.stem, stamp=stamp, sha256=file_digest(result.path),
+                seconds=max(round(result.seconds, 1), before.get("seconds", 0)),
+                peak_memory=max(result.peak_memory, before.get("peak_memory", 0)),
+                device=str(run.device), hardware=describe_hardware(run.device),
+                finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )  # fmt: skip
+            results.append(result)
+    return results
+
+
+def _study_argument(run: RunDirectory) -> str:
+    """The name of a registered study, or a study file written into the run for any other."""
+    registered = STUDIES.get(run.study.name)
+    if registered is not None and registered.changed(seed=run.study.seed).digest == run.study.digest:
+        return run.study.name
+    path = run.path / "study.json"
+    write_json(path, run.study.as_dict())
+    return str(path)
+
+
+def describe_hardware(device: Any) -> str:
+    """The machine in a few words, such as ``2 CPU cores (x86_64)`` or the name of the GPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = "Apple GPU" if device.type == "mps" else f"{cores} CPU core{'s' if cores != 1 else ''}"
+    return f"{kind} ({platform.machine()})"
+
+
+OnProgress = Callable[[int, int, int, str, int, int], None]
+
+
+SECONDS_BETWEEN_SAVES = 10
+
+
+KERNEL_ENVIRONMENT = {
+    PUBLISHING: "1",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+    "JUPYTER_PLATFORM_DIRS": "1",
+}
+
+
+@dataclass(frozen=True)
+class ChapterResult:
+    """How one chapter went: its executed notebook, and what it took (``peak_memory`` in bytes)."""
+
+    chapter: int
+    name: str
+    path: Path
+    seconds: float
+    peak_memory: int
+    skipped: bool
+
+
+def execute(
+    folder: Path, chapter: int, source: Path, parameters: Mapping[str, Any], report: OnProgress, timeout: int
+) -> ChapterResult:
+    """Run one notebook from a fresh kernel; its executed copy appears in ``folder`` only when it succeeded.
+
+    Raises
+    ------
+    BookError
+        If a cell fails, hangs for ``timeout`` seconds, or takes its kernel down: one line with chapter, cell and
+        cause. What it had shown until then is kept as ``<name>.failed.ipynb``.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook = read_notebook(source)
+    check_parameters(notebook, source.stem, parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    working, finished = folder / f".{source.stem}.running.ipynb", folder / source.name
+    failed = folder / f"{source.stem}.failed.ipynb"
+    watch = _Watch(chapter, notebook, folder / f".{source.stem}.progress", report)
+    started = time.perf_counter()
+    try:
+        with (
+            watch,
+            _without_library_logs(),
+            _environment({**KERNEL_ENVIRONMENT, PROGRESS_FILE: str(watch.file), "PYTHONPATH": _import_path()}),
+        ):
+            papermill.execute_notebook(
+                source, working, parameters=dict(parameters), engine_name=_register_engine(), kernel_name="python3",
+                cwd=Path.cwd(), progress_bar=False, log_output=False, start_timeout=180,
+                execution_timeout=timeout, on_cell=watch.cell_started, extra_arguments=["--log-level=CRITICAL"],
+            )  # fmt: skip
+        os.replace(working, finished)
+    except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
+        if working.exists():
+            os.replace(working, failed)
+        raise BookError(
+            f"chapter {chapter} ({source.stem}), cell {watch.cell} ({watch.cell_id}): {_reason(error, timeout)} "
+            f"| What it had shown: {failed}. Correct the cause and run the same command again."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(cannot_write(working, error)) from error
+    except RuntimeError as error:  # jupyter_client's word for a kernel that does not answer
+        raise BookError(
+            f"the kernel of chapter {chapter} did not start ({error}). Run the same command again."
+        ) from error
+    finally:
+        working.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    return ChapterResult(chapter, source.stem, finished, time.perf_counter() - started, watch.peak, skipped=False)
+
+
+def _reason(error: Exception, timeout: int) -> str:
+    """The last line of a traceback, flattened; a person reads this one line first."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    if isinstance(error, DeadKernelError):
+        return "its Python process died, most often for lack of memory. Close other programs or use a smaller study."
+    if isinstance(error, CellTimeoutError):
+        return f"it ran longer than {timeout} s."
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).split())
+    return f"{error.ename}: {text if len(text) <= 600 else text[:597] + '...'}"
+
+
+def _import_path() -> str:
+    """Kernels import the very package that runs them, also from a checkout that is not installed."""
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), given]))
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the kernels that start inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@contextlib.contextmanager
+def _without_library_logs() -> Iterator[None]:
+    """Keep log lines about a kernel's death off the screen: what matters of it is raised, and said in one line."""
+    from nbclient.exceptions import DeadKernelError
+
+    class NotADeadKernel(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return not (record.exc_info and isinstance(record.exc_info[1], DeadKernelError))
+
+    papermill, asyncio = logging.getLogger("papermill"), logging.getLogger("asyncio")
+    if not any(type(known).__name__ == NotADeadKernel.__name__ for known in asyncio.filters):
+        asyncio.addFilter(NotADeadKernel())  # stays: after Ctrl-C the last cell's task is collected when it pleases
+    before, papermill.disabled = papermill.disabled, True
+    try:
+        yield
+    finally:
+        papermill.disabled = before
+
+
+def _register_engine() -> str:
+    """A papermill engine that says which cell starts, and saves now and then; returns its name.
+
+    Papermill's own writes the whole notebook, figures and all, twice a cell.
+    """
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Watched(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, on_cell=None, **options):
+            start, save = nb_man.cell_start, nb_man.save
+            saved = time.monotonic()
+
+            def save_now_and_then(**more):
+                nonlocal saved
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    save(**more)
+                    saved = time.monotonic()
+
+            def cell_start(cell, cell_index=None, **more):
+                if on_cell is not None and cell.cell_type == "code":
+                    on_cell(cell)
+                return start(cell, cell_index, **more)
+
+            nb_man.cell_start, nb_man.save = cell_start, save_now_and_then
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            finally:
+                save()
+
+    papermill_engines.register("saema", Watched)
+    return "saema"
+
+
+class _Watch:
+    """Watches a running kernel from a thread: its progress file and its peak memory."""
+
+    def __init__(self, chapter: int, notebook: NotebookNode, file: Path, report: OnProgress):
+        self.chapter, self.file, self.report = chapter, file, report
+        self.numbers = {cell.get("id"): number for number, cell in enumerate(notebook.cells, start=1)}
+        self.n_cells = len(notebook.cells)
+        self.cell, self.cell_id, self.peak = 0, "start", 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self.report(self.chapter, 0, self.n_cells, "", 0, 0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.file.unlink(missing_ok=True)
+        if kind is None:
+            self.report(self.chapter, self.n_cells, self.n_cells, "", 0, 0)
+
+    def cell_started(self, cell: Any) -> None:
+        self.cell = self.numbers.get(cell.get("id"), self.cell)
+        self.cell_id = cell.get("id") if cell.get("id") in self.numbers else "parameters"
+        self.file.unlink(missing_ok=True)
+        self.report(self.chapter, self.cell, self.n_cells, "", 0, 0)
+
+    def _run(self) -> None:
+        last = ""
+        while not self._stop.wait(0.25):
+            self.peak = max(self.peak, _peak_of_kernel())
+            line = ""
+            with contextlib.suppress(OSError):  # not there before the first step, gone when a cell ends
+                line = self.file.read_text()
+            description, _, counts = line.partition("\t")
+            done, _, total = counts.partition("\t")
+            # A line that is being written is read as incomplete: wait for the next look.
+            if line != last and done.isdigit() and total.isdigit():
+                last = line
+                self.report(self.chapter, self.cell, self.n_cells, description, int(done), int(total))
+
+
+def _peak_of_kernel() -> int:
+    """Largest resident size so far, in bytes, of the kernel that this process started."""
+    import psutil
+
+    peak = 0
+    with contextlib.suppress(psutil.Error, OSError):
+        for child in psutil.Process().children():
+            if any("ipykernel" in part for part in child.cmdline()):
+                status = Path(f"/proc/{child.pid}/status")  # Linux keeps the exact peak
+                high = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+                peak = max(peak, int(high[1]) * 1024 if high else child.memory_info().rss)
+    return peak
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """A notebook of format 4, or BookError: nbformat raises whatever its parts do."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BookError(f"{path} is not a notebook ({type(error).__name__}: {reason}). Restore it.") from error
+    return notebook
+
+
+def parameter_names(notebook: NotebookNode, name: str) -> list[str]:
+    """Names that a notebook's one ``parameters`` cell assigns, which must be literals."""
+    import ast
+
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise BookError(
+            f"{name} has {len(cells)} cells tagged 'parameters'; allowed: exactly one. Tag the first code cell."
+        )
+    try:
+        statements = ast.parse(cells[0].source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BookError(
+            f"{name} has a parameters cell that is not Python ({' '.join(str(error).split())}). Correct it."
+        ) from error
+    names = []
+    for statement in statements:
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            raise BookError(f"{name} has {ast.unparse(statement)!r} among its parameters; allowed: name = literal.")
+        try:
+            ast.literal_eval(statement.value)
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+            # papermill injects after this cell, so a value derived here would go stale.
+            raise BookError(
+                f"{name} derives {ast.unparse(statement)!r} in its parameters cell; allowed: a literal."
+            ) from error
+        names.append(statement.targets[0].id)
+    return names
+
+
+def check_parameters(notebook: NotebookNode, name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that the notebook does not declare: papermill would only warn."""
+    known = parameter_names(notebook, name)
+    for parameter in parameters:
+        if parameter not in known:
+            raise BookError(unknown_name(f"parameter of {name}", parameter, known))

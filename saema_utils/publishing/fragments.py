@@ -1,0 +1,281 @@
+"""Pieces of the book's pages that are generated from a run: numbers, tables, times.
+
+Prose quotes a number as ``{{ name }}``; larger pieces are included from ``book/fragments/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import BookError
+from saema_utils.publishing import address
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.freshness import PACKAGE_DIR
+from saema_utils.saes.facts import SaeFacts, sae_facts
+from saema_utils.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from nbformat import NotebookNode
+
+WORDS_PER_MINUTE = 180
+ROWS_SHOWN = 8
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+HEROES = ("04_circles", "01_word_circles")
+TABLES = {
+    "01_concepts": "The prompts of each concept, and the tokens that were masked: special, padding, attention sinks.",
+    "02_sae_training": "The SAE's training history.",
+    "02_sae_eval": "How well each coder reconstructs held-out activations, and what it costs the language model.",
+    "03_noise_rank": "Rank measures of every unfolding at every noise level, representation and seed.",
+    "03_stratification": "The verdict of the rank test for each concept, representation and mode.",
+    "04_geometry": "Local and global geometry of each concept, before and after sparse coding.",
+    "05_dose_response": "Effect of moving poles apart, for all arms.",
+    "05_optimum": "The optimum of the dose response in closed form, for each arm.",
+    "06_claims": "The claims, their evidence and the verdicts.",
+}
+
+
+def numbers(run: RunDirectory) -> dict[str, str]:
+    """Everything that a page may quote, formatted for reading: the study's choices, what was measured, times."""
+    study, sae = run.study, sae_facts(run)
+    manifest = run.manifest()
+    records = manifest.get("chapters", {}).values()
+    chosen: dict[str, Any] = {
+        "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
+        "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
+        "sae": _sae_in_words(study, sae), "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs,
+        "n_seeds": study.n_seeds,
+        "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
+        "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
+        "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),
+        "peak_gib": max((r.get("peak_memory", 0) for r in records), default=0) / 2**30,
+        "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})), "version": address.VERSION,
+        "repository": address.repository_url(),
+    }  # fmt: skip
+    return {name: format_number(value) for name, value in {**chosen, **run.numbers()}.items()}
+
+
+def _sae_in_words(study: Study, sae: SaeFacts) -> str:
+    made = f"trained on {study.corpus.tokens:,} tokens" if study.sae.source == "train" else study.sae.source
+    at_a_time = f"{sae.k:g} at a time, " if sae.k else ""
+    return f"{sae.architecture}, {sae.d_sae:,} latents, {at_a_time}{made}"
+
+
+def _model_name(source: str) -> str:
+    return "SmolLM2-135M-Instruct" if source == "embedded:smollm2-135m" else source
+
+
+def format_number(value: Any) -> str:
+    """A number as prose shows it: three significant digits, thousands separated, never an exponent near one.
+
+    >>> format_number(0.79312), format_number(160000), format_number(-12.0)
+    ('0.793', '160,000', '−12')
+    """
+    if value is None or value != value:
+        return "undefined"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if abs(value) == float("inf"):
+        return "infinity" if value > 0 else "−infinity"
+    if isinstance(value, int) or float(value).is_integer() or abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    elif abs(value) >= 1e-3:
+        text = f"{value:.3g}"
+    else:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return text.replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: ``45 s``, ``3.5 min``."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def time_needed(words: int, record: Mapping[str, Any] | None) -> str:
+    """How long a chapter takes to read and took to run, from its words and its record in the manifest."""
+    reading = f"{max(1, round(words / WORDS_PER_MINUTE))} min to read"
+    if not record:
+        return f"{reading}; not run yet"
+    memory = f"{record['peak_memory'] / 2**30:.1f} GiB"
+    return f"{reading}; {duration(record['seconds'])} to run on {record['hardware']}, peak memory {memory} (measured)"
+
+
+def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
+    """Write every generated piece into ``folder``, as Markdown that pages include."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[], str]] = {
+        "execution": lambda: execution_table(run, staging / "notebooks"),
+        "versions": lambda: versions_table(run),
+        "results": lambda: results_tables(staging / "tables"),
+        "hero": lambda: hero(staging),
+        "scorecard": lambda: scorecard(staging / "tables"),
+        "chapters": lambda: chapter_list(run, staging / "notebooks"),
+    }
+    for name, make in makers.items():
+        (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table. Bars in cells are escaped."""
+    cells = [header, ["---"] * len(header), *[[str(cell).replace("|", "\\|") for cell in row] for row in rows]]
+    body = "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    return f"{body}\n"
+
+
+def execution_table(run: RunDirectory, notebooks: Path) -> str:
+    """Time, memory and hardware of every chapter of the book, from the manifest."""
+    records = run.manifest().get("chapters", {})
+    chapters = {name: records[name] for name in chapter_titles(notebooks) if name in records}
+    rows = [
+        [f"[{title}](../notebooks/{name}.ipynb)", duration(r["seconds"]), f"{r['peak_memory'] / 2**30:.2f} GiB",
+         r["hardware"], r["finished"].replace("T", " ").rstrip("Z")]
+        for name, title in chapter_titles(notebooks).items() if (r := chapters.get(name))
+    ]  # fmt: skip
+    total = sum(r["seconds"] for r in chapters.values())
+    peak = max((r["peak_memory"] for r in chapters.values()), default=0)
+    rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
+    return markdown_table(["Chapter", "Time", "Peak memory", "Hardware", "Finished (UTC)"], rows)
+
+
+def versions_table(run: RunDirectory) -> str:
+    """Versions of what computed the results."""
+    manifest = run.manifest()
+    rows = [["python", manifest.get("python", "")], *map(list, manifest.get("versions", {}).items())]
+    return markdown_table(["Package", "Version"], rows)
+
+
+def chapter_titles(notebooks: Path) -> dict[str, str]:
+    """Titles of the chapters in a folder, by the name of their notebook, in order."""
+    import nbformat
+
+    titles = {}
+    for path in sorted(notebooks.glob("*.ipynb")):
+        first = next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+        titles[path.stem] = f"{int(path.name[:2])}. {first.splitlines()[0].lstrip('# ')}"
+    return titles
+
+
+def chapter_list(run: RunDirectory, notebooks: Path) -> str:
+    """The chapters: what each does, how long it takes, and where to open it."""
+    chapters = run.manifest().get("chapters", {})
+    rows = [
+        [f"[{title}](../notebooks/{name}.ipynb)", duration(chapters[name]["seconds"]) if name in chapters else "",
+         f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})"]
+        for name, title in chapter_titles(notebooks).items()
+    ]  # fmt: skip
+    return markdown_table(["Chapter", "Runs in", "Open"], rows)
+
+
+def hero(staging: Path) -> str:
+    """The opening figure: the first of ``HEROES`` that the run made, captioned as in its chapter."""
+    import nbformat
+
+    made = [name for name in HEROES if (staging / "figures" / f"{name}.svg").exists()]
+    for path in sorted((staging / "notebooks").glob("*.ipynb")) if made else []:
+        facts = figure_facts(nbformat.read(path, as_version=4), made[0])
+        if facts:
+            link = f"[chapter {int(path.name[:2])}](../notebooks/{path.name})"
+            return (
+                f"```{{figure}} ../figures/{made[0]}.svg\n:name: fig-hero\n:alt: {facts['image']['alt']}\n"
+                f":class: saema-hero\n\n{facts['figure']['caption']} From {link}.\n```"
+            )
+    return ""
+
+
+def figure_facts(notebook: NotebookNode, name: str) -> Mapping[str, Any]:
+    """Caption, name and description of the figure that a chapter saves as ``name``; empty when it has none."""
+    for cell in notebook.cells:
+        facts = cell.metadata.get("mystnb", {})
+        if cell.cell_type == "code" and f'"{name}"' in cell.source and "figure" in facts:
+            return facts
+    return {}
+
+
+def opening_figure(notebook: NotebookNode, name: str, run: RunDirectory) -> str:
+    """A chapter's main figure once more at its top, with a link to where it is made; empty if this run has none."""
+    facts = figure_facts(notebook, name)
+    if not facts:
+        raise BookError(f"the opening asks for figure {name!r}, which no cell shows. Correct '<!-- opening: ... -->'.")
+    if not (run.path / "figures" / f"{name}.svg").exists():
+        return ""
+    where = facts["figure"]["name"]
+    return (
+        f"```{{image}} ../figures/{name}.svg\n:alt: {facts['image']['alt']}\n:class: saema-opening\n```\n\n"
+        f"*{facts['figure']['caption'].split('?')[0]}? See* {{numref}}`{where}`."
+    )
+
+
+def scorecard(tables: Path) -> str:
+    """The scorecard in brief: each claim with its effect, 95 % interval and verdict."""
+    import pandas as pd
+
+    path = tables / "06_claims.csv"
+    if not path.exists():
+        return "*(The verdicts stand here once chapter 6 has run.)*"
+    rows = [
+        [row.statement, f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
+         format_number(row.margin), f"**{row.verdict}**"]
+        for row in pd.read_csv(path).itertuples()
+    ]  # fmt: skip
+    return markdown_table(["Claim", "Effect (95 % interval)", "Margin", "Verdict"], rows)
+
+
+def results_tables(tables: Path) -> str:
+    """The main tables of the run with their first rows, then every table as a link to its CSV."""
+    import pandas as pd
+
+    main, rows = [], []
+    for path in sorted(tables.glob("[0-9][0-9]_*.csv")):
+        table = pd.read_csv(path)
+        link = f"{{download}}`CSV <../tables/{path.name}>`"
+        columns = ", ".join(table.columns[:8]) + (", ..." if len(table.columns) > 8 else "")
+        rows.append([path.stem, f"{len(table):,}", TABLES.get(path.stem, f"Columns: {columns}"), link])
+        if path.stem in TABLES and path.stem != "06_claims":
+            shown = f" The first {ROWS_SHOWN} are shown." if len(table) > ROWS_SHOWN else ""
+            main.append(
+                f"### {path.stem}\n\n{TABLES[path.stem]} {len(table):,} rows.{shown} {link}\n\n"
+                f"{frame_table(table.head(ROWS_SHOWN))}"
+            )
+    listing = markdown_table(["Table", "Rows", "What it holds", "All of it"], rows)
+    return "\n".join(["## Main tables\n", *main, "## Every table\n", listing])
+
+
+def frame_table(table: pd.DataFrame) -> str:
+    """A data frame as a Markdown table, numbers rounded for reading."""
+    rows = [
+        ["–" if value != value else format_number(_plain(value)) for value in row]
+        for row in table.itertuples(index=False)
+    ]
+    return markdown_table([str(column).replace("_", " ") for column in table.columns], rows)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def write_api_pages(folder: Path) -> list[str]:
+    """One page for each module, filled from its docstrings; returns the names of the modules."""
+    import ast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names, rows = [], []
+    for path in sorted(PACKAGE_DIR.glob("*.py")):
+        if path.stem.startswith("_"):
+            continue
+        summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
+        names.append(path.stem)
+        rows.append([f"[{path.stem}](api/{path.stem}.rst)", " ".join(summary.replace("``", "`").split())])
+        # reStructuredText, in which docstrings are written: their footnotes do not survive inside Markdown.
+        (folder / f"{path.stem}.rst").write_text(
+            f"{path.stem}\n{'=' * len(path.stem)}\n\n"
+            f"`On the web <{address.source_url(f'saema_utils/{path.name}')}>`__\n\n"
+            f".. automodule:: saema_utils.{path.stem}\n   :members:\n   :ignore-module-all:\n",
+            encoding="utf-8",
+        )
+    fragments = folder.parent / "fragments"
+    fragments.mkdir(exist_ok=True)
+    (fragments / "api.md").write_text(markdown_table(["Module", "What it is for"], rows), encoding="utf-8")
+    return names

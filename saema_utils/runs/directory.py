@@ -1,0 +1,430 @@
+"""The artifacts of a run: written atomically, hashed, checked when read, reused when nothing changed. ::
+
+    runs/<study>/manifest.json          what was made, from what, when, with which versions
+                 tables/*.csv           figures/*.{svg,png}   tensors/*.safetensors
+                 sae/                   notebooks/            numbers.json
+
+Every artifact has a *key*: a digest of all that it was made from (study choices, source code of the
+modules involved, keys of earlier artifacts). A file is reused only when its key and its hash agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
+from saema_utils.interactive import publishing
+from saema_utils.runs.files import (
+    atomic_path,
+    cannot_write,
+    read_json,
+    sweep_up,
+    user_path,
+    write_json,
+    write_tensors,
+)
+from saema_utils.runs.freshness import file_digest, source_digest
+from saema_utils.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
+
+
+SAE_WEIGHTS = "sae/sae_weights.safetensors"
+
+
+FIRST_CHAPTER_WITH_SAE = 2
+
+
+FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
+
+
+RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
+
+
+REMARKS = "remarks.log"
+
+
+
+
+class RunDirectory:
+    """The directory of one run of one study.
+
+    Parameters
+    ----------
+    path
+        Created if it does not exist.
+    study
+        The study that runs here. A directory that already belongs to another study is refused.
+    device
+        Where heavy work of this run happens (``auto``, ``cpu``, ``cuda``, ``mps``).
+    """
+
+    def __init__(self, path: str | Path, study: Study, device: str = "auto"):
+        self.path = user_path(path).resolve()
+        self.study = study
+        self._device = device
+        #: Digest of the language model's files, once anything was asked of it.
+        self.model: str | None = None
+        manifest = self.manifest()
+        known = manifest.get("study_digest")
+        if known is not None and known != study.digest:
+            raise ArtifactError(
+                f"{self.path} belongs to study {name_of(manifest)} with other choices "
+                f"(digest {known}, this one has {study.digest}). Choose another --run-dir or pass --force."
+            )
+        if known is None:
+            self._update_manifest(lambda m: m.update(birth_certificate(study)))
+
+    @classmethod
+    def at(cls, path: Path) -> RunDirectory:
+        """The run in a folder, with the study that its manifest records.
+
+        Raises
+        ------
+        ArtifactError
+            If the folder holds no manifest of a study that can be read.
+        """
+        from saema_utils.study import Study
+
+        try:
+            return cls(path, Study.from_dict(read_manifest(path)["study"]))
+        except (KeyError, SaemaError) as error:
+            raise ArtifactError(
+                f"{path} holds no readable manifest ({error}). Leave it out or run it again."
+            ) from error
+
+    def neighbours(self, *, sweeps: bool = False) -> list[Path]:
+        """Folders of the runs beside this one; with ``sweeps`` also those of sweeps beside it."""
+        places = ("*", "*/*") if sweeps else ("*",)
+        found = sorted(path.parent for place in places for path in self.path.parent.glob(f"{place}/manifest.json"))
+        return [path for path in found if path != self.path]
+
+    @property
+    def device(self) -> torch.device:
+        from saema_utils.runtime import choose_device
+
+        return choose_device(self._device)
+
+    # ---- manifest ------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands on disk (empty before the first write)."""
+        return read_manifest(self.path)
+
+    def _update_manifest(self, change: Callable[[dict[str, Any]], None]) -> None:
+        from filelock import FileLock
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".manifest.lock")
+            with lock:
+                manifest = self.manifest()
+                change(manifest)
+                write_json(self.path / "manifest.json", manifest)
+        except OSError as error:
+            raise ArtifactError(cannot_write(self.path / "manifest.json", error)) from error
+
+    def record_chapter(self, chapter: str, **facts: Any) -> None:
+        """Note how a chapter ran: seconds, peak memory, device, its stamp."""
+        self._update_manifest(lambda m: m.setdefault("chapters", {}).update({chapter: facts}))
+
+    def record_task(self, task: str, **facts: Any) -> None:
+        """Note how a task of a sweep ran: its key, seconds, peak memory, device, what it made."""
+        self._update_manifest(lambda m: m.setdefault("tasks", {}).update({task: facts}))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process and its children; a second process gets RunLockedError.
+
+        Half-written files that a killed process left behind are removed: nobody else can be writing them,
+        not even the workers of a sweep, which must not be at work on a run of theirs.
+        """
+        token = str(self.path)
+        if os.environ.get(LOCK_HELD) == token:
+            yield
+            return
+        with _held(self.path / RUN_LOCK, f"{self.path} is in use by another process"):
+            if (self.path.parent / SWEEP_LOCK).exists():
+                with _held(self.path.parent / SWEEP_LOCK, f"a sweep is at work in {self.path.parent}"):
+                    pass  # it has ended; one that begins later sees the lock of this run
+            os.environ[LOCK_HELD] = token
+            try:
+                sweep_up(self.path)
+                yield
+            finally:
+                del os.environ[LOCK_HELD]
+
+    # ---- artifacts -----------------------------------------------------------------------------
+
+    def _write(self, relative: str, write: Callable[[Path], None], key: str, **facts: Any) -> Path:
+        path = self.path / relative
+        with atomic_path(path) as temporary:
+            write(temporary)
+            entry = {
+                "sha256": file_digest(temporary), "bytes": temporary.stat().st_size, "key": key,
+                "study_digest": self.study.digest, "code": source_digest(), "version": _version(),
+                "model": self.model, "written": now(), **facts,
+            }  # fmt: skip
+
+        def note(manifest: dict[str, Any]) -> None:
+            known = manifest.setdefault("artifacts", {})
+            if path.name[:2].isdigit() and int(path.name[:2]) >= FIRST_CHAPTER_WITH_SAE:
+                entry["sae"] = known.get(SAE_WEIGHTS, {}).get("sha256")
+            if entry["model"] is None:  # this process read tables only; a run has one model
+                entry["model"] = next((e["model"] for e in known.values() if e.get("model")), None)
+            known[relative] = entry
+
+        self._update_manifest(note)
+        return path
+
+    def entry(self, relative: str) -> dict[str, Any] | None:
+        """What the manifest says of an artifact, or None."""
+        return self.manifest().get("artifacts", {}).get(relative)
+
+    def check(self, relative: str, chapter: int | None = None) -> Path:
+        """Path of an artifact after checking it against its hash.
+
+        Raises
+        ------
+        MissingInputError
+            If it was never made; names the chapter that makes it and the command.
+        ArtifactError
+            If its bytes are not those that were written.
+        """
+        entry, path = self.entry(relative), self.path / relative
+        if entry is None or not path.is_file():
+            first = chapter or (int(path.name[:2]) if path.name[:2].isdigit() else 1)
+            raise MissingInputError(
+                f"{relative} of study {self.study.name!r} is missing. "
+                f"Run: saema run --study {self.study.name} --chapters 1-{first}"
+            )
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read ({error.strerror or error}). Delete it and run again."
+            ) from error
+        if found != entry["sha256"]:
+            raise ArtifactError(f"{path} is damaged (its hash is not the recorded one). Delete it and run again.")
+        return path
+
+    def is_fresh(self, relative: str, key: str) -> bool:
+        """Whether an artifact exists, is whole, and was made from what ``key`` digests."""
+        entry = self.entry(relative)
+        if entry is None or entry["key"] != key:
+            return False
+        try:
+            self.check(relative)
+        except ArtifactError:
+            self.remark(f"{relative} is damaged or missing; it is made anew.")
+            return False
+        return True
+
+    def remark(self, text: str) -> None:
+        """Say something about this run to who runs it: on the screen, or in ``remarks.log`` while a page is made.
+
+        What a page shows must not depend on what happened to a file before.
+        """
+        if publishing():
+            with open(self.path / REMARKS, "a", encoding="utf-8") as log:
+                log.write(f"{text}\n")
+        else:
+            print(text)
+
+    def remarks(self) -> list[str]:
+        """What :meth:`remark` wrote into ``remarks.log`` so far."""
+        log = self.path / REMARKS
+        return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+    def _cached(self, relative: str, key: str, load: Callable, compute: Callable, save: Callable) -> Any:
+        if self.is_fresh(relative, key):
+            return load()
+        started = time.perf_counter()
+        value = compute()
+        save(value, round(time.perf_counter() - started, 3))
+        return load()
+
+    def save_table(self, name: str, table: pd.DataFrame, key: str = "", **facts: Any) -> Path:
+        """Write ``tables/<name>.csv``."""
+        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key, **facts)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read ``tables/<name>.csv``, checked."""
+        import pandas as pd
+
+        return pd.read_csv(self.check(f"tables/{name}.csv"), keep_default_na=True)
+
+    def cached_table(self, name: str, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table, computed only if it is missing, damaged, or made from something else."""
+        return self._cached(
+            f"tables/{name}.csv", key, lambda: self.table(name), compute,
+            lambda value, seconds: self.save_table(name, value, key, seconds=seconds),
+        )  # fmt: skip
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "", **facts: Any) -> Path:
+        """Write ``tensors/<name>.safetensors``."""
+        whole = {k: v.detach().cpu() for k, v in tensors.items()}
+        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key, **facts)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Read ``tensors/<name>.safetensors``, checked."""
+        from safetensors.torch import load_file
+
+        return load_file(self.check(f"tensors/{name}.safetensors"))
+
+    def cached_tensors(
+        self, name: str, key: str, compute: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors, computed only if they are missing, damaged, or made from something else."""
+        return self._cached(
+            f"tensors/{name}.safetensors", key, lambda: self.tensors(name), compute,
+            lambda value, seconds: self.save_tensors(name, value, key, seconds=seconds),
+        )  # fmt: skip
+
+    def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
+        """Write ``figures/<name>.svg`` and ``.png``; returns the SVG's path."""
+        # Fixed metadata and ids make two runs byte-identical.
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
+            self._write(f"figures/{name}.png", lambda p: figure.savefig(p, dpi=160, metadata={"Software": None}), key)
+            return self._write(f"figures/{name}.svg", lambda p: figure.savefig(p, metadata={"Date": None}), key)
+
+    def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
+        """Write any other file through ``write(path)``: atomic, hashed, recorded like the rest."""
+        return self._write(relative, write, key, **facts)
+
+    def save_numbers(self, **numbers: Any) -> None:
+        """Merge named numbers into the manifest, from which prose quotes them, and into ``numbers.json`` for others."""
+        self._update_manifest(lambda m: m.setdefault("numbers", {}).update(numbers))
+        self._write("numbers.json", lambda p: write_json(p, self.numbers()), "")
+
+    def numbers(self) -> dict[str, Any]:
+        """Named numbers of the chapters so far (empty before the first)."""
+        return self.manifest().get("numbers", {})
+
+
+def chapter_of(relative: str) -> int | None:
+    """The chapter that makes an artifact, from its name; None for what several make.
+
+    >>> chapter_of("tables/parts/03_noise_rank.months.csv"), chapter_of("sae/cfg.json"), chapter_of("numbers.json")
+    (3, 2, None)
+    """
+    path = Path(relative)
+    number = path.name[:2]
+    return int(number) if number.isdigit() else FOLDERS_OF_CHAPTERS.get(path.parts[0])
+
+
+@contextlib.contextmanager
+def _held(lock_file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, or raise RunLockedError at once."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunLockedError(f"{taken}. Wait for it, or choose another --run-dir.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _version() -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("saema_utils")
+    return None
+
+
+def forget(run_path: str | Path) -> None:
+    """Empty a run directory so that it can start again (``--force``).
+
+    Only a directory that holds a manifest, or nothing, is emptied: a mistyped path loses nothing. Nor does a
+    run that another process is using.
+    """
+    path = user_path(run_path).resolve()
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise SaemaError(f"{path} is a file; allowed: the folder of a run. Choose another --run-dir.")
+    if any(path.iterdir()) and not (path / "manifest.json").exists():
+        raise SaemaError(f"{path} holds files but no manifest.json, so it is not a run; nothing was removed.")
+    try:
+        with _held(path / RUN_LOCK, f"{path} is in use by another process; nothing was removed"):
+            shutil.rmtree(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot empty {path} ({error.strerror or error}). Choose another --run-dir.") from error
+
+
+FORMAT_VERSION = 1
+
+
+VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run directory, checked for the shape that is relied on (empty before the first write).
+
+    Raises
+    ------
+    ArtifactError
+        If it cannot be read, has another format, or a part of it is not what a run writes.
+    """
+    path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
+    manifest = read_json(path, "a readable manifest", remedy)
+    if manifest and manifest.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
+            "Choose another --run-dir."
+        )
+    if not isinstance(manifest.get("numbers", {}), dict):
+        raise ArtifactError(f"{path} is not a readable manifest (its 'numbers' are malformed). {remedy}")
+    for part, needed in (("artifacts", {"sha256": str, "key": str}), ("chapters", {}), ("tasks", {})):
+        entries = manifest.get(part, {})
+        sound = isinstance(entries, dict) and all(
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(name), kind) for name, kind in needed.items())
+            and isinstance(entry.get("seconds", 0), int | float)
+            for entry in entries.values()
+        )
+        if not sound:
+            raise ArtifactError(f"{path} is not a readable manifest (its {part!r} are malformed). {remedy}")
+    return manifest
+
+
+def birth_certificate(study: Study) -> dict[str, Any]:
+    """What a manifest says before anything was made: the study, and with what it is run."""
+    versions = {}
+    for name in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "format_version": FORMAT_VERSION, "study": study.as_dict(), "study_digest": study.digest, "created": now(),
+        "python": platform.python_version(), "platform": platform.platform(), "versions": versions,
+        "seeds": list(study.seeds), "artifacts": {}, "chapters": {},
+    }  # fmt: skip
+
+
+def name_of(manifest: Mapping[str, Any]) -> str:
+    """The name of the study in a manifest, for a message."""
+    study = manifest.get("study")
+    return repr(study.get("name")) if isinstance(study, dict) else "of no name"
+
+
+def now() -> str:
+    """The time in UTC, as manifests write it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

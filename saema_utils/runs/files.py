@@ -1,0 +1,123 @@
+"""Bytes on disk: digests, atomic writes, JSON objects, and the folder shared by all runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saema_utils.errors import ArtifactError, SaemaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNFINISHED = ".unfinished-"
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a person typed, with ``~`` and ``~name`` filled in.
+
+    Raises
+    ------
+    SaemaError
+        If nobody of that name has a home folder here, or a symbolic link in it leads back to itself.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.resolve()
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
+    return path
+
+
+def cache_dir() -> Path:
+    """Where things shared by all runs live (converted models, corpus activations)."""
+    import platformdirs
+
+    return Path(os.environ.get("SAEMA_CACHE") or platformdirs.user_cache_dir("saema"))
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling that replaces ``path`` when the block succeeds and vanishes when it fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ArtifactError(cannot_write(path, error)) from error
+    os.close(handle)
+    temporary = Path(name)
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep results from everybody else
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(cannot_write(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """What to tell a person whose disk is full or may not be written."""
+    return (
+        f"cannot write {path} ({error.strerror or error}); earlier files are whole. "
+        "Free some space or choose another --run-dir, then run the same command again to resume."
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors to a path that exists, in place of what is there.
+
+    safetensors makes a temporary file of its own, with an error and a mode of its own. In a folder that is
+    known to be unfinished it leaves nothing behind when it is killed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    mode = path.stat().st_mode
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        inside = Path(folder) / path.name
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, inside)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        inside.chmod(mode)
+        os.replace(inside, path)
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else is writing to."""
+    for leftover in folder.rglob(f"{UNFINISHED}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, keys in order, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file (empty where there is none), or one line that says what is wrong with it."""
+    try:
+        if not path.exists():
+            return {}
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not {what} ({error}). {remedy}") from error
+    if not isinstance(plain, dict):
+        raise ArtifactError(f"{path} is not {what} (it holds a {type(plain).__name__}). {remedy}")
+    return plain

@@ -1,0 +1,71 @@
+"""What an autoencoder is, read from the configuration beside its weights, so that nothing heavy is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from saema_utils.errors import ArtifactError
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import read_json
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """Family and size of an autoencoder, and how the text that it was trained on began.
+
+    Attributes
+    ----------
+    architecture
+        Family as sae_lens names it, such as ``topk`` or ``standard``.
+    k
+        Active latents per token of a family that is told them, else None: what fires is then measured.
+    prepend_bos
+        Whether training texts began with the model's BOS token. Chapters always begin with it.
+    """
+
+    architecture: str
+    d_sae: int
+    k: float | None = None
+    prepend_bos: bool = True
+
+
+def read_facts(folder: Path) -> SaeFacts:
+    """Facts of an autoencoder kept in sae_lens's format.
+
+    Raises
+    ------
+    ArtifactError
+        If its ``cfg.json`` is not there or cannot be read.
+    """
+    remedy = "Save or copy the SAE again."
+    config = read_json(folder / "cfg.json", "the configuration of an SAE", remedy)
+    if not isinstance(config.get("d_sae"), int):
+        raise ArtifactError(f"{folder / 'cfg.json'} does not say how many latents the SAE has (d_sae). {remedy}")
+    metadata = config.get("metadata") or {}
+    return SaeFacts(
+        architecture=config.get("architecture", "standard"), d_sae=config["d_sae"], k=config.get("k"),
+        prepend_bos=metadata.get("prepend_bos") is not False,
+    )  # fmt: skip
+
+
+def sae_facts(run: RunDirectory) -> SaeFacts:
+    """Facts of the run's autoencoder: of the recipe when it is trained here, else of the one that was loaded.
+
+    A published autoencoder is what its own file says; the recipe, which would have trained one, is all there is
+    until chapter 2 has fetched it.
+    """
+    recipe = run.study.sae
+    if recipe.source == "train" or run.entry("sae/cfg.json") is None:
+        return SaeFacts(recipe.architecture, recipe.d_sae, recipe.k)
+    return read_facts(run.check("sae/cfg.json").parent)
+
+
+def bos_note(facts: SaeFacts, source: str) -> str:
+    """What a reader should know when an autoencoder meets texts that begin otherwise than its training texts did."""
+    if facts.prepend_bos:
+        return ""
+    return (
+        f"Note: SAE {source!r} was trained on text without a BOS token. Here every text begins with one; it is masked, "
+        "but the tokens after it can see it, so fidelity may differ from what its authors report."
+    )

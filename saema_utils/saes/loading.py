@@ -1,0 +1,166 @@
+"""Sparse autoencoders, in one place to import from: load them and check that they fit the model.
+
+Everything is sae_lens's: its file format stores, its classes encode and decode, and its trainer learns
+(:mod:`saema_utils.saes.training`). What they are compared with is in :mod:`saema_utils.saes.coders`, how they
+are measured in :mod:`saema_utils.saes.fidelity`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saema_utils.errors import SaeError, unknown_name
+from saema_utils.runs.files import user_path
+from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
+from saema_utils.saes.fidelity import Fidelity, explained_variance, measure_fidelity
+from saema_utils.saes.training import DEFAULT_PENALTY, TrainedSae, train_sae
+
+if TYPE_CHECKING:
+    import torch
+    from sae_lens import SAE
+
+SAE_FILES = ("sae_weights.safetensors", "cfg.json")
+
+
+# ---- loading and saving ------------------------------------------------------------------------
+
+
+def load_sae(
+    source: str | Path, device: str | torch.device = "cpu", d_in: int | None = None, hook_name: str | None = None
+) -> SAE:
+    """Load a sparse autoencoder: a folder in sae_lens's format, or ``RELEASE:ID`` of its registry.
+
+    Parameters
+    ----------
+    d_in, hook_name
+        Width and place of the activations it has to read, if it is to be checked against them.
+
+    Raises
+    ------
+    SaeError
+        If there is none, it cannot be read, or it was made for another width or place.
+    HubUnreachableError
+        If it would have to be downloaded and the hub does not answer.
+    """
+    text = str(source)
+    folder = user_path(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sae_lens warns about its own defaults of old releases
+        if folder.is_dir():
+            sae = _load_folder(folder, device)
+        elif ":" in text and not folder.exists():
+            sae = _load_release(*text.split(":", 1), device)
+        else:
+            raise SaeError(
+                f"no SAE at {text!r}; allowed: a folder with {' and '.join(SAE_FILES)}, or RELEASE:ID of sae_lens. "
+                "Check the path, or use --sae train."
+            )
+    check_fits(sae, d_in, hook_name, text)
+    for parameter in sae.parameters():  # converted releases hold transposed views, which safetensors refuses to save
+        parameter.data = parameter.data.contiguous()
+    return sae.eval().requires_grad_(False)
+
+
+def _load_folder(folder: Path, device: str | torch.device) -> SAE:
+    from sae_lens import SAE
+
+    missing = [name for name in SAE_FILES if not (folder / name).exists()]
+    if missing:
+        raise SaeError(
+            f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that sae_lens's save_model wrote."
+        )
+    try:
+        sae = SAE.load_from_disk(folder, device=str(device))
+        _try_out(sae)
+    except SaeError:
+        raise
+    except Exception as error:  # sae_lens raises whatever its parts do; all mean the same to the reader
+        raise SaeError(f"the SAE in {folder} cannot be read ({_one_line(error)}). Save or copy it again.") from error
+    return sae
+
+
+def _try_out(sae: SAE) -> None:
+    """Encode and decode once: sae_lens stores what cfg.json says and stumbles over it only when it is used."""
+    import torch
+
+    if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
+        raise SaeError("the SAE's weights hold NaN or infinity. Save or copy it again.")
+    with torch.inference_mode():
+        vector = torch.zeros(1, sae.cfg.d_in, dtype=sae.dtype, device=sae.device)
+        if sae.decode(sae.encode(vector)).shape != vector.shape:
+            raise SaeError(f"the SAE gives back another shape than the {sae.cfg.d_in} dimensions it reads.")
+
+
+def check_release(release: str, sae_id: str) -> None:
+    """Refuse a release or an SAE that sae_lens's registry does not list (a hub repository's own name passes)."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if release not in known and "/" not in release:
+        near = difflib.get_close_matches(release, known, n=8, cutoff=0)
+        raise SaeError(unknown_name("SAE release", release, near, "sae_lens's documentation lists them all."))
+    if release in known and sae_id not in known[release].saes_map:
+        raise SaeError(unknown_name(f"SAE in release {release}", sae_id, list(known[release].saes_map)[:24]))
+
+
+def _load_release(release: str, sae_id: str, device: str | torch.device) -> SAE:
+    from huggingface_hub import errors as hub
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    from saema_utils.model.loading import hub_error, quietly
+
+    check_release(release, sae_id)
+    try:
+        with quietly():
+            return SAE.from_pretrained(release, sae_id, device=str(device))
+    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, OSError) as error:
+        known = get_pretrained_saes_directory()
+        repository = known[release].repo_id if release in known else release
+        remedy = (
+            "copy a machine's HF_HOME cache that holds it and set HF_HUB_OFFLINE=1, give a folder, or use --sae train"
+        )
+        raise hub_error(error, f"SAE {release}:{sae_id}", repository, SaeError, remedy) from error
+    except Exception as error:
+        raise SaeError(f"SAE {release}:{sae_id} cannot be read ({_one_line(error)}).") from error
+
+
+def check_fits(sae: SAE, d_in: int | None = None, hook_name: str | None = None, source: str = "") -> None:
+    """Refuse an SAE made for another width, or for another place in the model."""
+    which = f"SAE {source!r}" if source else "the SAE"
+    if d_in is not None and sae.cfg.d_in != d_in:
+        raise SaeError(
+            f"{which} reads {sae.cfg.d_in} dimensions but the residual stream has {d_in}. "
+            "Choose an SAE trained on this model, or use --sae train."
+        )
+    made_for = sae.cfg.metadata.hook_name
+    if hook_name and made_for and not same_place(made_for, hook_name):
+        raise SaeError(
+            f"{which} was trained at {made_for} but the study reads {hook_name}. Choose --layer or --sae to match."
+        )
+
+
+def same_place(a: str, b: str) -> bool:
+    """Whether two hooks read the same vectors: the residual stream after a block is that before the next one."""
+    return _place(a) == _place(b)
+
+
+def _place(hook_name: str) -> tuple[str, int] | str:
+    match = re.fullmatch(r"blocks\.(\d+)\.(hook_resid_pre|hook_in|hook_resid_post|hook_out)", hook_name)
+    if match is None:
+        return hook_name
+    return "residual", int(match[1]) + (match[2] in ("hook_resid_post", "hook_out"))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+__all__ = [
+    "DEFAULT_PENALTY", "SAE_FILES", "Coder", "Fidelity", "PcaCoder", "RandomDictionary", "SaeCoder", "TrainedSae",
+    "check_fits", "check_release", "explained_variance", "load_sae", "measure_fidelity", "same_place", "train_sae",
+]  # fmt: skip

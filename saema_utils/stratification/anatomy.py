@@ -1,0 +1,247 @@
+"""Where the rank moves: subspaces that turn, supports that change, slices of the tensor that gain rank."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from saema_utils.errors import ActivationError
+from saema_utils.runtime import generator, progress_bar
+from saema_utils.saes.topk_latents import TopKLatents
+from saema_utils.stratification.grams import (
+    center_both,
+    cloud_grams,
+    eigenvalues,
+    gram_of_rows,
+    one_thread_each,
+    rounding_floor,
+)
+from saema_utils.stratification.noise import Encode, Latents
+from saema_utils.stratification.spectra import measure_spectrum
+from saema_utils.stratification.token_cloud import TokenCloud
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float
+    from torch import Tensor
+
+N_LEADING = 5
+
+
+def leading_subspace(latents: Float[Tensor, "N F"], cloud: TokenCloud, mode: int, n: int = N_LEADING) -> Tensor:
+    """Orthonormal columns spanning the ``n`` strongest directions of a mode's covariance.
+
+    Shape [size of the mode, m] with m the smaller of ``n`` and the number of positive eigenvalues.
+    """
+    return leading_subspaces(latents, cloud, (mode,), n)[mode]
+
+
+def leading_subspaces(
+    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int], n: int = N_LEADING
+) -> dict[int, Tensor]:
+    """:func:`leading_subspace` of several modes from one matrix of inner products."""
+    found = {mode: _strongest(gram, n) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
+    bases = {mode: vectors for mode, (_, vectors) in found.items()}
+    if 2 in bases and len(latents) <= latents.shape[1]:  # solved between tokens: carry the directions to latents
+        values, vectors = found[2]
+        across = latents.T.double() @ (vectors - vectors.mean(0))
+        bases[2] = torch.linalg.qr(across / values.sqrt())[0]
+    return bases
+
+
+def _strongest(gram: Float[Tensor, "n n"], n: int) -> tuple[Tensor, Tensor]:
+    if len(gram) > 40 * n and gram.device.type == "cpu":
+        from scipy.sparse.linalg import eigsh
+
+        start = np.random.default_rng(0).standard_normal(len(gram))
+        values, vectors = (torch.from_numpy(part.copy()) for part in eigsh(gram.numpy(), k=n, v0=start))
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+    values, vectors = values.flip(0)[:n], vectors.flip(1)[:, :n]
+    keep = values > 1e-12 * max(float(values[0]), 1e-300)
+    return values[keep], vectors[:, keep]
+
+
+def principal_angles(a: Float[Tensor, "n p"], b: Float[Tensor, "n q"]) -> Float[Tensor, " m"]:
+    r"""Angles in degrees, ascending, between the spans of two sets of orthonormal columns.
+
+    :math:`\cos\theta_i` are the singular values of :math:`A^\top B`; small angles are taken from the sine,
+    where the cosine is flat [1]_.
+
+    References
+    ----------
+    .. [1] Björck and Golub, Math. Comp. 27(123), 1973.
+    """
+    if a.shape[0] != b.shape[0] or not a.shape[1] or not b.shape[1]:
+        raise ActivationError(
+            f"subspaces have shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed: one width, at least one direction."
+        )
+    if a.shape[1] < b.shape[1]:
+        a, b = b, a
+    cosine = torch.linalg.svdvals(a.T @ b).clamp(0, 1)
+    sine = torch.linalg.svdvals(b - a @ (a.T @ b)).clamp(0, 1).flip(0)
+    return torch.rad2deg(torch.where(cosine > 0.7071, torch.asin(sine), torch.acos(cosine)))
+
+
+def subspace_drift(
+    clouds: Sequence[TokenCloud],
+    encoders: Mapping[str, Encode],
+    *,
+    noise_levels: Sequence[float],
+    seeds: Sequence[int],
+    modes: Sequence[int] = (0, 1, 2),
+    n: int = N_LEADING,
+    description: str = "",
+) -> pd.DataFrame:
+    """How far the leading subspace of each mode turns away from its place without noise, and the support with it.
+
+    The same noise as in :func:`~saema_utils.stratification.noise.noise_rank_sweep`.
+
+    Returns
+    -------
+    Columns concept, representation, mode, noise, noise_rms, seed, angle_mean and angle_max (degrees between
+    the ``n`` leading directions and those at noise 0), support_kept (mean share, per token, of nonzero
+    latents common to both among those in either), new_share (share of the latents' variance that lies on
+    latents silent at every token without noise).
+    """
+    import pandas as pd
+
+    steps = [(level, seed) for seed in seeds for level in noise_levels if level]
+    lock = threading.Lock()
+
+    def one(name: str, cloud: TokenCloud) -> list[dict]:
+        def encode(x: Tensor) -> Tensor:
+            with lock, torch.no_grad():
+                return encoders[name](x)
+
+        rows, clean = [], encode(cloud.points)
+        bases = leading_subspaces(clean, cloud, modes, n)
+        for level, seed in steps:
+            noisy = encode(cloud.noisy(level, seed))
+            facts = {
+                "concept": cloud.concept, "representation": name, "noise": float(level),
+                "noise_rms": float(level) / cloud.rms, "seed": seed, **_turnover(clean, noisy),
+            }  # fmt: skip
+            turned = leading_subspaces(noisy, cloud, modes, n)
+            for mode in modes:
+                angles = _angles(bases[mode], turned[mode])
+                rows.append({**facts, "mode": mode, "angle_mean": angles[0], "angle_max": angles[1]})
+        return rows
+
+    tasks, rows = [(name, cloud) for name in encoders for cloud in clouds], []
+    with (
+        one_thread_each(clouds[0].points.device) as workers,
+        progress_bar(len(tasks), description) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for part in pool.map(lambda task: one(*task), tasks):
+            rows += part
+            advance(1)
+    order = ["concept", "representation", "mode", "noise", "noise_rms", "seed", "angle_mean", "angle_max"]
+    return pd.DataFrame(rows)[[*order, "support_kept", "new_share"]]
+
+
+def _angles(a: Tensor, b: Tensor) -> tuple[float, float]:
+    if not a.shape[1] or not b.shape[1]:
+        return math.nan, math.nan
+    angles = principal_angles(a, b)
+    return float(angles.mean()), float(angles.max())
+
+
+def _turnover(clean: Float[Tensor, "N F"], noisy: Float[Tensor, "N F"]) -> dict[str, float]:
+    was, now = clean != 0, noisy != 0
+    either = (was | now).sum(1)
+    kept = torch.where(either > 0, (was & now).sum(1) / either.clamp(min=1), 1.0)
+    variance = noisy.var(0)
+    total = float(variance.sum())
+    return {
+        "support_kept": float(kept.mean()),
+        "new_share": float(variance[~was.any(0)].sum()) / total if total else 0.0,
+    }
+
+
+def where_rank_moves(
+    clouds: Sequence[TokenCloud], encoders: Mapping[str, Encode], *, level: float, seed: int
+) -> pd.DataFrame:
+    """Feature-mode rank of each prompt's tokens and of each position's tokens, without noise and with it.
+
+    Returns
+    -------
+    Columns concept, representation, axis (prompt or position), index, n_tokens, n_distinct (different
+    vectors among them), noise, rank_clean, rank_noisy, rank_gain, effective_rank_clean, effective_rank_noisy
+    (NaN where all tokens of the slice are equal). Slices of fewer than two tokens are left out.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, encode in encoders.items():
+        for cloud in clouds:
+            with torch.no_grad():
+                grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, level)]
+            alone = cloud.distinct
+            labels, blocks = [], []
+            for axis, place, kept in (
+                ("prompt", cloud.prompt, alone.prompt), ("position", cloud.position, alone.position)
+            ):  # fmt: skip
+                for index in place.unique().tolist():
+                    here = (place == index).nonzero()[:, 0].to(grams[0].device)
+                    if len(here) > 1:
+                        labels.append({"axis": axis, "index": index, "n_tokens": len(here),
+                                       "n_distinct": int((kept == index).sum())})  # fmt: skip
+                        blocks += [gram[here][:, here] for gram in grams]
+            floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
+            found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
+            for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
+                rows.append({
+                    "concept": cloud.concept, "representation": name, **label, "noise": float(level),
+                    "rank_clean": clean["rank"], "rank_noisy": noisy["rank"],
+                    "rank_gain": noisy["rank"] - clean["rank"],
+                    "effective_rank_clean": clean["effective_rank"], "effective_rank_noisy": noisy["effective_rank"],
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def covariance_root(points: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """Symmetric square root of the covariance of vectors, scaled to unit mean variance: noise shaped by it
+    stays near the cloud (on the manifold) instead of filling the space."""
+    centred = points.cpu().double() - points.cpu().double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(points) - 1))
+    values = values.clamp(min=0)
+    return ((vectors * (values / values.mean()).sqrt()) @ vectors.T).float()
+
+
+def only_distinct(latents: Latents, cloud: TokenCloud) -> tuple[Latents, TokenCloud]:
+    """Latents of one token for each distinct context (``TokenCloud.first_of_each``)."""
+    return latents[cloud.first_of_each], cloud.distinct
+
+
+def shuffle_latents(latents: Latents, cloud: TokenCloud, seed: int = 0) -> tuple[Latents, TokenCloud]:
+    """Latents whose features are permuted token by token: same values, same l0, no feature that means anything.
+
+    Token i sends feature f to ``(a_i f + b_i) mod F`` with ``a_i`` prime to F: a permutation that needs no
+    memory. It is drawn per token from the seed and is the same at every noise level.
+    """
+    a, b = _permutations(cloud.concept, *latents.shape, seed)
+    if isinstance(latents, TopKLatents):
+        moved = (a.to(latents.where)[:, None] * latents.where + b.to(latents.where)[:, None]) % latents.width
+        return TopKLatents(latents.values, moved, latents.width), cloud
+    a, b = a.to(latents.device), b.to(latents.device)
+    token, feature = latents.nonzero(as_tuple=True)
+    shuffled = torch.zeros_like(latents)
+    shuffled[token, (a[token] * feature + b[token]) % latents.shape[1]] = latents[token, feature]
+    return shuffled, cloud
+
+
+@functools.lru_cache(maxsize=64)
+def _permutations(concept: str, n: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factor and shift of each token; kept, for the same are asked for at every level."""
+    prime_to = torch.tensor([a for a in range(1, width + 1) if math.gcd(a, width) == 1])
+    draw = generator(seed, f"shuffle:{concept}")
+    return prime_to[torch.randint(len(prime_to), (n,), generator=draw)], torch.randint(width, (n,), generator=draw)

@@ -1,0 +1,333 @@
+"""Runs side by side: the table, what may enter it, and what agreement means."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_claims import dose_table, geometry_table, noise_table
+
+from saema_utils.chapters.across_models import figures as plots_compare
+from saema_utils.chapters.across_models.tables import (
+    agreement,
+    by_run,
+    compare_runs,
+    comparison,
+    find_runs,
+    run_names,
+)
+from saema_utils.chapters.scorecard.tables import neighbouring_verdicts, scorecard
+from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.statistics import heterogeneity
+from saema_utils.study import STUDIES
+
+relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # busy machines
+ROOT = Path(__file__).resolve().parents[2]
+CONCEPTS = ("months", "days", "elements", "color", "planets", "number")
+
+
+def make_run(folder, name, growth=2.0, explained=0.8, seed=0, **changes):
+    """A run whose SAE ranks grow by ``growth`` under noise while the residual stream's stay: effect log(growth)."""
+    run = RunDirectory(folder / name, STUDIES["smoke"].changed(name=name, seed=seed, **changes))
+    rows = [
+        {"representation": r, "explained_variance": v, "l0": 32.0, "dead_fraction": 0.1, "ce_recovered": 0.9}
+        for r, v in {"sae": explained, "pca": 0.7, "random_dictionary": 0.2}.items()
+    ]
+    run.save_table("02_sae_eval", pd.DataFrame(rows))
+    if growth:
+        levels = [(0.0, 10.0), (0.5, 10.0)]
+        rows = [
+            {
+                "concept": concept, "representation": representation, "mode": 2, "noise": noise, "noise_rms": noise,
+                "seed": s, "rank": 10, "effective_rank": rank * (growth if representation == "sae" and noise else 1.0),
+            }
+            for concept in CONCEPTS for s in (0, 1) for noise, rank in levels
+            for representation in ("residual", "sae", "random_dictionary")
+        ]  # fmt: skip
+        run.save_table("03_noise_rank", pd.DataFrame(rows))
+    return run
+
+
+# ---- the table -------------------------------------------------------------------------------------
+
+
+def test_every_run_gives_its_effects_and_its_quality(tmp_path):
+    make_run(tmp_path, "one", growth=2.0)
+    make_run(tmp_path, "two", growth=4.0, explained=0.9, seed=3)
+    table = compare_runs([tmp_path / "one", tmp_path / "two"])
+    effects = table[table["metric"] == "rank-moves-more"].set_index("run")
+    assert effects.loc["one", "estimate"] == pytest.approx(math.log(2))
+    assert effects.loc["two", "estimate"] == pytest.approx(math.log(4))
+    assert set(effects["verdict"]) == {"supported"}
+    assert set(effects["n"]) == {6}
+    quality = table[(table["metric"] == "explained_variance") & (table["representation"] == "sae")].set_index("run")
+    assert quality["estimate"].to_dict() == {"one": 0.8, "two": 0.9}
+    assert table.set_index("run").loc["two", "seed"].unique().tolist() == [3]
+    assert "merging" not in set(table["metric"])  # chapter 4 was not run
+
+
+def test_a_run_without_effects_still_shows_its_quality(tmp_path):
+    make_run(tmp_path, "one", growth=0)
+    table = compare_runs([tmp_path / "one"])
+    assert set(table["kind"]) == {"sae"}
+    assert list(table.columns[:3]) == ["run", "model", "layer"]
+
+
+def test_a_folder_of_runs_stands_for_all_of_them_once(tmp_path):
+    for name in ("one", "two"):
+        make_run(tmp_path, name)
+    assert find_runs([tmp_path, tmp_path / "one"]) == [tmp_path / "one", tmp_path / "two"]
+
+
+def test_fields_that_a_sweep_changed_become_columns(tmp_path):
+    make_run(tmp_path, "a")
+    changes = {"seed": 0, "corpus.tokens": 16000, "concepts": ["months", "days"]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": {"a": {"changes": changes}}}))
+    table = compare_runs([tmp_path])
+    assert set(table["corpus.tokens"]) == {16000}
+    assert list(table.columns).count("seed") == 1
+
+
+def test_damaged_runs_are_refused_or_left_out_by_name(tmp_path, capsys):
+    make_run(tmp_path, "one")
+    run = make_run(tmp_path, "two")
+    (run.path / "tables/02_sae_eval.csv").write_text("representation,l0\nsae,1\n")
+    with pytest.raises(ArtifactError, match="damaged"):
+        compare_runs([tmp_path])
+    assert set(compare_runs([tmp_path], leave_out_damaged=True)["run"]) == {"one"}
+    assert "two is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"format_version": 1}', '{"format_version": 9}'])
+def test_unreadable_manifests_are_refused(tmp_path, manifest):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/manifest.json").write_text(manifest)
+    with pytest.raises(SaemaError) as error:
+        compare_runs([tmp_path / "one"])
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="not a run"):
+        compare_runs([tmp_path])
+    with pytest.raises(ArtifactError, match="no run to compare"):
+        compare_runs([])
+    RunDirectory(tmp_path / "empty", STUDIES["smoke"])
+    with pytest.raises(ArtifactError, match="no run has finished"):
+        compare_runs([tmp_path / "empty"])
+
+
+def test_runs_of_one_name_stay_apart(tmp_path):
+    for folder, growth in (("a", 1.1), ("b", 1.3)):
+        make_run(tmp_path / folder, "same", growth=growth)
+    make_run(tmp_path / "b", "own", growth=1.2)
+    table = compare_runs([tmp_path / "a", tmp_path / "b"])
+    effects = table[table["metric"] == "rank-moves-more"].set_index("run")["estimate"]
+    assert effects.to_dict() == pytest.approx({"a/same": math.log(1.1), "own": math.log(1.2), "b/same": math.log(1.3)})
+    wide = by_run(table).set_index("metric")
+    assert list(wide) == ["a/same", "own", "b/same"]
+    assert [text[:5] for text in wide.loc["rank-moves-more"]] == ["0.095", "0.182", "0.262"]
+    (image,) = plots_compare.effects_by_run(table).axes[0].images
+    drawn = dict(zip(table["metric"].loc[table["kind"] == "claim"].unique(), image.get_array(), strict=True))
+    assert list(drawn["rank-moves-more"]) == sorted(set(drawn["rank-moves-more"]))
+
+
+parts = st.lists(st.sampled_from(["a", "b", "a b"]), min_size=1, max_size=4)
+paths = st.lists(parts.map(lambda names: Path("/", *names)), unique=True, max_size=9)
+
+
+@relaxed
+@given(paths)
+def test_names_are_unique_ends_of_paths(found):
+    names = run_names(found)
+    assert len(set(names.values())) == len(found)
+    assert all(f"/{path}".endswith(f"/{name}") for path, name in names.items())
+    assert all("/" not in name for path, name in names.items() if [p.name for p in found].count(path.name) == 1)
+
+
+def finished_run(folder, name, gain):
+    """A run with every table that claims are judged on; ``gain`` is how far the SAE's ranks move."""
+    run = RunDirectory(folder / name, STUDIES["smoke"])
+    training = [
+        {"seed": s, "coefficient": c, "explained_variance": 0.7 + c} for s in range(5) for c in (-0.1, 0.0, 0.1)
+    ]
+    run.save_table("03_noise_rank", noise_table(gain))
+    run.save_table("03_distinct", noise_table(gain))
+    run.save_table("04_geometry", geometry_table(2.0))
+    run.save_table("05_dose_response", dose_table(0.4))
+    run.save_table("05_separability_training", pd.DataFrame(training))
+    scorecard(run)
+    return run
+
+
+def test_a_neighbour_called_like_the_study_does_not_take_its_place(tmp_path):
+    own = finished_run(tmp_path, "own", gain=1.0)
+    finished_run(tmp_path, "smoke", gain=0.0)
+    verdicts = neighbouring_verdicts(own).set_index("claim").loc["rank-moves-more"]
+    assert verdicts.to_dict() == {"smoke (this run)": "supported", "smoke": "not supported"}
+    (tmp_path / "smoke").rename(tmp_path / "other")
+    assert list(neighbouring_verdicts(own)) == ["claim", "smoke", "other"]
+
+
+def test_comparing_changes_no_run(tmp_path):
+    run = make_run(tmp_path, "one")
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    compare_runs([run.path])
+    assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+
+
+def test_chapter_seven_finds_neighbours_and_sweeps(tmp_path):
+    own = make_run(tmp_path, "own")
+    make_run(tmp_path, "beside")
+    make_run(tmp_path / "sweep", "inside")
+    assert own.neighbours(sweeps=True) == [tmp_path / "beside", tmp_path / "sweep/inside"]
+    assert own.neighbours() == [tmp_path / "beside"]
+    assert list(comparison(own)["run"].unique()) == ["own", "beside", "inside"]
+    assert list(comparison(own, most=2)["run"].unique()) == ["own", "beside"]
+    with pytest.raises(MissingInputError, match="--chapters 1-2"):
+        comparison(RunDirectory(tmp_path / "fresh", STUDIES["smoke"]))
+
+
+def test_the_wide_table_has_a_column_a_run(tmp_path):
+    make_run(tmp_path, "one")
+    make_run(tmp_path, "two", growth=0)
+    wide = by_run(compare_runs([tmp_path])).set_index("metric")
+    assert list(wide) == ["one", "two"]
+    assert wide.loc["rank-moves-more", "one"] == "0.693 ✓"
+    assert wide.loc["rank-moves-more", "two"] == ""
+
+
+# ---- agreement -------------------------------------------------------------------------------------
+
+finite = st.floats(-50, 50, allow_nan=False)
+positive = st.floats(0.05, 10)
+studies = st.lists(st.tuples(finite, positive), min_size=2, max_size=8)
+
+
+def test_two_unit_studies_two_apart():
+    found = heterogeneity([1.0, 3.0], [1.0, 1.0])
+    assert (found.pooled, found.q, found.df, found.i_squared) == (2.0, 2.0, 1, 0.5)
+    assert found.error == pytest.approx(math.sqrt(0.5))
+    assert found.p == pytest.approx(chi2.sf(2, 1))
+
+
+@relaxed
+@given(studies, finite, st.floats(0.1, 10))
+def test_q_ignores_shift_and_scale(pairs, shift, scale):
+    x, s = np.array(pairs).T
+    found, moved = heterogeneity(x, s), heterogeneity(scale * x + shift, scale * s)
+    assert moved.q == pytest.approx(found.q, rel=1e-6, abs=1e-6)
+    assert moved.pooled == pytest.approx(scale * found.pooled + shift, rel=1e-6, abs=1e-6)
+    assert min(x) - 1e-9 <= found.pooled <= max(x) + 1e-9
+    assert 0 <= found.i_squared <= 1
+
+
+@relaxed
+@given(finite, st.lists(positive, min_size=2, max_size=6))
+def test_equal_effects_agree(effect, errors):
+    found = heterogeneity([effect] * len(errors), errors)
+    assert found.q == pytest.approx(0, abs=1e-6)
+    assert found.i_squared == 0
+    assert found.error == pytest.approx(sum(1 / s**2 for s in errors) ** -0.5)
+
+
+@relaxed
+@given(studies)
+def test_a_study_that_knows_nothing_adds_nothing(pairs):
+    x, s = np.array(pairs).T
+    assert heterogeneity([*x, 40.0], [*s, 1e9]).q == pytest.approx(heterogeneity(x, s).q, rel=1e-6, abs=1e-9)
+
+
+def test_one_study_cannot_disagree_and_unusable_ones_are_left_out():
+    found = heterogeneity([2.0, math.nan, 1.0, 5.0], [0.5, 1.0, 0.0, math.nan])
+    assert (found.pooled, found.error, found.df) == (2.0, 0.5, 0)
+    assert math.isnan(found.q)
+    assert math.isnan(found.i_squared)
+    assert math.isnan(heterogeneity([], []).pooled)
+    with pytest.raises(SaemaError, match="shape"):
+        heterogeneity([1.0], [1.0, 2.0])
+
+
+def test_q_of_shared_effects_is_chi_squared():
+    rng = np.random.default_rng(0)
+    errors = np.array([0.5, 1.0, 2.0, 4.0])
+    p = [heterogeneity(errors * rng.standard_normal(4), errors).p for _ in range(2000)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.02)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("n", "half"), [(40, 1.959963984540054), (9, 2.306004135204166)])
+def test_agreement_reads_errors_off_intervals(n, half):
+    rows = [
+        {"kind": "claim", "metric": "m", "estimate": x, "low": x - half, "high": x + half, "n": n, "verdict": v}
+        for x, v in ((1.0, "supported"), (3.0, "inconclusive"))
+    ]
+    (row,) = agreement(pd.DataFrame(rows)).itertuples()
+    assert (row.runs, row.lowest, row.highest, row.verdicts) == (2, 1.0, 3.0, "1 supported, 1 inconclusive")
+    assert (row.pooled, row.q, row.i_squared) == pytest.approx((2.0, 2.0, 0.5))
+
+
+def definition():
+    cells = json.loads((ROOT / "notebooks/07_across_models.ipynb").read_text())["cells"]
+    (cell,) = [c for c in cells if "definition" in c["metadata"].get("tags", [])]
+    namespace = {}
+    exec("".join(cell["source"]), namespace)
+    return namespace["heterogeneity_by_hand"]
+
+
+@relaxed
+@given(studies)
+def test_the_chapter_shows_what_the_package_does(pairs):
+    x, s = np.array(pairs).T
+    found = heterogeneity(x, s)
+    pooled, q, share = definition()(x, s)
+    assert (pooled, q) == pytest.approx((found.pooled, found.q), rel=1e-9, abs=1e-9)
+    assert share == pytest.approx(found.i_squared, rel=1e-6, abs=1e-9)
+
+
+# ---- figures and the command -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("growths", [(2.0,), (2.0, 3.0, 0), (0,)])
+def test_every_figure_is_drawn_for_whatever_runs_exist(tmp_path, growths):
+    for number, growth in enumerate(growths):
+        make_run(tmp_path, f"run-{number}", growth=growth, **{"sae.k": 8 * (number + 1)})
+    table = compare_runs([tmp_path])
+    agreed = agreement(table)
+    metrics = [] if agreed.empty else list(agreed["metric"])
+    figures = [
+        plots_compare.effects_by_run(table), plots_compare.sae_quality(table),
+        plots_compare.claim_forest(table, agreed, metrics), plots_compare.sweep_figure(table, ["k"]),
+    ]  # fmt: skip
+    for number, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert (tmp_path / f"{number}.svg").stat().st_size > 1000
+
+
+def test_the_command_writes_one_table_and_one_figure(tmp_path):
+    for name, growth in (("one", 2.0), ("two", 3.0)):
+        make_run(tmp_path, name, growth=growth)
+    arguments = [sys.executable, "-m", "saema_utils", "compare", "one", "two", "--out", "both"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == [
+        "comparison.csv",
+        "comparison.png",
+        "comparison.svg",
+    ]
+    assert set(pd.read_csv(tmp_path / "both/comparison.csv")["run"]) == {"one", "two"}
+    assert "rank-moves-more" in done.stdout
+    refused = subprocess.run([*arguments[:4], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "nowhere" in refused.stderr
+    assert refused.stderr.count("\n") == 1

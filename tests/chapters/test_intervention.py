@@ -1,0 +1,355 @@
+"""Chapter 5: what its pages define equals the package, and its judgements follow from the numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from saema_utils.chapters.intervention import findings
+from saema_utils.evidence.effects import causal_verdict, coefficient_effects, effects, paired_p, partial_correlation
+from saema_utils.exercises import EXERCISES, Wrong
+from saema_utils.intervention.doses import optimum
+from saema_utils.intervention.edits import scale_separation
+from saema_utils.intervention.separation import separation_scale_free
+from saema_utils.statistics import paired_interval
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "05_separability_interventions.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return json.loads(NOTEBOOK.read_text())["cells"]
+
+
+def tagged(cells, tag):
+    return ["".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", [])]
+
+
+@pytest.fixture(scope="module")
+def page(cells):
+    names: dict = {}
+    for source in tagged(cells, "definition"):
+        exec(source, names)
+    return names
+
+
+@pytest.fixture
+def clusters():
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 5
+    return torch.randn(5, 8, generator=draws).double()[labels] + torch.randn(60, 8, generator=draws).double(), labels
+
+
+def test_the_edit_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    for alpha in (-1.0, 0.0, 0.3, 2.0):
+        by_hand = page["scale_separation_by_hand"](latents, labels, alpha)
+        assert torch.allclose(by_hand, scale_separation(latents, labels, alpha))
+
+
+def test_the_best_dose_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    decoder = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
+    target = torch.randn(60, 6, generator=torch.Generator().manual_seed(2)).double()
+    step = (scale_separation(latents, labels, 1.0) - latents) @ decoder
+    by_hand = page["best_dose_by_hand"](latents @ decoder - target, step)
+    assert by_hand == pytest.approx(optimum(latents, labels, lambda z: z @ decoder, target).alpha)
+
+
+def test_the_separation_on_the_page_is_the_packages(page, clusters):
+    latents, labels = clusters
+    uneven = labels.clone()
+    uneven[:20] = 0
+    for names in (labels, uneven):
+        by_hand = page["separation_by_hand"](latents, names)
+        assert by_hand == pytest.approx(float(separation_scale_free(latents, names)))
+
+
+def test_solutions_pass_and_wrong_answers_get_a_hint(cells, page):
+    for number, source in enumerate(tagged(cells, "solution"), start=1):
+        names = dict(page)
+        exec(source, {**names, "check": lambda name, answer: EXERCISES[name].judge(answer)})
+        with pytest.raises(Wrong):
+            EXERCISES[f"5.{number}"].judge(EXERCISES[f"5.{number}"].wrong)
+
+
+# ---- judgement -------------------------------------------------------------------------------------
+
+
+def course(seeds, steps, slope_between, slope_along, noise, seed=0):
+    """Runs whose seeds differ in separation by u, and in explained variance by slope_between * u."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(seeds):
+        u = rng.normal()
+        for step in range(steps):
+            rows.append(
+                {
+                    "seed": s, "step": step, "separation": step + u,
+                    "explained_variance": slope_along * step + slope_between * u + noise * rng.normal(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_time_alone_is_no_relation_once_the_step_is_held_fixed():
+    table = course(8, 6, slope_between=0, slope_along=1, noise=0.3)
+    raw = table["separation"].corr(table["explained_variance"])
+    r, freedom = partial_correlation(table, "separation", "explained_variance", "step")
+    assert raw > 0.8
+    assert abs(r) < 0.4
+    assert freedom == 48 - 6 - 1
+
+
+def test_a_relation_between_seeds_is_found_against_the_course_of_time():
+    table = course(8, 6, slope_between=1, slope_along=-5, noise=0.05)
+    assert table["separation"].corr(table["explained_variance"]) < -0.5
+    assert partial_correlation(table, "separation", "explained_variance", "step")[0] > 0.95
+
+
+def test_partial_correlation_is_the_mean_of_the_correlations_at_each_step():
+    table = course(5, 4, 0.5, 1, 1.0)
+    at_each = [np.corrcoef(t["separation"], t["explained_variance"])[0, 1] for _, t in table.groupby("step")]
+    r, _ = partial_correlation(table, "separation", "explained_variance", "step")
+    assert r == pytest.approx(np.mean(at_each))
+
+
+def test_a_step_that_scatters_much_does_not_decide_alone():
+    """At the first step both vary a hundred times as much, and the other way round."""
+    table = course(6, 5, slope_between=1, slope_along=0, noise=0.01)
+    first = table["step"] == 0
+    table.loc[first, "separation"] *= 100
+    table.loc[first, "explained_variance"] *= -100
+    r, _ = partial_correlation(table, "separation", "explained_variance", "step")
+    assert r == pytest.approx(3 / 5, abs=0.02)
+
+
+def test_without_variation_there_is_no_correlation():
+    table = course(1, 3, 1, 1, 0)
+    assert np.isnan(partial_correlation(table, "separation", "explained_variance", "step")[0])
+
+
+def test_few_pairs_get_students_interval():
+    estimate, low, high = paired_interval(np.array([1.0, 2.0, 3.0]))
+    assert estimate == pytest.approx(2)
+    assert (low, high) == (pytest.approx(2 - 4.302653 / np.sqrt(3)), pytest.approx(2 + 4.302653 / np.sqrt(3)))
+    assert np.isnan(paired_interval(np.array([1.0]))[1])
+
+
+def test_the_p_value_agrees_with_the_interval_beside_it():
+    """Few pairs or many: p is below 0.05 where the 95 % interval leaves zero out (up to what a bootstrap can tell)."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 9):
+        for centre in (0.0, 0.5, 1.0, 2.0, 8.0):
+            d = centre + rng.normal(size=n)
+            _, low, high = paired_interval(d)
+            assert (paired_p(d) < 0.05) == (not low <= 0 <= high)
+    clear = np.array([0.99, 1.0, 1.01])
+    assert paired_p(clear) < 0.001, "three clear pairs are evidence; of sign flips they would get 0.25"
+    assert np.isnan(paired_p(np.array([1.0])))
+
+
+def test_every_coefficient_gets_an_interval_on_every_measure():
+    from saema_utils.evidence.effects import SWEPT
+
+    rng = np.random.default_rng(0)
+    base = {s: rng.normal() for s in range(3)}
+    sweep = pd.DataFrame(
+        [
+            {"seed": s, "coefficient": c, **{name: base[s] + c * (1 + 0.01 * s) for name in SWEPT}}
+            for s in range(3)
+            for c in (-0.1, 0.0, 0.1)
+        ]
+    )
+    found = coefficient_effects(sweep)
+    assert {tuple(row) for row in found[["coefficient", "measure"]].to_numpy()} == {
+        (c, name) for c in (-0.1, 0.1) for name in SWEPT
+    }
+    # The spread between seeds (order 1) is paired away: what is left is the coefficient's own effect.
+    assert np.allclose(found["estimate"], found["coefficient"] * 1.01)
+    assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
+    assert (np.sign(found["low"]) == np.sign(found["coefficient"])).all()
+    assert (found["p_holm"] >= found["p"]).all()
+
+
+def made_tables(best: float, gain_of_training: float, punish: float):
+    """A study of eight concepts and three seeds in which poles have a given best dose."""
+    rng = np.random.default_rng(0)
+    doses, stars, losses = [], [], []
+    for concept in map(str, range(8)):
+        for arm, centre in (("poles", best), ("random_direction", 0), ("permuted_labels", 0), ("global_scaling", 0)):
+            star = centre + 0.02 * rng.normal()
+            common = {"concept": concept, "arm": arm, "seed": 0, "preserve_sparsity": False}
+            stars.append({**common, "alpha_star": star, "slope": -2 * star})
+            doses += [{**common, "alpha": a, "mse": 1 + (a - star) ** 2 - star**2} for a in (-0.5, 0, 0.5)]
+            spliced = {"position": "concept", "error_term": False, "cross_entropy": 3 - star + 0.01 * rng.normal()}
+            losses.append({**common, **spliced, "alpha": 0.5})
+        losses.append({**common, **spliced, "arm": "unedited", "alpha": 0.0, "cross_entropy": 3.0})
+    sweep = [
+        {"seed": s, "coefficient": c, **dict.fromkeys(("explained_variance", "ev_words", "ev_sentences"), value)}
+        for s in range(3)
+        for c, shift in ((-0.1, punish), (0.0, 0.0), (0.1, gain_of_training))
+        for value in (0.7 + shift + 1e-4 * rng.normal(),)
+    ]
+    return [pd.DataFrame(rows) for rows in (doses, stars, losses, sweep)] + [course(5, 4, 0, 1, 0.1)]
+
+
+def test_a_world_in_which_separation_is_the_cause_is_recognised():
+    found = effects(*made_tables(best=0.4, gain_of_training=0.05, punish=-0.05))
+    verdicts = causal_verdict(found)
+    assert verdicts["after training"] == "supports"
+    assert verdicts["during training"] == "supports"
+    assert (found["p_holm"].dropna() >= found["p"].dropna() - 1e-12).all()
+    seeds = found[(found["unit"] == "seed") & (found["control"] == "coefficient 0")]
+    assert seeds["survives"].all(), "three seeds that agree this well stand against the whole table"
+    assert set(found.loc[found["survives"], "verdict"]) <= {"supports", "contradicts"}
+    assert (found.loc[found["survives"], "p_holm"] < 0.05).all()
+
+
+def test_a_world_in_which_any_pressure_costs_is_not_mistaken_for_support():
+    """Rewarding and punishing separation both lose: the comparison with zero contradicts, the twin decides nothing."""
+    found = effects(*made_tables(best=0.0, gain_of_training=-0.03, punish=-0.03))
+    verdicts = causal_verdict(found)
+    assert verdicts["during training"] == "contradicts"
+    twin = found[found["control"] == "coefficient -0.1"]
+    assert len(twin) == 3
+    assert (twin["verdict"] == "undecided").all()
+    assert verdicts["after training"] == "undecided"
+
+
+def test_separation_that_hurts_is_said_to_contradict():
+    found = effects(*made_tables(best=-0.4, gain_of_training=-0.05, punish=0.05))
+    assert causal_verdict(found)["after training"] == "contradicts"
+    assert set(found.loc[found["unit"] == "seed", "verdict"]) == {"contradicts"}
+
+
+# ---- what the page says, whichever way the tables turn out ---------------------------------------
+
+
+def measured(preserve: bool, best: float = 0.2, stopped: float = 0.0):
+    """Doses and best doses of one concept whose error is a parabola, and left by ``stopped`` beyond dose 0.5."""
+    from saema_utils.intervention.edits import ARMS
+
+    doses, stars = [], []
+    for arm in ARMS:
+        common = {"concept": "months", "arm": arm, "seed": 0, "preserve_sparsity": preserve}
+        stars.append({**common, "alpha_star": best, "slope": -2 * best, "curvature": 4.0, "mse_at_zero": 2.0,
+                      "exact": stopped == 0})  # fmt: skip
+        for alpha in np.linspace(-1, 1, 9):
+            value = 2 * (1 - 2 * best * alpha + alpha**2) - (stopped if alpha > 0.5 else 0)
+            doses.append({**common, "alpha": alpha, "mse": value})
+    return pd.DataFrame(doses), pd.DataFrame(stars)
+
+
+@pytest.mark.parametrize("stopped", [0.0, 0.4])
+def test_the_closed_form_is_the_curve_until_a_latent_stops(stopped):
+    table = findings.with_parabola(*measured(True, stopped=stopped))
+    assert table.loc[table["alpha"] <= 0.5, "misfit"].max() < 1e-12
+    assert table.loc[table["alpha"] > 0.5, "misfit"].max() == pytest.approx(stopped / 2)
+
+
+def test_the_closed_form_of_the_table_fits_what_is_measured_of_real_edits(clusters):
+    import dataclasses
+
+    from saema_utils.intervention.doses import dose_response
+
+    latents, labels = clusters
+    decoder = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double()
+    target = torch.randn(60, 6, generator=torch.Generator().manual_seed(2)).double()
+    tables = []
+    for preserve in (False, True):
+        common = {"concept": "c", "seed": 0, "preserve_sparsity": preserve}
+        doses = dose_response(latents, labels, lambda z: z @ decoder, target, alphas=[-1, 0, 1, 2], arms=("poles",),
+                              preserve_sparsity=preserve).assign(**common)  # fmt: skip
+        found = optimum(latents, labels, lambda z: z @ decoder, target, preserve_sparsity=preserve)
+        row = dataclasses.asdict(found) | common | {"arm": "poles"}
+        tables.append(findings.with_parabola(doses.drop(columns=["seed"], errors="ignore").assign(seed=0),
+                                             pd.DataFrame([row])))  # fmt: skip
+    free, kept = tables
+    assert free["misfit"].max() < 1e-9
+    assert kept["misfit"].max() > findings.STOPS  # latents of these clusters are pushed through zero
+
+
+@pytest.mark.parametrize("stopped", [0.0, 0.4])
+def test_a_parabola_is_drawn_and_claimed_only_where_it_is_exact(stopped):
+    from saema_utils.chapters.intervention.figures import dose_curves
+
+    free, kept = measured(False), measured(True, stopped=stopped)
+    doses, best = (pd.concat(pair, ignore_index=True) for pair in zip(free, kept, strict=True))
+    left, right = dose_curves(doses, best).axes
+    smooth = [max(len(line.get_xdata()) for line in ax.lines) for ax in (left, right)]
+    assert smooth[0] > 100
+    assert (smooth[1] > 100) == (stopped == 0)
+    crosses = [len(line.get_xdata()) for ax in (left, right) for line in ax.lines if line.get_marker() == "x"]
+    assert sum(crosses) == (0 if stopped == 0 else 4)
+    text = findings.parabola_sentence(doses, best)
+    assert ("leaves its parabola: by 20%" in text) == (stopped > 0)
+    assert ("none has stopped in 0 of 4 cases" in text) == (stopped > 0)
+
+
+def correlations(poles, scaling):
+    rows = [
+        {"concept": "c", "arm": arm, "seed": 0, "preserve_sparsity": False, "range": side, "r": r}
+        for arm, pair in (("poles", poles), ("global_scaling", scaling))
+        for side, r in zip((findings.TOGETHER, findings.APART), pair, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("claimed", [1, -1])
+def test_an_effect_is_drawn_with_the_two_ends_of_its_own_interval(claimed):
+    """In half-widths, turned towards the claim; beyond eight, the whole interval is moved."""
+    from matplotlib import pyplot as plt
+
+    from saema_utils.chapters.intervention.figures import effect_forest
+
+    rows = [("lopsided", 0.25, 0.0, 0.4), ("far", 20.0, 19.0, 21.0), ("none", np.nan, np.nan, np.nan)]
+    table = pd.DataFrame(rows, columns=["effect", "estimate", "low", "high"])
+    figure = effect_forest(table.assign(control="zero", claimed=claimed, verdict="undecided"))
+    bars = [line.get_xdata() for line in figure.axes[0].lines[0:6:2]]
+    plt.close(figure)
+    np.testing.assert_allclose(bars[:2], claimed * np.array([[0, 2], [7, 9]]))
+    assert np.isnan(bars[2]).all()
+
+
+def test_the_correlations_sign_is_called_that_of_the_side_only_where_it_is():
+    turns = findings.correlation_sentence(correlations((-0.9, 0.9), (-0.8, 0.8)))
+    assert "sign is that of the side" in turns
+    assert "distance travelled" in turns
+    falls = findings.correlation_sentence(correlations((-0.9, -0.7), (-0.8, 0.8)))
+    assert "sign is that of the side" not in falls
+    assert "One sign on both sides" in falls
+    assert "tells moving poles from mere growth" in falls
+
+
+@pytest.mark.parametrize(("gained", "said"), [(0.1, "does its work"), (-0.1, "not reliably do its work")])
+def test_the_term_is_said_to_work_only_if_it_does(gained, said):
+    columns = ("separation_words", "explained_variance", "ev_words", "ce_recovered")
+    rows = [
+        {"seed": s, "coefficient": c, "start": "warm", "steps": 60, **dict.fromkeys(columns, c * gained)}
+        for s in range(3)
+        for c in (-1, 0, 1)
+    ]
+    text = findings.training_sentence(pd.DataFrame(rows))
+    assert said in text
+    assert "study's own SAE" in text
+    assert "random weights" in findings.training_sentence(pd.DataFrame(rows).assign(start="fresh"))
+    assert f"**{gained:+.3f}**" in text
+
+
+@pytest.mark.parametrize(
+    ("best", "gain", "answer"),
+    [(0.4, 0.05, "In part."), (0.0, -0.03, "Not on this evidence."), (-0.4, -0.05, "Not on this evidence.")],
+)
+def test_the_answer_follows_from_the_effects(best, gain, answer):
+    found = effects(*made_tables(best=best, gain_of_training=gain, punish=-gain))
+    text = findings.verdict_sentence(found)
+    assert f"**Does separability cause reconstruction? {answer}**" in text
+    assert f"{(found['verdict'] == 'supports').sum()} of {len(found)} effects support it" in text
+    everything = found.assign(verdict="supports")
+    assert "Yes, on this evidence." in findings.verdict_sentence(everything)

@@ -1,0 +1,144 @@
+"""Chapter 3: what the page defines is what the package computes, and its tables hold together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from saema_utils.chapters.stratification import figures as plots
+from saema_utils.chapters.stratification.tables import _largest_spread, few_levels, gains_that_are_repeats
+from saema_utils.evidence.rank import controls_table, ranks_at, tolerance_table
+from saema_utils.rulers.strata import random_topk, toy_tokens, tucker_tensor
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.stratification.anatomy import subspace_drift, where_rank_moves
+from saema_utils.stratification.noise import sweep_clouds
+from saema_utils.stratification.spectra import covariance_spectrum, effective_rank
+from saema_utils.stratification.token_cloud import TokenCloud
+from saema_utils.study import STUDIES
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "03_noise_rank_stratification.ipynb"
+LEVELS = (0.0, 0.1, 0.4, 0.8)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    scope: dict = {}
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        if "definition" in cell["metadata"].get("tags", []):
+            exec("".join(cell["source"]), scope)
+    return scope
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 50), (6, 5, 7), (30, 2, 4)])
+def test_the_page_and_the_package_agree(by_hand, shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for mode in range(3):
+        shown, used = by_hand["spectrum_by_hand"](tensor, mode), covariance_spectrum(tensor, mode)
+        torch.testing.assert_close(shown[: len(used)], used, rtol=1e-8, atol=1e-10 * float(used[0]))
+        assert by_hand["effective_rank_by_hand"](shown) == pytest.approx(effective_rank(used), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def small_study() -> dict[str, pd.DataFrame]:
+    """Two toy concepts through every table of the chapter, without a language model."""
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    clouds = [TokenCloud.of(toy_tokens(seed=i), mask, name) for i, name in enumerate(("months", "days"))]
+    encoders = {"residual": lambda x: x, "sae": random_topk(3), "random_dictionary": random_topk(4)}
+    swept = sweep_clouds(clouds, encoders, noise_levels=LEVELS, seeds=range(6), measure=ranks_at())
+    return {
+        "ranks": swept, "tolerance": tolerance_table(swept), "controls": controls_table(swept),
+        "drift": subspace_drift(clouds, encoders, noise_levels=LEVELS, seeds=(0, 1)),
+        "where": where_rank_moves(clouds, encoders, level=0.4, seed=0),
+    }  # fmt: skip
+
+
+def test_a_looser_tolerance_never_finds_more_rank(small_study):
+    ranks = small_study["ranks"][[c for c in small_study["ranks"] if c.startswith("rank@")]]
+    assert (ranks.diff(axis=1).iloc[:, 1:] <= 0).all(axis=None)
+    assert (small_study["ranks"]["rank@1e-06"] == small_study["ranks"]["rank"]).all()
+    assert len(small_study["tolerance"]) == 2 * 3 * 3 * 5
+
+
+def test_subspaces_turn_further_under_more_noise_and_supports_shrink(small_study):
+    drift = small_study["drift"]
+    assert drift["angle_mean"].between(0, 90 + 1e-9).all()
+    assert (drift["angle_mean"] <= drift["angle_max"] + 1e-9).all()
+    by_level = drift.groupby("noise")[["angle_mean", "support_kept"]].mean()
+    assert by_level["angle_mean"].is_monotonic_increasing
+    assert by_level["support_kept"].is_monotonic_decreasing
+
+
+def test_leading_subspace_of_features_is_that_of_a_plain_svd():
+    from saema_utils.stratification.anatomy import leading_subspace, principal_angles
+
+    for shape in ((6, 4, 300), (40, 10, 12)):
+        latents = tucker_tensor(shape, (6, 4, 10), seed=2, dtype=torch.float64)
+        cloud = TokenCloud.of(latents, torch.ones(shape[:2], dtype=torch.bool))
+        centred = cloud.points - cloud.points.mean(0)
+        expected = torch.linalg.svd(centred, full_matrices=False)[2][:5].T
+        angles = principal_angles(leading_subspace(cloud.points, cloud, 2), expected)
+        assert float(angles.max()) < 1e-3
+
+
+def test_the_overall_row_has_concepts_as_units(small_study):
+    overall = small_study["controls"].query("concept == 'all concepts'")
+    assert (overall["n"] == 2).all()
+    assert (overall["verdict"] != "more").all()  # two concepts can support nothing
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_the_thinned_levels_keep_zero_and_the_largest(tmp_path, name):
+    levels = few_levels(RunDirectory(tmp_path, STUDIES[name]))
+    assert levels[0] == 0
+    assert levels[-1] == STUDIES[name].noise_levels[-1]
+    assert 3 <= len(levels) <= 5
+    assert set(levels) <= set(STUDIES[name].noise_levels)
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_levels_up_to_one_rms_hold_the_largest_of_them(tmp_path, name):
+    run = RunDirectory(tmp_path, STUDIES[name])
+    below = [level for level in STUDIES[name].noise_levels if 0 < level <= 7.24]
+    levels = few_levels(run, most=7.24)
+    assert (levels[0], levels[-1]) == (0, max(below))
+    assert 3 <= len(levels) <= 5
+    assert few_levels(run, most=1e-9) == STUDIES[name].noise_levels[:2]
+
+
+def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
+    first = {"a": (0.1, 0.1), "b": (4.0, 8.0), "c": (float("nan"), 1.0)}
+    table = pd.DataFrame([{"concept": c, "first_noise_rms": v} for c, values in first.items() for v in values])
+    assert _largest_spread(table) == 2  # not 80, which is how concepts differ
+    assert _largest_spread(table[table["concept"] == "a"]) == 1
+    assert _largest_spread(table[table["first_noise_rms"].isna()]) == 1
+
+
+def test_every_figure_can_be_drawn(small_study, tmp_path):
+    ranks = small_study["ranks"]
+    kinds = pd.concat([ranks.assign(kind="isotropic"), ranks.assign(kind="on_manifold")])
+    sinks = pd.DataFrame(
+        {"concept": c, "representation": r, "mode": m, "kept": k, "effective_rank": v}
+        for c in ("a", "b") for r in ("residual", "sae") for m in range(3)
+        for k, v in (("masked", 20.0), ("one sink", 1.4), ("all sinks", 1.01))
+    )  # fmt: skip
+    spectra = [covariance_spectrum(tucker_tensor((6, 5, 30), (3, 2, 4)), mode) for mode in range(3)]
+    figures = [
+        plots.rank_against_noise(ranks), plots.repeated_contexts(ranks, ranks, "months"),
+        plots.toy_spectra(spectra, (3, 2, 4), 1e-6), plots.sink_ranks(sinks),
+        plots.tolerance_map(small_study["tolerance"]), plots.subspace_drift(small_study["drift"]),
+        plots.where_rank_moves(small_study["where"]), plots.noise_kinds(kinds), plots.noise_units(ranks),
+        plots.forest(small_study["controls"]), plots.forest(small_study["controls"], "onset"),
+    ]  # fmt: skip
+    for number, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{number}.png", dpi=40)
+        assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in figure.axes)
+
+
+def test_a_place_where_nothing_repeats_and_nothing_moves_agrees_with_nothing():
+    places = pd.DataFrame({"rank_gain": [0, 2, 3, 0], "n_tokens": [5, 5, 5, 5], "n_distinct": [5, 3, 4, 4]})
+    assert gains_that_are_repeats(places) == (1, 3)
+    assert gains_that_are_repeats(places[:1]) == (0, 0)

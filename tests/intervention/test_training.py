@@ -1,0 +1,284 @@
+"""Training for separability: stock at zero, a plain TopK on disk, and a term that does what it says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+
+from saema_utils.chapters.intervention import training as separability_measures
+from saema_utils.chapters.intervention.training import Bench, Split
+from saema_utils.errors import InterventionError, SaeError
+from saema_utils.intervention.separation import separation_scale_free
+from saema_utils.intervention.training import (
+    Batches,
+    LabelledTokens,
+    SeparableTopKConfig,
+    SeparableTopKTrainingSAE,
+    activation_scale,
+    as_plain,
+    fresh,
+    train_separable,
+    warm_start,
+)
+from saema_utils.saes.training import train_sae
+from saema_utils.study import SaeRecipe
+
+D, F, K = 12, 96, 4
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    draws = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(30, D, generator=draws), dim=1)
+    return (
+        5 * (torch.rand(3000, 30, generator=draws) * (torch.rand(3000, 30, generator=draws) < 0.1)) @ directions + 0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus):
+    draws = torch.Generator().manual_seed(1)
+    centres = corpus[:8].repeat_interleave(10, 0)
+    return LabelledTokens(
+        centres + torch.randn(80, D, generator=draws), torch.arange(8).repeat_interleave(10),
+        torch.arange(2).repeat_interleave(40),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(corpus):
+    return train_sae(corpus[:2500], corpus[2500:], SaeRecipe(d_sae=F, k=K, epochs=4, batch=128), 0).sae
+
+
+def step_input(x, dead=None):
+    return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False)
+
+
+def mean_separation(sae, tokens):
+    with torch.no_grad():
+        parts = [tokens.of(concept) for concept in (0, 1)]
+        values = [separation_scale_free(sae.encode(part.vectors), part.clusters) for part in parts]
+    return float(sum(values) / 2)
+
+
+def test_warm_start_reconstructs_what_the_trained_one_does(start, corpus):
+    scale = activation_scale(corpus)
+    plain = as_plain(warm_start(start, scale), scale)
+    with torch.no_grad():
+        assert torch.allclose(plain.encode(corpus), start.encode(corpus), atol=1e-5)
+        assert torch.allclose(plain.decode(plain.encode(corpus)), start.decode(start.encode(corpus)), atol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_any_topk_can_be_continued_whether_or_not_it_rescales(corpus, rescale):
+    torch.manual_seed(0)
+    cfg = TopKTrainingSAEConfig(d_in=D, d_sae=F, k=K, rescale_acts_by_decoder_norm=rescale)
+    trained = TopKTrainingSAE(cfg)
+    with torch.no_grad():
+        trained.W_dec *= 0.5 + torch.rand(F, 1)
+        trained.b_enc += torch.randn(F) / 10
+        trained.b_dec += torch.randn(D)
+    reference = as_plain_stock(trained)
+    plain = as_plain(warm_start(reference, 0.3), 0.3)
+    with torch.no_grad():
+        assert torch.allclose(plain.decode(plain.encode(corpus)), trained.decode(trained.encode(corpus)), atol=1e-4)
+
+
+def as_plain_stock(trained):
+    """sae_lens's own way through the disk."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy.deepcopy(trained).save_inference_model(folder)
+        return SAE.load_from_disk(folder)
+
+
+def test_coefficient_zero_takes_the_stock_step(corpus, tokens):
+    """Same weights, same batch: loss and every gradient equal those of sae_lens's own class."""
+    ours = fresh(D, F, K, seed=3)
+    stock = TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=D, d_sae=F, k=K, normalize_activations="expected_average_only_in")
+    )
+    stock.load_state_dict(ours.state_dict())
+    ours.concept_labels, ours.concept_groups = tokens.clusters, tokens.concepts
+    x = torch.cat([corpus[:64], tokens.vectors])
+    dead = torch.arange(F) < 10
+    outputs = [sae.training_forward_pass(step_input(x, dead)) for sae in (ours, stock)]
+    assert torch.allclose(outputs[0].loss, outputs[1].loss, rtol=1e-5)
+    for output in outputs:
+        output.loss.backward()
+    for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    assert "separation_loss" not in outputs[0].losses
+
+
+def test_the_term_is_the_share_of_variance_it_says(corpus, tokens):
+    ours = fresh(D, F, K, seed=3, separation_coefficient=0.2)
+    ours.concept_labels, ours.concept_groups = tokens.clusters, tokens.concepts
+    x = torch.cat([corpus[:64], tokens.vectors])
+    output = ours.training_forward_pass(step_input(x))
+    variance = x.var(0, correction=0).sum()
+    expected = -0.2 * float(variance) * mean_separation(ours, tokens)
+    assert float(output.losses["separation_loss"].detach()) == pytest.approx(expected, rel=1e-4)
+    total = sum(output.losses.values())
+    assert torch.allclose(output.loss, total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("measure", ["scale_free", "aedp"])
+def test_the_sparse_step_has_the_gradients_of_the_dense_one(corpus, tokens, measure, rescale, monkeypatch):
+    options = {"separation_coefficient": 0.2, "separation_measure": measure, "rescale_acts_by_decoder_norm": rescale}
+    sparse, dense = (fresh(D, F, K, seed=3, **options) for _ in range(2))
+    monkeypatch.setattr(dense, "takes_sparse_step", lambda x: False)
+    x = torch.cat([corpus[:64], tokens.vectors])
+    assert sparse.takes_sparse_step(x)
+    outputs = []
+    for sae in (sparse, dense):
+        with torch.no_grad():
+            sae.W_dec *= 1 + torch.arange(F)[:, None] / F
+        sae.concept_labels, sae.concept_groups = tokens.clusters, tokens.concepts
+        outputs.append(sae.training_forward_pass(step_input(x, torch.arange(F) < 10)))
+        outputs[-1].loss.backward()
+    assert outputs[0].losses["separation_loss"] != 0
+    assert torch.allclose(outputs[0].loss, outputs[1].loss, rtol=1e-5)
+    for mine, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_sign_of_the_coefficient_decides_where_separation_goes(start, corpus, tokens):
+    scale, found = activation_scale(corpus), {}
+    for coefficient in (-0.3, 0.0, 0.3):
+        sae = warm_start(start, scale, separation_coefficient=coefficient)
+        plain = train_separable(sae, corpus, tokens, scale=scale, steps=40, batch=128, learning_rate=1e-3)
+        found[coefficient] = mean_separation(plain, tokens)
+        with torch.no_grad():
+            assert ((plain.encode(corpus[:200]) != 0).sum(1) <= K).all()
+    assert found[-0.3] < found[0.0] - 0.02
+    assert found[0.3] > found[0.0] + 0.02
+
+
+def test_what_is_saved_is_a_plain_topk_that_anybody_can_load(start, corpus, tokens, tmp_path):
+    scale = activation_scale(corpus)
+    sae = warm_start(start, scale, separation_coefficient=0.1)
+    plain = train_separable(sae, corpus, tokens, scale=scale, steps=5, batch=64)
+    plain.save_model(tmp_path / "ours")
+    loaded = SAE.load_from_disk(tmp_path / "ours")
+    assert type(loaded).__name__ == "TopKSAE"
+    assert loaded.cfg.architecture() == "topk"
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(corpus), plain.encode(corpus))
+        assert torch.equal(loaded.decode(loaded.encode(corpus)), plain.decode(plain.encode(corpus)))
+    # sae_lens's own saving of the training class gives the same autoencoder, in the training scale.
+    sae.save_inference_model(tmp_path / "stock")
+    stock = SAE.load_from_disk(tmp_path / "stock")
+    assert type(stock).__name__ == "TopKSAE"
+    with torch.no_grad():
+        theirs = stock.decode(stock.encode(corpus * scale)) / scale
+        assert torch.allclose(theirs, plain.decode(plain.encode(corpus)), atol=1e-4)
+
+
+def test_one_seed_gives_one_result_and_coefficients_see_the_same_batches(start, corpus, tokens):
+    scale = activation_scale(corpus)
+    weights = [
+        train_separable(warm_start(start, scale), corpus, tokens, scale=scale, steps=4, batch=64, seed=s).W_dec
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    streams = [
+        Batches(warm_start(start, scale, separation_coefficient=c), corpus, tokens, batch=32, seed=5)
+        for c in (0.0, 0.5)
+    ]
+    assert all(torch.equal(next(streams[0]), next(streams[1])) for _ in range(3))
+
+
+def test_labels_describe_the_last_rows_of_the_batch(start, corpus, tokens):
+    sae = warm_start(start, 1.0)
+    batch = next(Batches(sae, corpus, tokens, batch=32, seed=0, concepts_per_step=1, most_labelled=15))
+    assert batch.shape == (32 + 15, D)
+    assert len(sae.concept_groups.unique()) == 1
+    for row, cluster in zip(batch[32:], sae.concept_labels, strict=True):
+        members = tokens.vectors[tokens.clusters == cluster]
+        assert (members == row).all(1).any()
+
+
+def test_rewarding_the_plain_distance_inflates_latents_and_the_scale_free_reward_does_not(start, corpus, tokens):
+    scale, sizes = activation_scale(corpus), {}
+    for measure in ("aedp", "scale_free"):
+        sae = warm_start(start, scale, separation_coefficient=0.5, separation_measure=measure)
+        plain = train_separable(sae, corpus, tokens, scale=scale, steps=60, batch=128, learning_rate=3e-3)
+        with torch.no_grad():
+            sizes[measure] = float(plain.encode(tokens.vectors).norm(dim=1).mean())
+    with torch.no_grad():
+        before = float(start.encode(tokens.vectors).norm(dim=1).mean())
+    assert sizes["aedp"] > 1.3 * before
+    assert sizes["aedp"] > sizes["scale_free"]
+
+
+def test_checkpoints_are_plain_copies_that_leave_training_alone(start, corpus, tokens):
+    scale, seen = activation_scale(corpus), []
+    options = {"scale": scale, "steps": 6, "batch": 64, "seed": 2}
+    watched = train_separable(
+        warm_start(start, scale), corpus, tokens, checkpoints=(2, 6), watch=lambda *what: seen.append(what), **options
+    )
+    unwatched = train_separable(warm_start(start, scale), corpus, tokens, **options)
+    assert [step for step, _ in seen] == [2, 6]
+    assert torch.equal(watched.W_enc, unwatched.W_enc)
+    assert torch.equal(seen[1][1].W_enc, watched.W_enc)
+    assert not torch.equal(seen[0][1].W_enc, watched.W_enc)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_runs_start_where_the_study_says_and_take_the_steps_of_that_start(start, corpus, tokens, warm):
+    scale, seen = activation_scale(corpus), []
+    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, warm)
+    begun = bench.begin(seed=7, separation_coefficient=0.1)
+    expected = warm_start(start, scale) if warm else fresh(D, F, K, seed=7)
+    assert torch.equal(begun.W_enc, expected.W_enc)
+    bench.train(begun, tokens, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
+    assert (bench.start, bench.steps) == (("warm", 2) if warm else ("fresh", 5))
+    assert seen == list(range(1, bench.steps + 1))
+
+
+def test_runs_that_nobody_separates_are_full_runs_whatever_the_start(start, corpus, tokens):
+    scale, seen = activation_scale(corpus), []
+    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, True)
+    bench.train(bench.fresh(seed=0), None, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_judging_on_the_latents_in_use_is_judging_on_all(start, corpus, tokens, monkeypatch):
+    """Latents that are off on every row of a concept change no distance, and so no measure."""
+    split = Split(tokens, tokens, tokens)
+    few = separability_measures.judge(start, corpus[:256], split)
+    monkeypatch.setattr(separability_measures, "_in_use", lambda latents: latents)
+    assert few == pytest.approx(separability_measures.judge(start, corpus[:256], split), rel=1e-5, nan_ok=True)
+
+
+def test_impossible_choices_are_refused():
+    with pytest.raises(InterventionError, match="Did you mean 'aedp'"):
+        SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_measure="aed")
+    with pytest.raises(InterventionError, match="-100 to 100"):
+        SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=1e6)
+    with pytest.raises(InterventionError, match="nan"):
+        SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=float("nan"))
+
+
+def test_only_a_topk_can_be_continued():
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    with pytest.raises(SaeError, match="standard"):
+        warm_start(StandardSAE(StandardSAEConfig(d_in=D, d_sae=F)), 1.0)
+
+
+def test_a_concept_of_one_word_adds_nothing_and_breaks_nothing(corpus, tokens):
+    sae = SeparableTopKTrainingSAE(SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=0.5))
+    lonely = tokens.of(0)
+    sae.concept_labels, sae.concept_groups = torch.zeros(40, dtype=torch.long), lonely.concepts
+    output = sae.training_forward_pass(step_input(torch.cat([corpus[:32], lonely.vectors])))
+    assert float(output.losses["separation_loss"]) == 0
+    output.loss.backward()

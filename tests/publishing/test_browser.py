@@ -1,0 +1,308 @@
+"""The built site, every page of it, in a real browser with the network refused."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+
+from saema_utils.notebook import CHAPTERS
+from saema_utils.publishing import address
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.browser, pytest.mark.model, pytest.mark.slow]
+CHROMIUM = os.environ.get("SAEMA_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+SEARCHES = {
+    "how to cite": "book/cite",
+    "limitations": "book/limitations",
+    "covariance_spectrum": "book/api/stratification",
+    "attention sink": ("notebooks/01", "book/glossary", "book/api/activations"),
+    "train sparse dictionary": "notebooks/02",
+}
+FACTS = """async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  const content = document.querySelector(".bd-article") || document.body;
+  const seen = content.cloneNode(true);
+  seen.querySelectorAll("pre, code, script").forEach((e) => e.remove());
+  const images = [...document.images];
+  await Promise.all(images.map((i) => { i.loading = "eager"; return i.decode().catch(() => {}); }));
+  const weight = performance.getEntriesByType("resource").reduce((sum, e) => sum + e.encodedBodySize, 0);
+  return {
+    broken: images.filter((i) => !i.naturalWidth).map((i) => i.src),
+    unnamed: images.filter((i) => !(i.getAttribute("alt") || "").trim()).map((i) => i.src),
+    formulas: content.querySelectorAll(".math").length,
+    drawn: content.querySelectorAll("mjx-container svg").length,
+    math_errors: [...content.querySelectorAll('mjx-container [fill="red"], mjx-merror, mjx-container [data-mjx-error]')]
+      .map((e) => e.textContent),
+    raw: (seen.textContent.match(
+      /\\{(ref|doc|term|numref|eq|cite|glue|func|download)[^}]*\\}`|\\{\\{ ?\\w+ ?\\}\\}|<!-- \\w+ -->/g) || []),
+    ids: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
+    links: [...document.querySelectorAll("a[href]")].map((a) => a.getAttribute("href")),
+    title: document.title,
+    weight: weight + performance.getEntriesByType("navigation")[0].encodedBodySize,
+  };
+}"""
+# Colours that are still fading from one theme to the other would be measured half way.
+STILL = "*, *::before, *::after { transition: none !important; animation: none !important; }"
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@dataclass
+class Visit:
+    """What one page did and what stands on it."""
+
+    complaints: list[str] = field(default_factory=list)
+    remote: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+    wider_on_phone: int = 0
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+
+def audited(name: str) -> bool:
+    """Every page that somebody wrote, and one of each kind that is generated alike from source code."""
+    alike = name.startswith(("_modules/", "book/api/")) or name == "genindex.html"
+    return not alike or name in ("_modules/saema_utils/errors.html", "book/api/stratification.html")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def base(site: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        message = "no Chromium on this machine (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{message}; CI must run the browser tests")
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, base):
+    """A page that reaches the site and nothing else."""
+    context = browser.new_context(viewport=DESK)
+    context.route(lambda url: not url.startswith(base), lambda route: route.abort())
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> list[str]:
+    """Every page of the site but its index, which only leads on to the first page."""
+    found = {path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts}
+    return sorted(found - {"index.html"})
+
+
+@pytest.fixture(scope="module")
+def visits(browser, base, pages) -> dict[str, Visit]:
+    """Every page opened once: what it asked for, what it complained about, what stands on it."""
+    axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    context = browser.new_context(viewport=DESK)
+    found: dict[str, Visit] = {}
+    now, given_up = Visit(), []
+
+    def refuse(route) -> None:
+        now.remote.append(route.request.url)
+        route.abort()
+
+    context.route(lambda url: not url.startswith(base), refuse)
+    tab = context.new_page()
+    tab.on("console", lambda m: now.complaints.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: now.complaints.append(str(error)))
+    tab.on("requestfailed", lambda r: (given_up if r.failure == "net::ERR_ABORTED" else now.failed).append(r.url))
+    tab.on("response", lambda r: now.failed.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    for name in pages:
+        now = found[name] = Visit()
+        tab.set_viewport_size(DESK)
+        tab.emulate_media(color_scheme="light")
+        tab.goto(base + name, wait_until="load")
+        now.facts = tab.evaluate(FACTS)
+        for scheme in ("light", "dark") if audited(name) else ():
+            tab.emulate_media(color_scheme=scheme)
+            tab.add_style_tag(content=STILL)
+            tab.add_script_tag(content=axe)
+            rules = ", runOnly: ['color-contrast']" if scheme == "dark" else ""
+            result = tab.evaluate(f"axe.run(document, {{resultTypes: ['violations'], preload: false{rules}}})")
+            for fault in result["violations"]:
+                if fault["impact"] in ("serious", "critical"):
+                    where = [" ".join(map(str, node["target"])) for node in fault["nodes"][:4]]
+                    now.faults[f"{fault['id']} ({scheme})"] = where
+        tab.set_viewport_size(PHONE)
+        now.wider_on_phone = tab.evaluate(WIDER)
+    # A request is given up when the tab moves on before the answer; whether there is one is asked here.
+    found[pages[-1]].failed += [url for url in dict.fromkeys(given_up) if not context.request.get(url).ok]
+    context.close()
+    return found
+
+
+def test_the_index_leads_to_the_first_page(page, base):
+    page.goto(f"{base}index.html")
+    page.wait_for_url("**/book/intro.html")
+    assert "sparse coding" in page.title()
+
+
+def test_no_page_complains(visits):
+    assert {name: v.complaints for name, v in visits.items() if v.complaints} == {}
+
+
+def test_no_page_asks_another_site_for_anything(visits):
+    assert {name: v.remote for name, v in visits.items() if v.remote} == {}
+
+
+def test_no_request_fails(visits):
+    assert {name: v.failed for name, v in visits.items() if v.failed} == {}
+
+
+def test_all_images_load_and_have_a_description(visits):
+    assert {name: v.facts["broken"] for name, v in visits.items() if v.facts["broken"]} == {}
+    assert {name: v.facts["unnamed"] for name, v in visits.items() if v.facts["unnamed"]} == {}
+
+
+def test_every_formula_is_drawn_without_an_error(visits):
+    assert {n: v.facts["math_errors"] for n, v in visits.items() if v.facts["math_errors"]} == {}
+    short = {n: v.facts for n, v in visits.items() if v.facts["drawn"] < v.facts["formulas"]}
+    assert not short, {n: (f["drawn"], f["formulas"]) for n, f in short.items()}
+    assert visits["book/method.html"].facts["drawn"] > 20
+
+
+def test_no_markup_is_left_raw(visits):
+    assert {name: v.facts["raw"] for name, v in visits.items() if v.facts["raw"]} == {}
+
+
+def test_nothing_scrolls_sideways_on_a_phone(visits):
+    assert {name: v.wider_on_phone for name, v in visits.items() if v.wider_on_phone > 0} == {}
+
+
+def test_no_serious_accessibility_fault(visits):
+    assert {name: v.faults for name, v in visits.items() if v.faults} == {}
+
+
+def test_every_link_and_anchor_inside_the_site_resolves(visits, site):
+    dangling = []
+    ids = {name: set(v.facts["ids"]) for name, v in visits.items()}
+    for name, visit in visits.items():
+        for link in set(visit.facts["links"]):
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            target, fragment = urldefrag(urljoin(f"/{name}", link))
+            target = unquote(target.split("?")[0]).lstrip("/") or "index.html"
+            if target.endswith("/"):
+                target += "index.html"
+            if not (site / target).is_file():
+                dangling.append(f"{name} -> {link}")
+            elif fragment and target in ids and unquote(fragment) not in ids[target]:
+                dangling.append(f"{name} -> {link} (no such anchor)")
+    assert not dangling
+
+
+def test_every_chapter_links_its_source_notebook_in_colab(visits):
+    chapters = [name for name in visits if name.startswith("notebooks/")]
+    assert len(chapters) == len(CHAPTERS)
+    for name in chapters:
+        source = name.replace(".html", ".ipynb")
+        assert (ROOT / source).exists()
+        assert address.colab_url(source) in visits[name].facts["links"]
+
+
+def test_weight_of_every_page_is_known_and_bounded(visits):
+    heaviest = sorted(((v.facts["weight"], name) for name, v in visits.items()), reverse=True)
+    print("\n".join(f"{weight / 1e6:6.2f} MB {name}" for weight, name in heaviest[:8]))
+    assert heaviest[0][0] < 15e6
+
+
+@pytest.mark.parametrize("query", SEARCHES)
+def test_search_finds_the_right_page(page, base, query):
+    page.goto(f"{base}search.html?q={query.replace(' ', '+')}")
+    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    page.wait_for_function("document.querySelectorAll('#search-results ul.search li a').length > 0")
+    page.wait_for_timeout(500)
+    links = page.eval_on_selector_all(
+        "#search-results ul.search > li > a", "all => all.map(a => a.getAttribute('href'))"
+    )
+    right = SEARCHES[query]
+    first = [urldefrag(link)[0].lstrip("./") for link in links[:5]]
+    assert any(link.startswith(right) for link in first), first
+
+
+def test_dark_mode_toggles_and_stays(page, base):
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{base}book/intro.html")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    button = page.locator("button.theme-switch-button:visible").first
+    for _ in range(3):
+        button.click()
+        if page.evaluate("document.documentElement.dataset.theme") == "dark":
+            break
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.wait_for_function(f"{ground} !== '{light}'")
+    page.goto(f"{base}book/method.html")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is kept"
+
+
+def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, visits, site):
+    holders = [n for n in visits if 'class="saema-interactive"' in (site / n).read_text(encoding="utf-8")]
+    scripts = [p for p in site.rglob("plotly*.js")]
+    assert len(scripts) == 1, "plotly's script is in the site once"
+    drawn = 0
+    for name in holders:
+        page.goto(base + name)
+        count = page.locator(".saema-interactive").count()
+        page.wait_for_function(
+            f"document.querySelectorAll('.saema-interactive[data-drawn=true]').length === {count}", timeout=30_000
+        )
+        for i in range(count):
+            holder = page.locator(".saema-interactive").nth(i)
+            plot = holder.locator(".saema-plot")
+            caption = holder.locator("xpath=ancestor::figure[1]/figcaption")
+            assert re.match(r"Fig\. \d+\.\d+ \S", caption.inner_text()), (
+                f"{name}: an interactive figure without caption"
+            )
+            plot.scroll_into_view_if_needed()
+            plot.focus()
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function(
+                "i => document.querySelectorAll('.saema-plot-reading')[i].textContent.trim().length > 3", arg=i
+            )
+            assert holder.locator(".hoverlayer .hovertext").count() >= 1, f"{name}: no label at the point"
+            box = plot.locator(".nsewdrag").first.bounding_box()
+            page.mouse.move(5, 5)
+            steps = [(x, y) for y in range(20, int(box["height"]), 12) for x in range(20, int(box["width"]), 12)]
+            for x, y in steps:
+                page.mouse.move(box["x"] + x, box["y"] + y)
+                if holder.locator(".hoverlayer .hovertext").count():
+                    break
+            assert holder.locator(".hoverlayer .hovertext").count() >= 1, f"{name}: nothing under the mouse"
+            drawn += 1
+    assert drawn >= 2, f"at least two interactive figures in the book; found {drawn}"

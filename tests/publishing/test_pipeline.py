@@ -1,0 +1,437 @@
+"""Running notebooks and cleaning what they show, on notebooks small enough to know everything about."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from saema_utils.errors import BookError
+from saema_utils.interactive import PUBLISHING, interactive
+from saema_utils.publishing import address, execution, fragments
+from saema_utils.publishing import build as book
+from saema_utils.publishing.build import build_book
+from saema_utils.publishing.cleaning import clean_notebook
+from saema_utils.publishing.execution import run_notebooks
+from saema_utils.runs.directory import RunDirectory
+from saema_utils.study import STUDIES
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMETERS = 'study = "auto"\nrun_dir = ""\ndevice = "auto"\nseed = 0'
+
+
+def write_chapter(root: Path, name: str, *sources: str) -> None:
+    cells = [new_markdown_cell("# Try a thing\n\n<!-- badges -->\n\n**Time:** <!-- time -->", id="title")]
+    cells.append(new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    (root / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_chapter(tmp_path, "01_first", "print(seed, object())", "from pathlib import Path; Path(run_dir).name")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nparts:\n- caption: Study\n  chapters:\n  - file: notebooks/01_first\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "runs" / "r", STUDIES["smoke"], device="cpu")
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def test_a_chapter_runs_once_and_again_only_when_something_changed(root, run):
+    seen = []
+    (first,) = run_notebooks(run, [1], root=root, on_progress=lambda *a: seen.append(a))
+    assert not first.skipped
+    assert first.path == run.path / "notebooks" / "01_first.ipynb"
+    assert "0 <object" in first.path.read_text()
+    assert seen[0][:2] == (1, 0), "progress starts from nothing"
+    assert seen[-1][1] == seen[-1][2], "and ends with all cells"
+    record = run.manifest()["chapters"]["01_first"]
+    assert record["seconds"] > 0
+    assert record["peak_memory"] > 1e7
+    assert "CPU core" in record["hardware"]
+    written = first.path.stat().st_mtime_ns
+    (second,) = run_notebooks(run, [1], root=root)
+    assert second.skipped
+    assert first.path.stat().st_mtime_ns == written
+    write_chapter(root, "01_first", "print('other')")
+    assert not run_notebooks(run, [1], root=root)[0].skipped
+
+
+def test_a_later_chapter_depends_on_the_sources_of_earlier_ones(root, run):
+    write_chapter(root, "02_second", "1 + 1")
+    stamps = [execution.chapter_stamp(run, root, n) for n in (1, 2)]
+    write_chapter(root, "02_second", "1 + 2")
+    assert execution.chapter_stamp(run, root, 1) == stamps[0]
+    assert execution.chapter_stamp(run, root, 2) != stamps[1]
+    second = execution.chapter_stamp(run, root, 2)
+    write_chapter(root, "01_first", "0")
+    assert execution.chapter_stamp(run, root, 2) != second
+
+
+def test_a_chapter_that_shows_other_runs_runs_again_when_they_change(root, run):
+    for number in range(2, 8):
+        write_chapter(root, f"0{number}_chapter", "1")
+
+    def stamps():
+        return [execution.chapter_stamp(run, root, n) for n in (5, 6, 7)]
+
+    alone = stamps()
+    beside = RunDirectory(run.path.parent / "beside", STUDIES["smoke"])
+    beside.save_table("06_claims", pd.DataFrame({"claim": ["a"]}))
+    with_one = stamps()
+    RunDirectory(run.path.parent / "sweep/inside", STUDIES["smoke"]).save_table("02_sae_eval", pd.DataFrame({"x": [1]}))
+    with_sweep = stamps()
+    (beside.path / "manifest.json").write_text("damaged")
+    assert [a == b for a, b in zip(alone, with_one, strict=True)] == [True, False, False]
+    assert [a == b for a, b in zip(with_one, with_sweep, strict=True)] == [True, True, False]
+    assert [a == b for a, b in zip(with_sweep, stamps(), strict=True)] == [True, False, False]
+
+
+def test_a_chapter_runs_again_when_a_file_that_the_study_names_changes(root, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"fruit": ["An apple."]}')
+    study = STUDIES["smoke"].changed(prompts_file=str(prompts), concepts=["fruit"])
+    run = RunDirectory(tmp_path / "runs" / "fruit", study)
+    before = execution.chapter_stamp(run, root, 1)
+    assert execution.chapter_stamp(run, root, 1) == before
+    prompts.write_text('{"fruit": ["A pear."]}')
+    assert execution.chapter_stamp(run, root, 1) != before
+
+
+def test_the_time_of_a_chapter_is_that_of_making_its_tables(root, run):
+    write_chapter(root, "01_first", "import time; time.sleep(3)")
+    (made,) = run_notebooks(run, [1], root=root)
+    write_chapter(root, "01_first", "1")
+    (again,) = run_notebooks(run, [1], root=root)
+    assert again.seconds < made.seconds
+    assert run.manifest()["chapters"]["01_first"]["seconds"] == pytest.approx(made.seconds, abs=0.1)
+
+
+def test_a_damaged_table_makes_its_chapter_run_again(root, run):
+    setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom saema_utils.notebook import open_run\nimport pandas"
+    save = 'open_run(study, run_dir, device, seed).save_table("01_t", pandas.DataFrame({"a": [1]}))'
+    write_chapter(root, "01_first", f"{setup}\n{save}")
+    run_notebooks(run, [1], root=root)
+    assert execution.is_done(run, root, 1)
+    (run.path / "tables" / "01_t.csv").write_text("a\n2\n")
+    assert not execution.is_done(run, root, 1)
+
+
+def test_a_failure_is_one_line_with_chapter_cell_and_error_and_costs_nothing(root, run):
+    run_notebooks(run, [1], root=root)
+    good = (run.path / "notebooks" / "01_first.ipynb").read_text()
+    write_chapter(root, "01_first", "x = 1", "raise ValueError('the cause\\nof it')")
+    with pytest.raises(BookError) as caught:
+        run_notebooks(run, [1], root=root)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("chapter 1", "01_first", "cell 4 (cell-1)", "ValueError: the cause of it", "01_first.failed.ipynb"):
+        assert part in message
+    assert (run.path / "notebooks" / "01_first.ipynb").read_text() == good
+    assert "the cause" in (run.path / "notebooks" / "01_first.failed.ipynb").read_text()
+    assert not execution.is_done(run, root, 1)
+    assert not list((run.path / "notebooks").glob(".*"))
+
+
+def test_a_kernel_that_dies_says_so(root, run):
+    write_chapter(root, "01_first", "import os; os._exit(1)")
+    with pytest.raises(BookError, match=r"cell 3 \(cell-0\): its Python process died"):
+        run_notebooks(run, [1], root=root)
+
+
+def test_a_hung_cell_ends(root, run):
+    write_chapter(root, "01_first", "import time; time.sleep(60)")
+    with pytest.raises(BookError, match="ran longer than 2 s"):
+        run_notebooks(run, [1], root=root, cell_timeout=2)
+
+
+def test_progress_of_a_long_step_is_passed_on(root, run):
+    step = (
+        "import time\nfrom saema_utils.runtime import progress\n"
+        "for _ in progress(range(4), 'counting'):\n    time.sleep(0.4)"
+    )
+    write_chapter(root, "01_first", step)
+    seen = []
+    run_notebooks(run, [1], root=root, on_progress=lambda *a: seen.append(a))
+    counted = [(a[4], a[5]) for a in seen if a[3] == "counting"]
+    assert counted
+    assert all(total == 4 for _, total in counted)
+    clean_notebook(nbformat.read(run.path / "notebooks/01_first.ipynb", as_version=4))  # no bar in the page
+
+
+def test_unknown_chapters_and_unfit_parameters_are_refused(root, run):
+    with pytest.raises(BookError, match="no chapter named '7'"):
+        run_notebooks(run, [7], root=root)
+    path = root / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = PARAMETERS + "\nlater = seed + 1"
+    nbformat.write(notebook, path)
+    with pytest.raises(BookError, match="derives 'later = seed \\+ 1'"):
+        run_notebooks(run, [1], root=root)
+    del notebook.cells[1].metadata["tags"]
+    nbformat.write(notebook, path)
+    with pytest.raises(BookError, match="has 0 cells tagged 'parameters'"):
+        run_notebooks(run, [1], root=root)
+
+
+def test_without_sources_the_message_says_where_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execution, "PACKAGE_DIR", tmp_path / "site-packages" / "saema_utils")
+    with pytest.raises(BookError, match=f"Clone {re.escape(address.repository_url())}"):
+        execution.find_root()
+
+
+# ---- cleaning ------------------------------------------------------------------------------------
+
+
+def executed(*outputs, source: str = "1"):
+    return new_notebook(cells=[new_code_cell(source, id="a-cell", outputs=list(outputs), execution_count=9)])
+
+
+def test_two_executions_clean_to_the_same_bytes(root, run):
+    texts = []
+    for _ in range(2):
+        (result,) = run_notebooks(run, [1], root=root, force=True)
+        texts.append(nbformat.writes(clean_notebook(nbformat.read(result.path, as_version=4))))
+    assert texts[0] == texts[1]
+    assert "papermill" not in texts[0]
+    assert "injected" not in texts[0]
+    assert str(run.path) not in texts[0]
+
+
+def test_cleaning_keeps_what_matters_and_is_idempotent():
+    notebook = executed(
+        new_output("stream", name="stdout", text="a"),
+        new_output("stream", name="stdout", text="b <x at 0x7f12345678>\n"),
+        new_output("execute_result", data={"text/plain": "1"}, execution_count=9),
+    )
+    notebook.cells[0].metadata = {"tags": ["hide-input"], "mystnb": {"image": {"alt": "x"}}, "papermill": {"d": 1}}
+    before = nbformat.writes(notebook)
+    cleaned = clean_notebook(notebook)
+    assert nbformat.writes(notebook) == before, "the executed notebook itself is not touched"
+    (cell,) = cleaned.cells
+    assert cell.outputs[0].text == "ab <x>\n"
+    assert len(cell.outputs) == 2
+    assert cell.execution_count == cell.outputs[1].execution_count == 1
+    assert cell.metadata == {"tags": ["hide-input"], "mystnb": {"image": {"alt": "x"}}}
+    assert nbformat.writes(clean_notebook(cleaned)) == nbformat.writes(cleaned)
+
+
+@pytest.mark.parametrize(
+    ("output", "complaint"),
+    [
+        (new_output("error", ename="KeyError", evalue="'x'", traceback=[]), "ends in KeyError"),
+        (new_output("stream", name="stderr", text="UserWarning: careful"), "standard error"),
+        (new_output("stream", name="stdout", text=" 40%|████      | 4/10 [00:01<00:02]"), "progress bar"),
+        (new_output("stream", name="stdout", text="1\r2\r3"), "progress bar"),
+        (new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
+        (new_output("display_data", data={"application/vnd.plotly.v1+json": {}}), "bare plotly figure"),
+        (new_output("stream", name="stdout", text=f"saved in {Path.home()}/runs/x"), "path of this machine"),
+        (new_output("display_data", data={"text/html": f"<b>{Path.cwd()}/x</b>"}), "path of this machine"),
+    ],
+)
+def test_what_no_page_may_show_is_refused(output, complaint):
+    with pytest.raises(BookError, match=rf"cell 1 \(a-cell\) .*{complaint}"):
+        clean_notebook(executed(output))
+
+
+def test_harmless_output_is_not_mistaken_for_harm():
+    text = "100% of 4/10 items; 3.2 it is; a rootless tree\r\n"
+    assert clean_notebook(executed(new_output("stream", name="stdout", text=text))).cells[0].outputs[0].text == text
+
+
+# ---- the address ---------------------------------------------------------------------------------
+
+
+def test_every_follower_quotes_the_one_address():
+    quoted = re.compile(
+        r"github\.com/(?:github/)?([\w.-]+/saema-book)|colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)"
+    )
+    followers = [path for glob in address.FOLLOWERS for path in ROOT.glob(glob)]
+    assert len(followers) >= 4
+    for path in followers:
+        found = {a or b for a, b in quoted.findall(path.read_text(encoding="utf-8"))}
+        assert found <= {address.REPOSITORY}, f"{path.name} quotes {found}"
+    assert f'repository-code: "{address.repository_url()}"' in (ROOT / "CITATION.cff").read_text()
+    assert f"version: {address.VERSION}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_no_other_module_spells_the_address():
+    for path in (ROOT / "saema_utils").glob("*.py"):
+        if path.name != "address.py":
+            assert address.REPOSITORY not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_badges_point_at_notebooks_that_exist():
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        url = address.colab_url(f"notebooks/{path.name}")
+        inside = re.fullmatch(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/[^/]+/(.+)", url)[1]
+        assert (ROOT / inside).exists()
+
+
+def test_a_fork_moves_every_follower(tmp_path):
+    (tmp_path / "saema_utils").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    names = ["saema_utils/address.py", "CITATION.cff"] + [
+        f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb")
+    ]
+    for name in names:
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    moved = address.move_repository(tmp_path, "ada/saema-fork")
+    assert {p.relative_to(tmp_path).as_posix() for p in moved} == set(names)
+    for path in moved:
+        text = path.read_text()
+        assert "ada/saema-fork" in text
+        assert address.REPOSITORY not in text
+    with pytest.raises(BookError, match="allowed: OWNER/NAME"):
+        address.move_repository(tmp_path, "not a repository")
+
+
+# ---- pieces of pages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.79312, "0.793"), (160_000, "160,000"), (-12.0, "−12"), (1e-5, "1.0 × 10⁻⁵"), (float("nan"), "undefined"),
+     ("months", "months"), (True, "True"), (12345.6, "12,346"), (0.0, "0"), (float("inf"), "infinity")],
+)  # fmt: skip
+def test_numbers_are_formatted_for_reading(value, shown):
+    assert fragments.format_number(value) == shown
+
+
+def test_placeholders_are_filled_from_the_manifest(root, run):
+    notebook = nbformat.read(root / "notebooks/01_first.ipynb", as_version=4)
+    run.record_chapter("01_first", seconds=72.4, peak_memory=2**31, hardware="2 CPU cores (x86_64)")
+    book.prepare_page(notebook, run, "01_first")
+    text = notebook.cells[0].source
+    assert "72 s to run on 2 CPU cores (x86_64), peak memory 2.0 GiB (measured)" in text
+    assert address.colab_url("notebooks/01_first.ipynb") in text
+    assert "<!--" not in text
+
+
+# ---- interactive figures -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scatter():
+    import plotly.graph_objects as go
+
+    return go.Figure([go.Scatter(x=[0.0, 1.0], y=[1.0, 2.0], hovertext=["</script><b>one</b>", "two"])])
+
+
+def test_a_notebook_shows_plotly_and_the_book_shows_html(scatter, monkeypatch):
+    monkeypatch.delenv(PUBLISHING, raising=False)
+    assert interactive(scatter, "two-points", "Two points on a rising line") is scatter
+    monkeypatch.setenv(PUBLISHING, "1")
+    page = interactive(scatter, "two-points", 'Two "points" on a rising line')
+    html = page.data
+    assert 'id="two-points"' in html
+    assert 'aria-label="Two &quot;points&quot; on a rising line"' in html
+    assert html.count("</script>") == 1, "data cannot end its own element"
+    data = json.loads(re.search(r'<script type="application/json">(.*)</script>', html)[1])
+    assert data["data"][0]["hovertext"][0] == "</script><b>one</b>"
+    assert "template" not in data["layout"]
+    assert "://" not in re.sub(r"<script.*", "", html)
+    assert (
+        interactive(scatter, "two-points", "Two points on a rising line").data
+        == interactive(scatter, "two-points", "Two points on a rising line").data
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "alt"), [("Two Points", "a rising line of points"), ("two", "points"), ("", "a b c d")]
+)
+def test_an_interactive_figure_needs_name_and_description(scatter, name, alt):
+    with pytest.raises(BookError, match="interactive figure"):
+        interactive(scatter, name, alt)
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buildable(root) -> Path:
+    (root / "book" / "static").mkdir(parents=True)
+    (root / "book" / "static" / "colab.svg").write_bytes((ROOT / "book" / "static" / "colab.svg").read_bytes())
+    (root / "book" / "intro.md").write_text("# Start\n\nStudy {{ study }}, {{ never_measured }}.\n")
+    (root / "_config.yml").write_text('title: T\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n')
+    return root
+
+
+def test_a_chapter_that_was_not_executed_is_named(buildable, run):
+    with pytest.raises(BookError, match=r"chapter 1 \(01_first\) was not executed .* --chapters 1"):
+        build_book(run, root=buildable)
+
+
+def test_a_build_is_whole_or_leaves_the_previous_one(buildable, run):
+    run_notebooks(run, [1], root=buildable)
+    said = []
+    index = build_book(run, root=buildable, say=said.append)
+    assert index == buildable / "_build/html/index.html"
+    assert index.exists()
+    assert "Study smoke, (not measured in this run)." in (index.parent / "book/intro.html").read_text()
+    assert "never_measured" in said[0]
+    assert "MB" in said[0]
+    assert book.last_report(buildable).pages >= 2
+    before = {p: p.read_bytes() for p in index.parent.rglob("*") if p.is_file()}
+    (buildable / "book" / "intro.md").write_text("# Start\n\n{doc}`no_such_page`\n")
+    with pytest.raises(BookError, match=r"does not build cleanly .*no_such_page"):
+        build_book(run, root=buildable)
+    assert {p: p.read_bytes() for p in index.parent.rglob("*") if p.is_file()} == before
+
+
+def test_a_term_on_a_built_page_leads_to_its_entry(buildable, run):
+    path = buildable / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += "\n\nRead **residual streams**."
+    nbformat.write(notebook, path)
+    entry = "# Words\n\n```{glossary}\nresidual stream\n  A running sum.\n```\n"
+    (buildable / "book" / "glossary.md").write_text(entry)
+    toc = buildable / "_toc.yml"
+    toc.write_text(toc.read_text() + "- caption: More\n  chapters:\n  - file: book/glossary\n")
+    run_notebooks(run, [1], root=buildable)
+    page = build_book(run, root=buildable, say=lambda _: None).parent / "notebooks" / "01_first.html"
+    link = re.search(r'<strong>\s*<a[^>]*href="([^"]+)"[^>]*>(.*?)</a>\s*</strong>', page.read_text(), re.S)
+    assert link[1] == "../book/glossary.html#term-residual-stream"
+    assert re.sub("<[^>]+>", "", link[2]) == "residual streams"
+
+
+def test_stale_chapters_are_not_published_unawares(buildable, run):
+    run_notebooks(run, [1], root=buildable)
+    write_chapter(buildable, "01_first", "print('newer')")
+    with pytest.raises(BookError, match="executed from older sources"):
+        build_book(run, root=buildable)
+    assert build_book(run, root=buildable, allow_stale=True, say=lambda _: None).exists()
+
+
+def test_an_optional_chapter_is_published_while_it_is_fresh_and_named_when_it_is_not(buildable, run):
+    write_chapter(buildable, "07_more", "print('more')")
+    run_notebooks(run, [1, 7], root=buildable)
+    said = []
+    site = build_book(run, root=buildable, say=said.append).parent
+    assert (site / "notebooks/07_more.html").exists()
+    write_chapter(buildable, "07_more", "print('newer')")
+    site = build_book(run, root=buildable, say=said.append).parent
+    assert not (site / "notebooks/07_more.html").exists()
+    assert any("Chapter 7 is left out" in line and "--chapters 7" in line for line in said)
+
+
+def test_environment_of_kernels_does_not_leak(root, run):
+    before = dict(os.environ)
+    run_notebooks(run, [1], root=root)
+    assert dict(os.environ) == before

@@ -1,0 +1,152 @@
+"""A reader's own model, layer, autoencoder, prompts and text: refused early, or run and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_layout
+import pytest
+
+from saema_utils.__main__ import customised
+from saema_utils.checks import check_study
+from saema_utils.errors import ConceptError, CorpusError, ModelError, SaeError, StudyError
+from saema_utils.notebook import resolve_study
+from saema_utils.study import STUDIES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROMPTS = {
+    "pets": ["cat", "dog", "The cat sat on the mat.", "A dog called the cat.", "We said that the dog is in the year."],
+    "months": ["January is a month.", "He was called in May.", "They said it is June.", "It was in March."],
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A folder with a tiny Llama checkpoint, an autoencoder for its layer 1, prompts and text."""
+    import sae_lens
+    import torch
+
+    folder = tmp_path_factory.mktemp("own")
+    hub_layout.write_model(folder / "model", "llama")
+    torch.manual_seed(0)
+    config = sae_lens.TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8, normalize_activations="none")
+    sae = sae_lens.TopKTrainingSAE(config)
+    sae.cfg.metadata["hook_name"] = "blocks.1.hook_resid_post"
+    sae.save_inference_model(folder / "sae")
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+    sentences = [f"{a} {b} {c} is it." for a in hub_layout.WORDS for b in ("the", "red") for c in hub_layout.WORDS[:20]]
+    (folder / "text.txt").write_text("\n\n".join(sentences))
+    (folder / "short.txt").write_text("too short")
+    (folder / "broken").mkdir()
+    return folder
+
+
+def own(parts: Path, **given):
+    options = {"prompts": "", "model": "", "layer": None, "sae": "", "corpus": ""} | given
+    study = customised(STUDIES["smoke"], **options)
+    check_study(study)
+    return study
+
+
+def test_all_parts_together_make_a_study_that_names_what_it_uses(parts):
+    study = own(
+        parts, model=str(parts / "model"), layer=1, sae=str(parts / "sae"), prompts=str(parts / "prompts.json"),
+        corpus=str(parts / "text.txt"),
+    )  # fmt: skip
+    assert study.name.startswith("smoke-")
+    assert set(study.concepts) == set(PROMPTS)
+    assert (study.model, study.layer) == (str((parts / "model").resolve()), 1)
+    assert study.sae.source == str((parts / "sae").resolve())
+    other = own(parts, model=str(parts / "model"), layer=0)
+    assert other.name != study.name
+
+
+def test_paths_are_made_whole_so_that_the_study_runs_from_anywhere(parts, monkeypatch):
+    monkeypatch.chdir(parts)
+    study = own(parts, model="model", layer=1, sae="sae", prompts="prompts.json", corpus="text.txt")
+    for path in (study.model, study.sae.source, study.prompts_file, study.corpus.source):
+        assert Path(path).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"model": "MODEL", "layer": 3}, ModelError, ["layer 3", "0 to 2"]),
+        ({"layer": 30}, ModelError, ["layer 30", "0 to 29"]),
+        ({"model": "MODEL/config.json"}, ModelError, ["neither an existing folder"]),
+        ({"model": "./nowhere"}, ModelError, ["./nowhere"]),
+        ({"model": "BROKEN"}, ModelError, ["config.json"]),
+        ({"model": "MODEL", "layer": 0, "sae": "SAE"}, SaeError, ["blocks.1.hook_resid_post", "--layer"]),
+        ({"layer": 1, "sae": "SAE"}, SaeError, ["32", "576", "--sae train"]),
+        ({"sae": "BROKEN"}, SaeError, ["cfg.json", "sae_weights.safetensors"]),
+        ({"sae": "nowhere"}, SaeError, ["nowhere", "RELEASE:ID"]),
+        ({"sae": "gpt2-small-res-jp:blocks.8.hook_resid_pre"}, SaeError, ["Did you mean 'gpt2-small-res-jb'"]),
+        ({"corpus": "SHORT"}, CorpusError, ["9 bytes", "20,000 tokens"]),
+        ({"corpus": "nowhere.txt"}, StudyError, ["nowhere.txt"]),
+        ({"prompts": "SHORT"}, ConceptError, ["not JSON"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_heavy(parts, given, error, says):
+    places = {"MODEL": parts / "model", "SAE": parts / "sae", "BROKEN": parts / "broken", "SHORT": parts / "short.txt"}
+    for name, value in given.items():
+        for key, path in places.items():
+            if isinstance(value, str) and value.startswith(key):
+                given = given | {name: value.replace(key, str(path), 1)}
+    with pytest.raises(error) as caught:
+        own(parts, **given)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in says:
+        assert part in message
+
+
+def saema(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "SAEMA_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "saema_utils", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=1500, check=False,
+    )  # fmt: skip
+
+
+def test_a_refused_study_leaves_nothing_behind(parts, tmp_path):
+    target = tmp_path / "run"
+    done = saema(tmp_path, "run", "--model", str(parts / "model"), "--layer", "9", "--run-dir", str(target))
+    assert done.returncode == 2
+    assert done.stderr.startswith("saema: layer 9")
+    assert not target.exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(parts, tmp_path):
+    small = STUDIES["smoke"].changed(**SMALL, name="own")
+    (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
+    own_parts = ["--model", str(parts / "model"), "--layer", "1", "--sae", str(parts / "sae")]
+    own_parts += ["--prompts", str(parts / "prompts.json"), "--corpus", str(parts / "text.txt")]
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = saema(tmp_path, "run", "--study", str(tmp_path / "small.json"), *own_parts, "--run-dir", str(first))
+    assert done.returncode == 0, done.stderr[-1500:]
+    manifest = json.loads((first / "manifest.json").read_text())
+    assert manifest["study"]["model"] == str((parts / "model").resolve())
+    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
+    assert resolve_study(str(first / "study.json")).digest == manifest["study_digest"]
+
+    done = saema(tmp_path, "run", "--study", str(first / "study.json"), "--chapters", "1-3", "--run-dir", str(second))
+    assert done.returncode == 0, done.stderr[-1500:]
+    again = json.loads((second / "manifest.json").read_text())["artifacts"]
+    tables = [name for name in again if name.startswith("tables/")]
+    assert len(tables) > 5
+    assert all(again[name]["sha256"] == manifest["artifacts"][name]["sha256"] for name in tables)
+
+
+SMALL = {
+    "n_seeds": 2, "noise_levels": [0, 0.1, 1], "corpus.tokens": 1500, "corpus.heldout_tokens": 500,
+    "corpus.context": 32, "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 2, "sae.batch": 128,
+    "geometry.min_cluster_size": 3, "geometry.n_neighbors": 3, "geometry.bootstrap": 20,
+    "intervention.alphas": [-1, 0, 1], "intervention.coefficients": [0, 0.1], "intervention.finetune_steps": 2,
+    "intervention.optimise_steps": 3,
+}  # fmt: skip
