@@ -17,8 +17,6 @@ from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
 from saema_utils.sweeps.command import sweep_command
 
 INTERRUPTED = 130  # what shells make of SIGINT
-
-
 app = typer.Typer(
     help="What sparse coding does to the geometry of a language model's representations.",
     no_args_is_help=True,
@@ -37,8 +35,6 @@ def whole_number(text: str) -> int:
 
 
 StudyOption = Annotated[str, typer.Option("--study", help="A registered study, or a study file (.json).")]
-
-
 RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. Default: runs/<study>.")]
 
 

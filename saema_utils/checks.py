@@ -24,8 +24,6 @@ from saema_utils.runs.files import cache_dir, user_path
 from saema_utils.study import EMBEDDED_CORPUS, EMBEDDED_MODEL, Study
 
 EMBEDDED_SHAPE = (30, 576)
-
-
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
 

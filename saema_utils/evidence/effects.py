@@ -24,8 +24,6 @@ SWEPT = (
     "separation_train", "separation_words", "separation_sentences", "explained_variance", "ev_train", "ev_words",
     "ev_sentences", "cosine", "cosine_words", "ce_recovered",
 )  # fmt: skip
-
-
 LEVEL = 0.95
 
 

@@ -29,19 +29,13 @@ if TYPE_CHECKING:
     from saema_utils.text.concepts import ConceptPrompts
 
 NAN = float("nan")
-
-
 CYCLES: dict[str, tuple[str, ...]] = {
     "year": WORDS["months"],
     "week": WORDS["days"],
     "zodiac": WORDS["constellations"],
     "hue": ("red", "orange", "yellow", "green", "cyan", "blue", "indigo", "violet", "purple", "magenta"),
 }
-
-
 OPEN_CYCLES = ("hue",)  # no fixed number of members: the places are those of the words present
-
-
 MIN_MEMBERS = 5
 
 

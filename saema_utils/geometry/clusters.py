@@ -28,11 +28,7 @@ if TYPE_CHECKING:
     from saema_utils.geometry.clouds import Distances, Points
 
 METHODS = ("paper", "direct")
-
-
 UMAP_COMPONENTS = 50
-
-
 UMAP_NEIGHBORS = 15
 
 

@@ -25,11 +25,7 @@ COMPONENT_GAP = 2.5  # a gap between components is this many times the longest l
 
 # Least death over birth, by degree and by how many holes compete to be the largest by chance.
 HOLE_RATIO = {1: ((5, 1.4), (20, 1.65), (math.inf, 1.9)), 2: ((math.inf, 1.2),)}
-
-
 HOLE_GAP = {1: 1.2, 2: 1.12}  # and this much above the next hole
-
-
 LANDMARKS = {0: 1000, 1: 300, 2: 150}
 
 

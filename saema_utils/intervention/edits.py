@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARMS = ("poles", "random_direction", "permuted_labels", "global_scaling")
-
-
 LARGEST_ALPHA = 100.0
 
 

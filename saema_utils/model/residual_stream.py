@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 SINK_FACTOR = 5.0
-
-
 RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_post|in|out)")
 
 

@@ -208,11 +208,7 @@ def describe_hardware(device: Any) -> str:
 
 
 OnProgress = Callable[[int, int, int, str, int, int], None]
-
-
 SECONDS_BETWEEN_SAVES = 10
-
-
 KERNEL_ENVIRONMENT = {
     PUBLISHING: "1",
     "TQDM_DISABLE": "1",

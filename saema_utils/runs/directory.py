@@ -40,20 +40,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
-
-
 SAE_WEIGHTS = "sae/sae_weights.safetensors"
-
-
 FIRST_CHAPTER_WITH_SAE = 2
-
-
 FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
-
-
 RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
-
-
 REMARKS = "remarks.log"
 
 
@@ -371,8 +361,6 @@ def forget(run_path: str | Path) -> None:
 
 
 FORMAT_VERSION = 1
-
-
 VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
 
 

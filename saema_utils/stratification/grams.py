@@ -28,14 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SPARSE_BELOW = 0.05  # share of nonzero latents below which the sparse product wins (measured)
-
-
 _SPARSE_FROM = 256  # latents
-
-
 _COMMON_ABOVE = 0.1  # latents that fire on more tokens than this are multiplied densely
-
-
 _EPS = torch.finfo(torch.float64).eps
 
 

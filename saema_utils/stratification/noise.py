@@ -29,20 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Encode = Callable[["Tensor"], "Tensor"]
-
-
 Measure = Callable[["Tensor"], Mapping[str, float]]
-
-
 Derive = Callable[["Tensor", TokenCloud], "tuple[Tensor, TokenCloud]"]
-
-
 Latents = "Tensor | TopKLatents"
-
-
 _ENCODED_BYTES = 2**28
-
-
 _SOLVED_BYTES = 2**22
 
 

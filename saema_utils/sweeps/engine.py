@@ -23,20 +23,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 INSTALL = 'pip install "saema_utils[sweep]"'
-
-
 GRACE = 20.0  # seconds without a scheduler after which it counts as lost
-
-
 PATIENCE = 600.0  # seconds without any worker after which a sweep gives up
-
-
 LOOK = 10.0  # seconds between two looks at whether there are workers
-
-
 POLL = 0.25
-
-
 KILLED = (
     "the worker died each time it ran this, most often for lack of memory. Give fewer workers (--workers) or a smaller "
     "study."
@@ -66,11 +56,7 @@ class Settled:
 
 
 OnSettled = Callable[[Settled], None]
-
-
 Watcher = Callable[[Mapping[str, Settled], set[str]], None]
-
-
 Work = Callable[..., Outcome]
 
 
@@ -381,8 +367,6 @@ def calm() -> Iterator[None]:
 
 
 SLURM_KEYS = ("queue", "account", "walltime", "cores", "memory", "jobs", "gpus", "directives", "prologue", "interface")
-
-
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -23,8 +23,6 @@ from saema_utils.study import Study
 from saema_utils.sweeps.tasks import PLAN_FILE, STAGES, Order, is_finished
 
 NEEDS = {1: (), 2: (1,), 3: (2,), 4: (2,), 5: (2,), 6: (3, 4, 5)}
-
-
 MANY_RUNS = 200
 
 
@@ -247,14 +245,8 @@ def _with_shared_needs(runs: Mapping[str, Study], tasks: Sequence[Task]) -> list
 
 
 GIBIBYTE = 2**30
-
-
 UNKNOWN_MEMORY = 5 * GIBIBYTE // 2  # given to a task when no manifest tells: 2.0 were measured on the embedded model
-
-
 FIXED_SECONDS = 10.0  # of a task, whatever its size: imports and loading the model
-
-
 TASKS = "tasks"
 
 
@@ -489,20 +481,10 @@ def fit_workers(
 
 
 SWEEP_KEYS = ("base", "grid", "cases", "chapters", "device", "slurm")
-
-
 PATH_FIELDS = ("model", "prompts_file", "corpus.source", "sae.source")
-
-
 MOST_RUNS = 20_000
-
-
 MOST_VALUES = 1_000_000
-
-
 _shown = reprlib.Repr()
-
-
 _shown.maxstring = _shown.maxother = 120
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
-
-
 COLUMNS = (
     "run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation",
     "estimate", "low", "high", "n", "unit", "direction", "margin", "verdict",

@@ -38,26 +38,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RANDOM_SEEDS = 3  # draws of the two random arms
-
-
 SEEDED = ("random_direction", "permuted_labels")
-
-
 RADIUS = 0.5
-
-
 RESTARTS = 2
-
-
 SPLICED_DOSES = (-0.5, 0.5)
-
-
 SEARCHES = (
     ("aedp", "raise"), ("aedp", "lower"), ("gromov_wasserstein", "raise"), ("gromov_wasserstein", "lower"),
     ("random", "raise"),
 )  # fmt: skip
-
-
 WORDS = (concept_tensors, study_sae)
 
 

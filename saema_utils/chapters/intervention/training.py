@@ -45,26 +45,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SWEEP_SEEDS = 3
-
-
 BATCH = 384
-
-
 FRESH_BATCH = 768  # a step costs nearly the same: most of it is spent on the weights, not on the tokens
-
-
 CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains too little to be called an autoencoder
-
-
 WARM_RATE = 0.3  # of the study's learning rate, for fine-tuning
-
-
 HELD_OUT_WORD = 4  # every fourth word
-
-
 HELD_OUT_SHARE = 1 / 3  # of the sentences of each remaining word
-
-
 TRAINED_ON = (concept_tensors, corpus_activations, study_sae)
 
 
