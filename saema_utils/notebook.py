@@ -103,6 +103,28 @@ def show(run: RunDirectory, name: str, figure: Figure) -> Any:
     return SVG(filename=str(run.save_figure(name, figure)))
 
 
+def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
+    """A sentence that a person wrote, shown with its numbers if the run bears it out.
+
+    Parameters
+    ----------
+    sentence
+        The finding, without numbers.
+    holds
+        Whether this run shows it; None where it has nothing to show it with (a concept too few, say).
+    shows
+        The numbers, in one short line.
+    """
+    from IPython.display import Markdown
+
+    numbers = f" *{shows}*" if shows else ""
+    if holds is None:
+        return Markdown(f"*This run cannot tell whether:* {sentence}{numbers}")
+    return Markdown(
+        f"**{sentence}**{numbers}" if holds else f"*Here this run differs from the sentence* “{sentence}”{numbers}"
+    )
+
+
 def say(text: str) -> Any:
     """A sentence of the page, in Markdown, whose numbers come from the tables in scope."""
     from IPython.display import Markdown
@@ -141,6 +163,7 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
 __all__ = [
     "STUDIES",
     "default_run_dir",
+    "finding",
     "in_colab",
     "open_run",
     "parse_chapters",

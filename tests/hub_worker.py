@@ -91,7 +91,7 @@ def refusals(folder: Path) -> dict[str, str]:
     """Messages for what does not fit: width, hook, release, layer."""
     from saema_utils.errors import SaemaError
     from saema_utils.model import loading as models
-    from saema_utils.saes.loading import loading as saes
+    from saema_utils.saes import loading as saes
     from saema_utils.study import STUDIES
 
     gpt2, pythia = STUDIES["gpt2-small"], STUDIES["pythia-70m"]

@@ -144,7 +144,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.model
 def test_the_sae_is_kept_hashed_and_not_trained_twice(run):
-    from saema_utils.chapters.sae.tables import study_sae, training_history
+    from saema_utils.chapters.sae.coders import study_sae, training_history
 
     sae = study_sae(run)
     weights = run.path / "sae" / "sae_weights.safetensors"
@@ -236,7 +236,7 @@ def test_the_text_shown_beside_a_latent_took_no_part_in_choosing_it(run, monkeyp
 
 @pytest.mark.model
 def test_a_given_sae_of_another_width_is_refused(run, tmp_path):
-    from saema_utils.chapters.sae.tables import study_sae
+    from saema_utils.chapters.sae.coders import study_sae
 
     TopKSAE(TopKSAEConfig(d_in=10, d_sae=64, k=4)).save_model(tmp_path / "narrow")
     other = RunDirectory(tmp_path / "run", tiny_study(**{"sae.source": str(tmp_path / "narrow")}), device="cpu")

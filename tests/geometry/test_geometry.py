@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from saema_utils.errors import GeometryError
+from saema_utils.geometry import clusters as geometry
 from saema_utils.geometry.clouds import first_copies, pairwise_distances, rms_radius, rms_radius_of
-from saema_utils.geometry.clusters import clusters as geometry
 from saema_utils.geometry.clusters import find_local_representations, matching
 from saema_utils.geometry.dimension import IntrinsicDimension, intrinsic_dimension, local_dimensions, mean_dimension
 from saema_utils.geometry.matching import match_by_assignment, match_by_word, procrustes_disparity

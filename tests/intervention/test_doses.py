@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saema_utils.errors import InterventionError
-from saema_utils.geometry.clusters import clusters as geometry
+from saema_utils.geometry import clusters as geometry
 from saema_utils.intervention.doses import (
     dose_beyond_scaling,
     dose_response,

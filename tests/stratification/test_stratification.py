@@ -28,6 +28,8 @@ from saema_utils.rulers.strata import tucker_tensor
 from saema_utils.runtime import PROGRESS_FILE
 from saema_utils.saes.coders import RandomDictionary
 from saema_utils.statistics import Interval
+from saema_utils.stratification import grams as token_grams
+from saema_utils.stratification import noise as noise_engine
 from saema_utils.stratification.anatomy import only_distinct, principal_angles, shuffle_latents, where_rank_moves
 from saema_utils.stratification.grams import cloud_grams, eigenvalues
 from saema_utils.stratification.noise import COLUMNS, noise_rank_sweep, sweep_clouds
@@ -40,8 +42,6 @@ from saema_utils.stratification.spectra import (
     participation_ratio,
     unfold,
 )
-from saema_utils.stratification.spectra import grams as token_grams
-from saema_utils.stratification.spectra import noise as noise_engine
 from saema_utils.stratification.token_cloud import TokenCloud
 
 SHAPES = [(7, 5, 300), (7, 5, 20), (40, 30, 9), (1, 6, 8), (6, 1, 8), (2, 2, 1)]

@@ -114,9 +114,9 @@ def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
         If this run has not finished chapter 2. (In Colab its tables are made instead.)
     """
     if in_colab():
-        from saema_utils.chapters.scorecard.tables import compute_inputs
+        from saema_utils.chapters.scorecard.tables import scorecard
 
-        compute_inputs(run)
+        scorecard(run)
     run.check("tables/02_sae_eval.csv")
     table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True, say=run.remark)
     chosen = list(table["run"].unique())[:most]
