@@ -32,7 +32,8 @@ HEADINGS = {
 def scorecard_lines(card: pd.DataFrame) -> str:
     """The verdicts in a few lines, and each statement with its effect in a table that folds away."""
     lines = [
-        f"Of {len(card)} statements of the paper or about it, judged by the rules of `saema_utils/evidence/claims.yaml`:",
+        f"Of {len(card)} statements of the paper or about it, judged by the rules of "
+        "`saema_utils/evidence/claims.yaml`:",
         "",
     ]
     for verdict, heading in HEADINGS.items():
