@@ -156,6 +156,11 @@ def test_advantages_are_those_of_the_row_over_all_concepts(small_study):
             assert advantage.low <= advantage.difference <= advantage.high
 
 
+def test_an_undecided_comparison_neither_holds_nor_fails():
+    verdicts = {v: found.Advantage(0.0, -1.0, 1.0, v).decides("less") for v in ("less", "more", "inconclusive")}
+    assert verdicts == {"less": True, "more": False, "inconclusive": None}
+
+
 def test_drift_is_read_at_the_largest_level_within_one_rms():
     rows = [(2, 0.1, 0.1, 1.0, 0.9), (2, 0.5, 0.5, 10.0, 0.6), (2, 0.5, 0.6, 20.0, 0.8), (2, 3.0, 3.0, 80.0, 0.1)]
     rows += [(0, 0.9, 0.9, 70.0, 0.2)]
@@ -170,6 +175,12 @@ def test_ranks_beside_sinks_are_geometric_means():
     ranks = pd.DataFrame(rows, columns=["concept", "kept", "effective_rank"]).assign(mode=2, representation="sae")
     assert found.rank_by_sinks(ranks) == pytest.approx({"masked": 6.0, "one sink": 1.1})
     assert found.rank_by_sinks(ranks[:0]) == {}
+
+
+def test_alarms_are_those_of_one_kind_of_world():
+    rows = [("bare", "repeated", 1.0), ("repaired", "repeated", 0.0), ("bare", "smooth", 0.5)]
+    rates = pd.DataFrame(rows, columns=["test", "world", "flagged"])
+    assert found.flagged_by_test(rates, "repeated") == {"bare": 1.0, "repaired": 0.0}
 
 
 def test_prescribed_ranks_come_back_below_the_tolerance_only():

@@ -46,6 +46,10 @@ class Advantage:
     high: float
     verdict: str
 
+    def decides(self, verdict: str) -> bool | None:
+        """Whether the rule decides so; None where it decides nothing."""
+        return None if self.verdict == "inconclusive" else self.verdict == verdict
+
     def __str__(self) -> str:
         return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
@@ -68,7 +72,9 @@ def flagged_by_test(rates: pd.DataFrame, world: str) -> dict[str, float]:
 def rank_by_sinks(ranks: pd.DataFrame, representation: str = "sae") -> dict[str, float]:
     """Geometric mean over concepts of the feature mode's effective rank, by what ``03_sinks`` let into the tensor."""
     rows = ranks[(ranks["mode"] == 2) & (ranks["representation"] == representation)]
-    return {kept: float(np.exp(np.log(part).mean())) for kept, part in rows.groupby("kept")["effective_rank"]}
+    return {
+        kept: float(np.exp(np.log(part).mean())) for kept, part in rows.groupby("kept", sort=False)["effective_rank"]
+    }
 
 
 def stratified_concepts(verdicts: pd.DataFrame) -> dict[str, Count]:

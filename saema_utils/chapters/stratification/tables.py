@@ -156,7 +156,7 @@ def noise_rank_table(run: RunDirectory) -> pd.DataFrame:
 
 @table("03_distinct", needs=(ranks_by_concept,), columns=RANKED)
 def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
-    """The same ranks with one token for each distinct context."""
+    """Ranks of ``03_noise_rank`` with one token for each distinct context."""
     ranks = ranks_by_concept(run)
     alone = ranks[ranks["representation"].str.endswith(DISTINCT)]
     alone = alone.assign(representation=alone["representation"].str.removesuffix(DISTINCT))
@@ -254,7 +254,7 @@ def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     },
 )
 def subspace_drift_table(run: RunDirectory) -> pd.DataFrame:
-    """Principal angles of each mode's leading subspace to noise zero."""
+    """How far noise turns each mode's leading subspace, and which latents stay active."""
     names = representations(run)
     return subspace_drift(
         token_clouds(run),
@@ -335,8 +335,8 @@ def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
     "03_laboratory",
     columns={
         "test": "which rule decides",
-        "world": "what the world is like",
-        "truth": "whether it is stratified",
+        "world": "kind of world",
+        "truth": "what noise does to it by construction",
         "n": "worlds drawn",
         "flagged": "share of them that the rule calls stratified",
         "more": "share in which the rank moves more than the controls'",
@@ -362,5 +362,5 @@ def error_rates(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
     },
 )
 def recovered_ranks(run: RunDirectory) -> pd.DataFrame:
-    """Prescribed multilinear ranks and what was measured."""
+    """Tensors of prescribed multilinear ranks, and the ranks that were measured."""
     return rank_recovery()
