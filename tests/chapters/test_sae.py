@@ -124,11 +124,20 @@ def test_curves_stop_where_keeping_more_changes_nothing():
 
 def tiny_study(**changes):
     return get_study("smoke").changed(
-        name="tiny-sae", concepts=["months", "days"], templates=2, **{
-            "corpus.tokens": 1500, "corpus.heldout_tokens": 500, "corpus.context": 32, "sae.d_sae": 256, "sae.k": 16,
-            "sae.epochs": 6, "sae.batch": 128, **changes,
-        }
-    )  # fmt: skip
+        name="tiny-sae",
+        concepts=["months", "days"],
+        templates=2,
+        **{
+            "corpus.tokens": 1500,
+            "corpus.heldout_tokens": 500,
+            "corpus.context": 32,
+            "sae.d_sae": 256,
+            "sae.k": 16,
+            "sae.epochs": 6,
+            "sae.batch": 128,
+            **changes,
+        },
+    )
 
 
 @pytest.fixture(scope="module")

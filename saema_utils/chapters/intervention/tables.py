@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.training import (
     natural_variation_table,
     training_table,
