@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "coders": ["study_coders", "study_sae", "training_history"],
+        "coders": ["study_sae", "training_history"],
         "figures": [
             "concept_heatmap",
             "cross_entropy",
@@ -14,6 +14,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sparsity_frontier",
             "training_curve",
         ],
-        "tables": ["concept_latents", "latent_density", "sae_evaluation", "sparsity_curve"],
+        "findings": [
+            "frontier",
+            "known_features",
+            "reconstruction",
+            "telling_latents",
+            "workload",
+        ],
+        "tables": ["concept_latents", "corpus_activations", "latent_density", "sae_evaluation", "sparsity_curve"],
     },
 )
