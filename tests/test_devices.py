@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerator import KINDS, accelerator
 
-from saema_utils.chapters.intervention.training import Split, judge
+from saema_utils.chapters.intervention.measures import Split, measure_trained
 from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum, separation
 from saema_utils.intervention.edits import apply_edit
 from saema_utils.intervention.search import optimise_separability
@@ -201,7 +201,7 @@ def test_training_and_judging_on_the_device_give_the_numbers_of_the_cpu(device):
         sae = fresh(12, 96, 4, seed=1, device=str(place), separation_coefficient=0.1)
         plain = train_separable(sae, corpus, tokens, scale=activation_scale(corpus), steps=3, batch=64)
         assert plain.W_dec.device.type == torch.device(place).type
-        rows.append(judge(plain, corpus[:100].to(place), Split(tokens, tokens, tokens)))
+        rows.append(measure_trained(plain, corpus[:100].to(place), Split(tokens, tokens, tokens)))
         fidelity = measure_fidelity(SaeCoder(plain), corpus[:100].to(place))
         rows[-1] |= {"fvu": fidelity.fvu, "dead": fidelity.dead_fraction}
     assert rows[1] == pytest.approx(rows[0], rel=1e-3, abs=1e-5, nan_ok=True)
