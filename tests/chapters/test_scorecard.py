@@ -57,17 +57,29 @@ def test_the_rule_on_the_page_gives_every_verdict():
 def card(**claims):
     """Claims by name: estimate, low, high, margin, direction; units enough."""
     rows = [
-        {"claim": name, "estimate": e, "low": low, "high": high, "margin": m, "direction": d, "n": 9, "scale": "full",
-         "verdict": decide(Interval(e, low, high, 9), d, m, 6)}
+        {
+            "claim": name,
+            "estimate": e,
+            "low": low,
+            "high": high,
+            "margin": m,
+            "direction": d,
+            "n": 9,
+            "scale": "full",
+            "verdict": decide(Interval(e, low, high, 9), d, m, 6),
+        }
         for name, (e, low, high, m, d) in claims.items()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 @given(
-    low=st.floats(0.01, 1), high=st.floats(0.01, 1), estimate=st.floats(-2, 2), margin=st.sampled_from([-0.1, 0, 0.1]),
+    low=st.floats(0.01, 1),
+    high=st.floats(0.01, 1),
+    estimate=st.floats(-2, 2),
+    margin=st.sampled_from([-0.1, 0, 0.1]),
     direction=st.sampled_from(["greater", "less"]),
-)  # fmt: skip
+)
 def test_one_reach_is_where_the_interval_ends_at_the_margin(low, high, estimate, margin, direction):
     """However skewed the interval: beyond 1 supported, beyond -1 not supported, between them inconclusive."""
     made = card(claim=(estimate, estimate - low, estimate + high, margin, direction))
@@ -194,8 +206,16 @@ def test_every_claim_names_a_figure_that_a_chapter_shows():
 @pytest.mark.parametrize("publishing", [True, False])
 def test_the_card_in_brief_links_to_figures_where_there_are_pages(monkeypatch, publishing):
     monkeypatch.setenv("SAEMA_PUBLISHING", "1" if publishing else "0")
-    row = {"statement": "a < b", "control": "c", "estimate": 0.1234, "low": -0.5, "high": 1.0, "n": 9,
-           "verdict": "inconclusive", "figure": "04_local.ipynb#fig-x"}  # fmt: skip
+    row = {
+        "statement": "a < b",
+        "control": "c",
+        "estimate": 0.1234,
+        "low": -0.5,
+        "high": 1.0,
+        "n": 9,
+        "verdict": "inconclusive",
+        "figure": "04_local.ipynb#fig-x",
+    }
     (brief,) = card_in_brief(pd.DataFrame([row])).to_dict("records")
     assert brief["effect (95 % interval)"] == "0.12 (-0.5 to 1)"
     assert brief["see"] == ('<a href="04_local.html#fig-x">ch. 4</a>' if publishing else "ch. 4")
