@@ -29,6 +29,7 @@ from saema_utils.runs.files import (
     read_json,
     sweep_up,
     user_path,
+    write_figure,
     write_json,
     write_tensors,
 )
@@ -47,8 +48,7 @@ FIRST_CHAPTER_WITH_SAE = 2
 FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
 RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
 REMARKS = "remarks.log"
-
-
+PLAN_FILE = "sweep.json"  # in a folder of runs that a sweep made
 
 
 class RunDirectory:
@@ -288,12 +288,9 @@ class RunDirectory:
 
     def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
         """Write ``figures/<name>.svg`` and ``.png``; returns the SVG's path."""
-        # Fixed metadata and ids make two runs byte-identical.
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
-            self._write(f"figures/{name}.png", lambda p: figure.savefig(p, dpi=160, metadata={"Software": None}), key)
-            return self._write(f"figures/{name}.svg", lambda p: figure.savefig(p, metadata={"Date": None}), key)
+        for suffix in ("png", "svg"):
+            path = self._write(f"figures/{name}.{suffix}", lambda p: write_figure(p, figure, name), key)
+        return path
 
     def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
         """Write any other file through ``write(path)``: atomic, hashed, recorded like the rest."""
