@@ -11,6 +11,7 @@ modules involved, keys of earlier artifacts). A file is reused only when its key
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
+    from pydantic import BaseModel
 
 LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
 SAE_WEIGHTS = "sae/sae_weights.safetensors"
@@ -379,19 +381,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
             "Choose another --run-dir."
         )
-    if not isinstance(manifest.get("numbers", {}), dict):
-        raise ArtifactError(f"{path} is not a readable manifest (its 'numbers' are malformed). {remedy}")
-    for part, needed in (("artifacts", {"sha256": str, "key": str}), ("chapters", {}), ("tasks", {})):
-        entries = manifest.get(part, {})
-        sound = isinstance(entries, dict) and all(
-            isinstance(entry, dict)
-            and all(isinstance(entry.get(name), kind) for name, kind in needed.items())
-            and isinstance(entry.get("seconds", 0), int | float)
-            for entry in entries.values()
-        )
-        if not sound:
-            raise ArtifactError(f"{path} is not a readable manifest (its {part!r} are malformed). {remedy}")
+    from pydantic import ValidationError
+
+    try:
+        _parts_of_a_manifest().model_validate(manifest)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise ArtifactError(f"{path} is a malformed manifest ({where}: {wrong['msg']}). {remedy}") from error
     return manifest
+
+
+@functools.cache
+def _parts_of_a_manifest() -> type[BaseModel]:
+    """What is relied on in a manifest; a run writes more."""
+    from pydantic import BaseModel
+
+    class Timed(BaseModel, strict=True):
+        seconds: float = 0.0
+
+    class Made(Timed):
+        sha256: str
+        key: str
+
+    class Manifest(BaseModel):
+        artifacts: dict[str, Made] = {}
+        chapters: dict[str, Timed] = {}
+        tasks: dict[str, Timed] = {}
+        numbers: dict[str, Any] = {}
+
+    return Manifest
 
 
 def birth_certificate(study: Study) -> dict[str, Any]:
@@ -401,10 +420,17 @@ def birth_certificate(study: Study) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "format_version": FORMAT_VERSION, "study": study.as_dict(), "study_digest": study.digest, "created": now(),
-        "python": platform.python_version(), "platform": platform.platform(), "versions": versions,
-        "seeds": list(study.seeds), "artifacts": {}, "chapters": {},
-    }  # fmt: skip
+        "format_version": FORMAT_VERSION,
+        "study": study.as_dict(),
+        "study_digest": study.digest,
+        "created": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "seeds": list(study.seeds),
+        "artifacts": {},
+        "chapters": {},
+    }
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_tensors
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import concept_measures
 from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae

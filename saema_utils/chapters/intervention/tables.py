@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.training import natural_variation_table, separability_training_table
 from saema_utils.chapters.sae.coders import study_sae
 from saema_utils.errors import InterventionError

@@ -15,7 +15,7 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import corpus_activations
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.measures import MEASURED, Split, measure_trained
 from saema_utils.chapters.sae.coders import study_sae
 from saema_utils.intervention.training import (
