@@ -27,6 +27,12 @@ GAMED = {
     "separation": "scale-free separation",
     "unexplained": "unexplained variance of the words",
 }
+REWARDED = {
+    "separation_words": "separation of unseen words",
+    "explained_variance": "explained variance of text",
+    "ev_words": "of unseen words",
+    "ce_recovered": "recovered cross-entropy",
+}
 STOPS = 1e-3  # share of the unedited error by which a measured error may leave its parabola and still be on it
 
 
@@ -92,8 +98,9 @@ def costs_at_the_word(losses: pd.DataFrame) -> dict[str, float]:
 
 
 def at_largest_coefficient(effects: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``05_coefficient_effects`` where separation is rewarded most, by measure."""
-    return effects[effects["coefficient"] == effects["coefficient"].max()].set_index("measure")
+    """What rewarding separation most changes: unseen words' separation first, then three of reconstruction."""
+    most = effects[effects["coefficient"] == effects["coefficient"].max()].set_index("measure")
+    return most.loc[list(REWARDED)].rename(index=REWARDED)
 
 
 def gaming_ratios(gaming: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ of the chapter is :mod:`~saema_utils.chapters.intervention.training`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -141,7 +142,7 @@ def _concept_parts(name: str, measure: Measure) -> Parts:
             part.insert(0, "concept", concept)
             yield concept, {name: part}
 
-    made.__doc__ = f"{measure.__doc__.splitlines()[0]} One concept a part."
+    made.__doc__ = f"{inspect.getdoc(measure).splitlines()[0]} One concept a part."
     return parts(name, of=_concepts, needs=(concept_tensors, study_sae))(made)
 
 
@@ -381,7 +382,7 @@ language_model_table = _concept_table(
     },
 )
 def dose_response_table(run: RunDirectory) -> pd.DataFrame:
-    """Every arm at every dose, dense and with the support kept.
+    """Every arm at every dose, with all latents free and with the support kept.
 
     ``ce_loss`` is known at the doses that :func:`spliced_edits` splices (support not kept).
     """
@@ -442,7 +443,7 @@ TESTED = {
     },
 )
 def effects_table(run: RunDirectory) -> pd.DataFrame:
-    """Every effect beside its control, with an interval and a verdict (see :mod:`~saema_utils.evidence.effects`)."""
+    """Every effect beside its control, with an interval and a verdict."""
     return effects(*(part(run) for part in effects_table.needs))
 
 
