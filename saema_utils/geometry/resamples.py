@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import pairwise_distances, rms_radius_of
+from saema_utils.geometry.clouds import rms_radius_of
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.concept import ConceptClouds, geometry_row
 from saema_utils.geometry.dimension import local_dimensions, mean_dimension

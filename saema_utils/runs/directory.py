@@ -11,6 +11,7 @@ modules involved, keys of earlier artifacts). A file is reused only when its key
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import shutil
@@ -28,6 +29,7 @@ from saema_utils.runs.files import (
     read_json,
     sweep_up,
     user_path,
+    write_figure,
     write_json,
     write_tensors,
 )
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
+    from pydantic import BaseModel
 
 LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
 SAE_WEIGHTS = "sae/sae_weights.safetensors"
@@ -45,8 +48,7 @@ FIRST_CHAPTER_WITH_SAE = 2
 FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
 RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
 REMARKS = "remarks.log"
-
-
+PLAN_FILE = "sweep.json"  # in a folder of runs that a sweep made
 
 
 class RunDirectory:
@@ -286,12 +288,9 @@ class RunDirectory:
 
     def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
         """Write ``figures/<name>.svg`` and ``.png``; returns the SVG's path."""
-        # Fixed metadata and ids make two runs byte-identical.
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
-            self._write(f"figures/{name}.png", lambda p: figure.savefig(p, dpi=160, metadata={"Software": None}), key)
-            return self._write(f"figures/{name}.svg", lambda p: figure.savefig(p, metadata={"Date": None}), key)
+        for suffix in ("png", "svg"):
+            path = self._write(f"figures/{name}.{suffix}", lambda p: write_figure(p, figure, name), key)
+        return path
 
     def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
         """Write any other file through ``write(path)``: atomic, hashed, recorded like the rest."""
@@ -379,19 +378,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
             "Choose another --run-dir."
         )
-    if not isinstance(manifest.get("numbers", {}), dict):
-        raise ArtifactError(f"{path} is not a readable manifest (its 'numbers' are malformed). {remedy}")
-    for part, needed in (("artifacts", {"sha256": str, "key": str}), ("chapters", {}), ("tasks", {})):
-        entries = manifest.get(part, {})
-        sound = isinstance(entries, dict) and all(
-            isinstance(entry, dict)
-            and all(isinstance(entry.get(name), kind) for name, kind in needed.items())
-            and isinstance(entry.get("seconds", 0), int | float)
-            for entry in entries.values()
-        )
-        if not sound:
-            raise ArtifactError(f"{path} is not a readable manifest (its {part!r} are malformed). {remedy}")
+    from pydantic import ValidationError
+
+    try:
+        _parts_of_a_manifest().model_validate(manifest)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise ArtifactError(f"{path} is a malformed manifest ({where}: {wrong['msg']}). {remedy}") from error
     return manifest
+
+
+@functools.cache
+def _parts_of_a_manifest() -> type[BaseModel]:
+    """What is relied on in a manifest; a run writes more."""
+    from pydantic import BaseModel
+
+    class Timed(BaseModel, strict=True):
+        seconds: float = 0.0
+
+    class Made(Timed):
+        sha256: str
+        key: str
+
+    class Manifest(BaseModel):
+        artifacts: dict[str, Made] = {}
+        chapters: dict[str, Timed] = {}
+        tasks: dict[str, Timed] = {}
+        numbers: dict[str, Any] = {}
+
+    return Manifest
 
 
 def birth_certificate(study: Study) -> dict[str, Any]:
@@ -401,10 +417,17 @@ def birth_certificate(study: Study) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "format_version": FORMAT_VERSION, "study": study.as_dict(), "study_digest": study.digest, "created": now(),
-        "python": platform.python_version(), "platform": platform.platform(), "versions": versions,
-        "seeds": list(study.seeds), "artifacts": {}, "chapters": {},
-    }  # fmt: skip
+        "format_version": FORMAT_VERSION,
+        "study": study.as_dict(),
+        "study_digest": study.digest,
+        "created": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "seeds": list(study.seeds),
+        "artifacts": {},
+        "chapters": {},
+    }
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:

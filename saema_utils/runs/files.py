@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import ArtifactError, SaemaError
+from saema_utils.errors import ArtifactError, SaemaError, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 UNFINISHED = ".unfinished-"
@@ -31,8 +32,7 @@ def user_path(text: str | Path) -> Path:
         path = Path(text).expanduser()
         path.resolve()
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
+        raise SaemaError(f"path {str(text)!r} leads nowhere ({one_line(error)}). Correct it and run again.") from error
     return path
 
 
@@ -93,6 +93,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise OSError(str(error)) from error
         inside.chmod(mode)
         os.replace(inside, path)
+
+
+def write_figure(path: Path, figure: Figure, name: str) -> None:
+    """Write a figure as PNG or SVG, as the path ends; its ids come from ``name``, so that two runs give equal bytes."""
+    import matplotlib
+
+    fixed = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"metadata": {"Software": None}, "dpi": 160}
+    with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
+        figure.savefig(path, **fixed)
 
 
 def sweep_up(folder: Path) -> None:

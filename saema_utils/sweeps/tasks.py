@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from saema_utils.errors import ArtifactError, SaemaError, SweepError
-from saema_utils.runs.directory import RunDirectory, chapter_of
+from saema_utils.runs.directory import PLAN_FILE, RunDirectory, chapter_of
 from saema_utils.runs.files import UNFINISHED, write_json
 from saema_utils.runs.freshness import source_digest
 from saema_utils.runtime import PROGRESS_FILE, peak_memory
@@ -50,7 +50,6 @@ STAGES: dict[int, tuple[str, ...]] = {
     5: ("stage5_effects:all_tables",),
     6: ("stage6_scorecard:scorecard", "stage6_scorecard:record_numbers"),
 }  # fmt: skip
-PLAN_FILE = "sweep.json"
 PATIENCE = 10.0  # seconds that a task waits for somebody who has the run to himself
 _ONE_AT_A_TIME = threading.Lock()  # stages seed global generators: a worker with several threads still runs one
 

@@ -14,13 +14,13 @@ import torch
 from saema_utils.chapters import geometry as chapter4
 from saema_utils.chapters.families.measures import DOSES, concept_measures
 from saema_utils.chapters.geometry.findings import ClusterAgreement
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.evidence.geometry import RATIOS, compare_representations, paired_changes
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.geometry import concept as cg
 from saema_utils.geometry import resamples as pr
 from saema_utils.geometry.circles import circle_rows, circularity, cycle_of
-from saema_utils.geometry.clouds import pairwise_distances
 from saema_utils.geometry.dimension import intrinsic_dimension, spectrum_from_distances
 from saema_utils.model.residual_stream import ConceptActivations
 from saema_utils.rulers.shapes import ordered_circle, random_rotation, sphere

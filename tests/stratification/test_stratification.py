@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import ActivationError, EmptySpectrumError, SaemaError
 from saema_utils.evidence.rank import (
     advantage,
@@ -303,28 +304,28 @@ def test_noise_is_paired_across_representations_levels_and_masks():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("rows_at_once", [1, 7, 10**6])
-def test_tokens_of_one_context_count_once(scale, rows_at_once, monkeypatch):
-    """Rounding parts equal contexts by about 1e-5 of the RMS, wherever they stand; different ones lie far apart."""
-    monkeypatch.setattr(token_grams, "_BLOCK_BYTES", 8 * 24 * rows_at_once)
+def test_tokens_of_one_context_count_once(scale):
+    """Rounding parts equal contexts by about 1e-6 of the RMS, wherever they stand; different ones lie far apart."""
     first = random_tensor((8, 1, 64), seed=1)
-    rounding = 1e-5 * random_tensor((16, 1, 64), seed=2)
+    rounding = 1e-6 * random_tensor((16, 1, 64), seed=2)
     copies = torch.cat([first, first, first]) + torch.cat([torch.zeros_like(first), rounding])
     cloud = TokenCloud.of(scale * copies, torch.ones(24, 1, dtype=torch.bool))
     assert cloud.first_of_each.tolist() == list(range(8))
     assert torch.equal(cloud.distinct.prompt, torch.arange(8))
-    apart = first + 1e-2 * random_tensor(tuple(first.shape), seed=3)
+    apart = first + 1e-3 * random_tensor(tuple(first.shape), seed=3)
     cloud = TokenCloud.of(scale * torch.cat([first, apart]), torch.ones(16, 1, dtype=torch.bool))
     assert len(cloud.first_of_each) == 16
 
 
-def test_repeats_are_told_by_a_thousandth_of_the_rms_in_each_coordinate():
-    points = random_tensor((2, 2, 64), seed=3).double()
-    step = points.square().mean().sqrt()  # its root mean square, nearly that of the points with their copies
-    for share, is_repeat in ((0.5e-3, True), (2e-3, False)):
-        points[1, 1] = points[0, 0] + share * step
-        cloud = TokenCloud.of(points, torch.ones(2, 2, dtype=torch.bool))
-        assert cloud.first_of_each.tolist() == ([0, 1, 2] if is_repeat else [0, 1, 2, 3])
+def test_contexts_are_told_apart_as_copies_of_points_are():
+    """Chapters 3 and 4 count the same contexts."""
+    points = random_tensor((6, 4, 64), seed=4).double()
+    points[3:, :2] = points[:3, :2] + 3e-6 * random_tensor((3, 2, 64), seed=5)
+    points[3:, 2] = points[:3, 2] + 3e-5 * random_tensor((3, 64), seed=6)
+    cloud = TokenCloud.of(points, torch.ones(6, 4, dtype=torch.bool))
+    kept = first_copies(pairwise_distances(cloud.points))
+    assert cloud.first_of_each.tolist() == kept.nonzero()[0].tolist()
+    assert kept.sum() == 24 - 6
 
 
 def test_modes_may_be_asked_for_in_any_order():

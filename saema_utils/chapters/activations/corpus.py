@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saema_utils.chapters.activations.language_model import language_model, model_of
+from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.errors import ActivationError, ArtifactError
 from saema_utils.model.loading import digest_once
 from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
@@ -174,9 +174,8 @@ def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str
     tensors = {"heldout_mask": (keep & ~is_train)[:n_heldout]}
     for split, rows in (("train", is_train), ("heldout", ~is_train)):
         chosen = keep & rows
-        counts[split] = {
-            "tokens": int(chosen.sum()), "special": int((special & rows).sum()), "sinks": int((sinks & rows).sum())
-        }  # fmt: skip
+        masked = {"special": int((special & rows).sum()), "sinks": int((sinks & rows).sum())}
+        counts[split] = {"tokens": int(chosen.sum()), **masked}
         if not chosen.any():
             raise ActivationError(f"no {split} token of the corpus is left unmasked. Give more text.")
         parts = zip(read, chosen.split([len(shard["norms"]) for shard in read]), strict=True)

@@ -16,9 +16,9 @@ import numpy as np
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
+from saema_utils.distances import pairwise_distances
 from saema_utils.evidence.geometry import compare_representations
 from saema_utils.geometry.circles import circle_rows
-from saema_utils.geometry.clouds import pairwise_distances
 from saema_utils.geometry.clusters import umap_embedding
 from saema_utils.geometry.concept import (
     ConceptClouds,
