@@ -449,7 +449,7 @@ def test_a_study_without_a_cycle_has_no_circle_and_an_empty_picture():
     none = circle_rows_of(residual=(0.1,) * 3)[:0]
     found = chapter4.significant_circles(none)
     assert (found.there, found.kept(), found.in_short(), found.most_faded()) == (set(), set(), "", None)
-    assert chapter4.draw_circles(pd.DataFrame(columns=["concept", "representation", "x", "y"]), none).axes
+    assert chapter4.circle_grid(pd.DataFrame(columns=["concept", "representation", "x", "y"]), none).axes
 
 
 @pytest.mark.parametrize(("ratio", "direction"), [(0.5, "lower"), (2.0, "higher"), (1.0, "unclear")])
@@ -559,7 +559,7 @@ def test_the_map_to_hover_over_shows_the_prompt_and_a_style_a_cluster():
     )
     rows["context"] = [f"In [May] it <rains> {i}." for i in range(4)]
     rows = rows.assign(concept="months", representation="sae", word="May")
-    traces = chapter4.token_map_to_hover(rows, "months").data
+    traces = chapter4.map_to_hover(rows, "months").data
     text = [t for trace in traces for t in trace.text]
     assert all(f"In [May] it &lt;rains&gt; {i}." in "".join(text) for i in range(4))
     styles = [pair for trace in traces for pair in zip(trace.marker.color, trace.marker.symbol, strict=True)]

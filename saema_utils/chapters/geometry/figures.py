@@ -15,6 +15,7 @@ from saema_utils.figures import (
     NOISE_MARKER,
     PLOTLY_SYMBOLS,
     class_style,
+    nothing_to_draw,
     panels,
     scatter_classes,
 )
@@ -43,7 +44,7 @@ def _legend(axis: Axes) -> None:
     axis.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def draw_circles(
+def circle_grid(
     points: pd.DataFrame,
     scores: pd.DataFrame,
     representations: Sequence[str] = ("residual", "sae", "reconstruction", "random_dictionary"),
@@ -51,10 +52,7 @@ def draw_circles(
     """Words of each cycle in the plane of their first two principal components, joined in their order."""
     concepts, names = list(dict.fromkeys(points["concept"])), _present(points, representations)
     if not concepts:
-        figure, axis = panels(height=1)
-        axis.text(0.5, 0.5, "The words of this study form no cycle that this book knows.", ha="center")
-        axis.axis("off")
-        return figure
+        return nothing_to_draw("The words of this study form no cycle that this book knows.")
     figure, axes = panels(len(names), len(concepts), width=2.6 * len(names), height=2.75, squeeze=False)
     words, scores = (t.set_index(["concept", "representation"]).sort_index() for t in (points, scores))
     for concept, row in zip(concepts, axes, strict=True):
@@ -102,7 +100,7 @@ def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axe
     return figure, zip(axes[0], names, parts, strict=True)
 
 
-def draw_token_map(table: pd.DataFrame, concept: str) -> Figure:
+def map_of_tokens(table: pd.DataFrame, concept: str) -> Figure:
     """All tokens of one concept before and after sparse coding, coloured by local representation."""
     figure, maps = _maps(table, concept)
     for axis, name, part in maps:
@@ -127,7 +125,7 @@ def _label_cluster(axis: Axes, members: pd.DataFrame) -> None:
         _write(axis, text, at, va="bottom", color="#555555")
 
 
-def draw_word_map(table: pd.DataFrame, concept: str) -> Figure:
+def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
     """The word in every sentence of one concept: a style per word, rings where a cluster holds two words."""
     figure, maps = _maps(table, concept)
     box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
@@ -168,7 +166,7 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     return figure, axes
 
 
-def draw_merging(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary", "pca")) -> Figure:
+def merging_dots(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary", "pca")) -> Figure:
     """How well words stay apart, per concept: residual stream and SAE, controls below them."""
     rows = table[table["protocol"].eq("words") & table["representation"].isin(names)]
     ami, purity = (rows.assign(centre=rows[c], low=rows[c], high=rows[c]) for c in ("ami", "purity"))
@@ -182,7 +180,9 @@ def draw_merging(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae",
     return figure
 
 
-def draw_dimensions(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary")) -> Figure:
+def dimension_intervals(
+    geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary")
+) -> Figure:
     """Mean intrinsic dimension of local representations (direct protocol), with its 95 % interval."""
     rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(names)]
     titles = {"intrinsic_dimension": "mean over local representations", "intrinsic_dimension_cloud": "all tokens"}
@@ -197,7 +197,7 @@ def draw_dimensions(geometry: pd.DataFrame, names: Sequence[str] = ("residual", 
     return figure
 
 
-def draw_persistence(
+def persistence_diagrams(
     table: pd.DataFrame, concept: str, names: Sequence[str] = ("residual", "sae", "random_dictionary")
 ) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
@@ -217,7 +217,7 @@ def draw_persistence(
     return figure
 
 
-def draw_comparison(comparison: pd.DataFrame, against: str = "residual") -> Figure:
+def comparison_forest(comparison: pd.DataFrame, against: str = "residual") -> Figure:
     """SAE relative to one representation: ratio or difference per measure, 95 % intervals over concepts."""
     rows = comparison[(comparison["against"] == against) & comparison["estimate"].notna()]
     rows = rows.assign(centre=rows["estimate"], clear=rows["verdict"].str.startswith("SAE"))
@@ -251,7 +251,7 @@ def _ratio_axis(axis: Axes, rows: pd.DataFrame, label: str) -> None:
     axis.set_xlim(low, high)
 
 
-def draw_word_changes(uncertainty: pd.DataFrame) -> Figure:
+def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
     """What the codes do to the words' poles, concept by concept: ratios with intervals over sentences."""
     rows = uncertainty[uncertainty["representation"].str.endswith(" / residual")]
     codes = rows["representation"].str.removesuffix(" / residual")
@@ -265,7 +265,7 @@ def draw_word_changes(uncertainty: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_seeds(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae")) -> Figure:
+def numbers_by_seed(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae")) -> Figure:
     """Numbers of local representations: every seed of the paper's protocol, and the direct protocol."""
     import seaborn
 
@@ -283,7 +283,7 @@ def draw_seeds(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae"
     return figure
 
 
-def token_map_to_hover(table: pd.DataFrame, concept: str, representation: str = "sae") -> Any:
+def map_to_hover(table: pd.DataFrame, concept: str, representation: str = "sae") -> Any:
     """The map of one representation to hover over: each token in its prompt, with its word and its cluster."""
     import html
 
