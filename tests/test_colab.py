@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def host_with(folder: Path, **versions: str) -> Path:
 def plan(python: Path, report: Path) -> subprocess.CompletedProcess:
     """What pip would do there for the package's requirements; without an index it can only keep what is there."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--dry-run", "--no-index", "--quiet"]
-    command += ["--report", str(report), "--requirement", str(ROOT / "requirements.txt")]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    command += ["--report", str(report), *needed]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
