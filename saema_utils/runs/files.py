@@ -95,7 +95,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         os.replace(inside, path)
 
 
-def sweep_up(folder: Path) -> None:
+def clear_unfinished(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that nobody else is writing to."""
     for leftover in folder.rglob(f"{UNFINISHED}*"):
         if leftover.is_dir():

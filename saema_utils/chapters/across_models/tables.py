@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import ArtifactError, SaemaError
 from saema_utils.notebook import in_colab
-from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.directory import PLAN_FILE, RunDirectory
 from saema_utils.runs.files import atomic_path, user_path
 from saema_utils.saes.facts import sae_facts
 from saema_utils.statistics import heterogeneity
-from saema_utils.sweeps.tasks import PLAN_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
