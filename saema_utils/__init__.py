@@ -22,7 +22,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "notebook": ["finding", "open_run", "say", "show", "table"],
         "exercises": ["check"],
         "text": ["ConceptPrompts", "build_prompts"],
-        "model": ["ConceptActivations", "capture_residual_stream", "load_language_model"],
+        "model": ["ConceptActivations", "capture_concept", "capture_residual_stream", "load_language_model"],
         "saes": ["load_sae", "train_sae"],
         "stratification": [
             "covariance_spectrum",

@@ -6,7 +6,6 @@ Nothing is loaded and nothing is downloaded; what only the hub could tell is lef
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -15,16 +14,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-from saema_utils.errors import CorpusError, ModelError, SaeError, unknown_name
+from saema_utils.errors import CorpusError, ModelError, unknown_name
 from saema_utils.runs.directory import VERSIONED
 from saema_utils.runs.files import cache_dir, user_path
 from saema_utils.study import EMBEDDED_CORPUS, EMBEDDED_MODEL, Study
 
 EMBEDDED_SHAPE = (30, 576)
-SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 
 
 def check_study(study: Study) -> None:
@@ -70,10 +66,11 @@ def model_shape(name: str) -> tuple[int, int] | None:
     """(layers, width) of a model whose configuration lies on this machine; None for one still on the hub."""
     if name == EMBEDDED_MODEL:
         return EMBEDDED_SHAPE
-    folder = _local_folder(name)
+    from saema_utils.model.loading import check_weights, folder_on_this_machine, n_layers, read_config
+
+    folder = folder_on_this_machine(name)
     if folder is None:
         return None
-    from saema_utils.model.loading import check_weights, n_layers, read_config
 
     config = read_config(folder, name)
     if folder.parent.name != "snapshots":  # what the hub's cache lacks is downloaded when it is needed
@@ -85,64 +82,21 @@ def model_shape(name: str) -> tuple[int, int] | None:
     return None if width is None else (n_layers(config), width)
 
 
-def _local_folder(name: str) -> Path | None:
-    path = user_path(name)
-    if path.is_dir():
-        return path
-    from saema_utils.model.loading import _HUB_NAME
-
-    if name.startswith("embedded:"):
-        raise ModelError(unknown_name("embedded model", name, [EMBEDDED_MODEL]))
-    if path.exists() or name.startswith((".", "~", "/")) or not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) and (Path(found).parent / "tokenizer.json").exists() else None
-
-
 def check_sae(study: Study, width: int | None) -> None:
     """An autoencoder must be there, and read the model's width at the study's layer."""
+    from saema_utils.saes.loading import check_reads, check_release, no_sae, read_sae_config
+
     source = study.sae.source
     folder = user_path(source)
-    if not folder.is_dir():
-        _check_release(source)
-        return
-    missing = [name for name in SAE_FILES if not (folder / name).exists()]
-    if missing:
-        raise SaeError(f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that SAE.save_model wrote.")
-    try:
-        config: dict[str, Any] = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SaeError(f"{folder / 'cfg.json'} cannot be read ({error}). Save or copy the SAE again.") from error
-    if not isinstance(config, dict):
-        raise SaeError(f"{folder / 'cfg.json'} holds a {type(config).__name__}, not an object. Save the SAE again.")
-    d_in = config.get("d_in")
-    if width is not None and isinstance(d_in, int) and d_in != width:
-        raise SaeError(
-            f"SAE {source!r} reads {d_in} dimensions but model {study.model!r} has {width}. "
-            "Choose an SAE trained on this model, or use --sae train."
-        )
-    from saema_utils.saes.loading import same_place
-
-    metadata = config.get("metadata") or {}
-    made_for = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
-    if isinstance(made_for, str) and not same_place(made_for, study.hook_name):
-        raise SaeError(
-            f"SAE {source!r} was trained at {made_for} but the study reads {study.hook_name}. "
-            "Choose --layer or --sae to match."
-        )
-
-
-def _check_release(source: str) -> None:
-    if ":" not in source:
-        raise SaeError(
-            f"no SAE at {source!r}; allowed: a folder with {' and '.join(SAE_FILES)}, or RELEASE:ID of sae_lens. "
-            "Check the path, or use --sae train."
-        )
-    from saema_utils.saes.loading import check_release
-
-    check_release(*source.split(":", 1))
+    if folder.is_dir():
+        config = read_sae_config(folder)
+        metadata = config.get("metadata") or {}
+        made_for = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
+        check_reads(config.get("d_in"), made_for, width, study.hook_name, source)
+    elif ":" in source:
+        check_release(*source.split(":", 1))
+    else:
+        raise no_sae(source)
 
 
 @dataclass(frozen=True)

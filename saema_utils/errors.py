@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 LONGEST = 1500
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class SaemaError(Exception):
@@ -98,6 +99,18 @@ class SweepError(SaemaError):
 
 class BookError(SaemaError):
     """A notebook that failed, or a book that does not build cleanly."""
+
+
+def require(condition: object, what: str, value: object, allowed: str, error: type[SaemaError]) -> None:
+    """Raise ``error``, with the value and what is allowed, where a condition does not hold."""
+    if not condition:
+        raise error(f"{what} is {value!r}; allowed: {allowed}. Change it and run again.")
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """What somebody else's error (or any text) says, on one line, without colours, at most ``most`` long."""
+    flat = " ".join(_COLOUR.sub("", str(text)).split())
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str], see: str = "") -> str:

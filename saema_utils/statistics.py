@@ -70,9 +70,12 @@ def bootstrap_interval(
     estimate = float(statistic(array, axis=0))
     if len(array) == 1:
         return Interval(estimate, float("nan"), float("nan"), 1)
+    from scipy.stats import bootstrap
+
     rng = np.random.default_rng(seed)
-    draws = statistic(array[rng.integers(0, len(array), (n_resamples, len(array)))], axis=1)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    resampled = bootstrap((array,), statistic, n_resamples=n_resamples, method="percentile", vectorized=True, rng=rng)
+    # Not its interval: scipy cuts at percents, whose last digit moves those of the tables.
+    low, high = np.quantile(resampled.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), len(array))
 
 
@@ -112,7 +115,9 @@ def paired_permutation_test(
 ) -> float:
     """P-value of the mean of paired differences under random sign flips.
 
-    Exact (all sign patterns) up to 13 pairs, otherwise Monte Carlo with the +1 correction [1]_.
+    Exact (all sign patterns) up to 13 pairs, otherwise Monte Carlo with the +1 correction [1]_. Not
+    ``scipy.stats.permutation_test``: it is the same below 14 pairs, but draws other signs above and takes twice the
+    smaller one-sided p, so the tables would change.
 
     References
     ----------
@@ -144,7 +149,10 @@ def paired_permutation_test(
 def label_permutation_test(
     statistic: Callable[[np.ndarray], float], labels: np.ndarray, *, n_resamples: int = 999, seed: int = 0
 ) -> tuple[float, float]:
-    """Observed statistic of a labelling and the share of shuffled labellings at least as large."""
+    """Observed statistic of a labelling and the share of shuffled labellings at least as large.
+
+    ``scipy.stats.permutation_test`` shuffles from another stream, which would change the tables.
+    """
     observed = statistic(labels)
     rng = np.random.default_rng(seed)
     null = np.array([statistic(rng.permutation(labels)) for _ in range(n_resamples)])
@@ -167,14 +175,12 @@ def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
 
     Controls the chance of any false rejection whatever the dependence (Holm, 1979).
     """
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p_values, dtype=float)
-    adjusted = np.full_like(p, np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    running = 0.0
-    for i, index in enumerate(order):
-        running = max(running, (len(order) - i) * p[index])
-        adjusted[index] = min(1.0, running)
+    adjusted, known = np.full_like(p, np.nan), np.isfinite(p)
+    if known.any():
+        adjusted[known] = multipletests(p[known], method="holm")[1]
     return adjusted
 
 
@@ -212,11 +218,15 @@ def heterogeneity(estimates: Sequence[float], errors: Sequence[float]) -> Hetero
     -------
     NaN in ``q``, ``p`` and ``i_squared`` with fewer than two studies: one cannot disagree with itself.
 
+    Notes
+    -----
+    statsmodels' ``combine_effects`` takes Q as a difference of two sums, which loses its digits where effects are
+    large beside their errors, and warns of a division by zero where all effects are equal.
+
     References
     ----------
     .. [1] Cochran, Biometrics 10, 1954. .. [2] Higgins and Thompson, Statistics in Medicine 21, 2002.
     """
-    import numpy as np
     from scipy.stats import chi2
 
     x, s = np.asarray(estimates, dtype=float), np.asarray(errors, dtype=float)

@@ -1,4 +1,4 @@
-"""Mutate the modules that measure, run their unit tests, and report what survives: ``make mutate``.
+"""Mutate the modules and folders that measure, run their unit tests, and report what survives: ``make mutate``.
 
 cosmic-ray makes and runs the mutants; this file gives it a copy of the checkout (it edits files in place), draws a
 sample with a fixed seed, and prints the score. A second call goes on where the first was stopped. ::
@@ -21,12 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "_build/mutation"
 TESTS = {
-    "statistics": ["test_statistics"],
-    "geometry": ["test_geometry"],
-    "intervention": ["test_intervention"],
-    "token_grams": ["test_stratification", "test_fast_is_plain"],
-    "stratification": ["test_stratification", "test_fast_is_plain"],
-    "noise_engine": ["test_stratification", "test_fast_is_plain"],
+    "statistics": ["tests/test_statistics.py"],
+    "geometry": ["tests/geometry"],
+    "intervention": ["tests/intervention"],
+    "stratification": ["tests/stratification"],
 }
 SEED = 0
 NEVER_EXECUTED = "_BitOr_"
@@ -62,10 +60,11 @@ def mutate(module: str, mutants: int, timeout: float) -> tuple[int, list[str]]:
 
     checkout = copy_checkout()
     session, config = PLACE / f"{module}.sqlite", PLACE / f"{module}.toml"
-    tests = " ".join(f"tests/unit/{name}.py" for name in TESTS[module] if (checkout / f"tests/unit/{name}.py").exists())
+    tests = " ".join(TESTS[module])
+    place = f"saema_utils/{module}" if (checkout / "saema_utils" / module).is_dir() else f"saema_utils/{module}.py"
     command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider -m 'not slow' {tests}"
     config.write_text(
-        f'[cosmic-ray]\nmodule-path = "saema_utils/{module}.py"\ntimeout = {timeout}\nexcluded-modules = []\n'
+        f'[cosmic-ray]\nmodule-path = "{place}"\ntimeout = {timeout}\nexcluded-modules = []\n'
         f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
     )
     if not session.exists():

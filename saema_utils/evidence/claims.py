@@ -7,14 +7,14 @@ concept, or a seed) and numbers into a verdict.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from saema_utils.errors import ClaimError, unknown_name
-from saema_utils.evidence.rank import movement
+from saema_utils.errors import ClaimError, one_line, unknown_name
+from saema_utils.evidence.rank import ONE_RMS, movement
+from saema_utils.plain import check_fields, from_plain
 from saema_utils.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 VERDICTS = ("supported", "not supported", "inconclusive")
-ONE_RMS = 1.0
 FEATURE_MODE = 2
 BOUNDED = ("rank_change_share",)  # statistics with a ceiling, which a control may already have reached
-_KINDS = {"str": str, "float": int | float, "int": int, "Mapping[str, Any]": Mapping}
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Claim:
     control: str
     against: str
     unit: str
-    direction: str
+    direction: Literal["greater", "less"]
     margin: float
     minimum_units: int
     figure: str
@@ -49,14 +47,7 @@ class Claim:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, kind = getattr(self, f.name), _KINDS[f.type]
-            if not isinstance(value, kind) or isinstance(value, bool) or value != value:
-                wanted = "a mapping" if kind is Mapping else "text" if kind is str else "a number"
-                shown = reprlib.repr(value)
-                raise ClaimError(f"field {f.name!r} of claim {reprlib.repr(self.id)} is {shown}; allowed: {wanted}.")
-        if self.direction not in ("greater", "less"):
-            raise ClaimError(f"claim {self.id!r} has direction {self.direction!r}; allowed: greater, less.")
+        check_fields(self, f"claim {self.id!r}", ClaimError)
         if self.statistic not in STATISTICS:
             raise ClaimError(unknown_name(f"statistic of claim {self.id!r}", self.statistic, STATISTICS))
 
@@ -70,20 +61,12 @@ def load_claims(path: Path = CLAIMS_FILE) -> tuple[Claim, ...]:
     except OSError as error:
         raise ClaimError(f"cannot read claims file {path} ({error.strerror or error}). Check the path.") from error
     except Exception as error:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        reason = " ".join(str(error).split())[:200]
-        raise ClaimError(f"claims file {path} is not YAML ({type(error).__name__}: {reason}). Correct it.") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ClaimError(
+            f"claims file {path} is not YAML ({type(error).__name__}: {one_line(error)}). Correct it."
+        ) from error
+    if not isinstance(entries, list):
         raise ClaimError(f"claims file {path} is no list of claims; allowed: '- id: ...' and its fields, for each.")
-    known = {f.name for f in fields(Claim)}
-    claims = []
-    for number, entry in enumerate(entries, start=1):
-        unknown = [name for name in entry if name not in known]
-        if unknown:
-            raise ClaimError(unknown_name(f"field of claim {number} in {path.name}", unknown[0], known))
-        try:
-            claims.append(Claim(**entry))
-        except TypeError as error:
-            raise ClaimError(f"claim {number} in {path.name} is incomplete ({error}). Add the field.") from error
+    claims = [from_plain(Claim, entry, f"claim {n} in {path.name}", ClaimError) for n, entry in enumerate(entries, 1)]
     if len({claim.id for claim in claims}) != len(claims):
         raise ClaimError(f"{path} holds two claims with one id. Give each its own.")
     return tuple(claims)

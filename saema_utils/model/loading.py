@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, unknown_name
+from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line, unknown_name
 from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, user_path, write_json
 from saema_utils.runs.freshness import digest, file_digest
 from saema_utils.runtime import choose_device, choose_dtype
@@ -84,7 +84,7 @@ def load_language_model(
         ) from error
     except Exception as error:  # the libraries below raise dozens of unrelated types
         raise ModelError(
-            f"model {name!r} in {folder} cannot be loaded ({_one_line(error)}). "
+            f"model {name!r} in {folder} cannot be loaded ({one_line(error)}). "
             "Check that the folder holds a causal language model that transformers and transformer_lens know."
         ) from error
     if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
@@ -106,18 +106,34 @@ def check_layer(layer: int, n_layers: int, name: str) -> None:
 
 def model_folder(name: str) -> Path:
     """The local folder with the checkpoint that a model source means; made or downloaded if needed."""
+    return _named_folder(name) or (_embedded_folder() if name == EMBEDDED_MODEL else _hub_folder(name))
+
+
+def folder_on_this_machine(name: str) -> Path | None:
+    """:func:`model_folder`, or None where it would have to be made or downloaded."""
+    folder = _named_folder(name)
+    if folder or name == EMBEDDED_MODEL:
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) and (Path(found).parent / "tokenizer.json").exists() else None
+
+
+def _named_folder(name: str) -> Path | None:
+    """The folder that a model source names; None for the embedded model and for a name on the hub."""
     if name.startswith("embedded:"):
         if name != EMBEDDED_MODEL:
             raise ModelError(unknown_name("embedded model", name, [EMBEDDED_MODEL]))
-        return _embedded_folder()
+        return None
     path = user_path(name)
     if path.is_dir():
         return path.resolve()
     if path.exists():
         raise ModelError(f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors.")
-    if not _HUB_NAME.fullmatch(name) or name.count("/") > 1 or name.startswith((".", "~", "/")):
+    if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
-    return _hub_folder(name)
+    return None
 
 
 def model_digest(source: str | Study) -> str:
@@ -237,7 +253,7 @@ def _hub_folder(name: str) -> Path:
         remedy = f"use '{EMBEDDED_MODEL}', a folder, or a machine's HF_HOME cache that holds it"
         raise hub_error(error, f"model {name!r}", name, ModelError, remedy) from error
     except ValueError as error:  # a name the hub's own rules refuse
-        raise ModelError(f"{name!r} is not a hub name ({_one_line(error)}).") from error
+        raise ModelError(f"{name!r} is not a hub name ({one_line(error)}).") from error
 
 
 def hub_error(error: Exception, what: str, repository: str, refused: type[SaemaError], offline: str) -> SaemaError:
@@ -322,7 +338,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ModelError(
-            f"model {name!r}: {path} is not JSON ({_one_line(error)}). Fetch the checkpoint again."
+            f"model {name!r}: {path} is not JSON ({one_line(error)}). Fetch the checkpoint again."
         ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"model {name!r}: {path} names no model_type. Give a transformers checkpoint.")
@@ -350,7 +366,3 @@ def n_layers(config: dict[str, Any]) -> int:
 def _n_parameters(folder: Path) -> int:
     """At least the number of parameters: two bytes each is the smallest that is stored here."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import BookError
+from saema_utils.errors import BookError, one_line
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -104,10 +104,10 @@ def _joined(outputs: list[Any]) -> list[Any]:
 
 def _clean_output(output: Any, count: int, forbidden: list[str], where: str) -> Any:
     if output.output_type == "error":
-        raise BookError(f"{where} ends in {output.ename}: {_one_line(output.evalue)}. Correct it and run again.")
+        raise BookError(f"{where} ends in {output.ename}: {one_line(output.evalue)}. Correct it and run again.")
     if output.output_type == "stream":
         if output.name == "stderr" and output.text.strip():
-            raise BookError(f"{where} writes to standard error: {_one_line(output.text)!r}. Silence or fix its cause.")
+            raise BookError(f"{where} writes to standard error: {one_line(output.text)!r}. Silence or fix its cause.")
         output.text = _clean_text(output.text, forbidden, where)
         return output
     output.metadata = {k: v for k, v in output.get("metadata", {}).items() if k != "papermill"}
@@ -128,8 +128,3 @@ def _clean_text(text: str, forbidden: list[str], where: str) -> str:
         raise BookError(f"{where} prints a progress bar. Use saema_utils.runtime.progress, which pages do not show.")
     _refuse_paths(text, forbidden, where)
     return ADDRESS.sub("", TERMINAL_CODE.sub("", text))
-
-
-def _one_line(text: str, width: int = 160) -> str:
-    flat = " ".join(TERMINAL_CODE.sub("", text).split())
-    return flat if len(flat) <= width else flat[: width - 3] + "..."

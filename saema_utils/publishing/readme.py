@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ HEADINGS = {
 def scorecard_lines(card: pd.DataFrame) -> str:
     """The verdicts in a few lines, and each statement with its effect in a table that folds away."""
     lines = [
-        f"Of {len(card)} statements of the paper or about it, judged by the rules of `saema_utils/claims.yaml`:",
+        f"Of {len(card)} statements of the paper or about it, judged by the rules of "
+        "`saema_utils/evidence/claims.yaml`:",
         "",
     ]
     for verdict, heading in HEADINGS.items():
@@ -63,13 +65,29 @@ def chapter_lines(root: Path, seconds: dict[str, float]) -> str:
     return "\n".join([*lines, "", f"Together {total:.0f} minutes on the machine that made the tables below."])
 
 
+def figure_lines(root: Path) -> str:
+    """Every figure of the book with the command that makes it, in a table that folds away."""
+    lines = ["<details><summary>Every figure and the command that makes it</summary>", ""]
+    lines += ["| figure | what it asks | command |", "| --- | --- | --- |"]
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        chapter = int(path.name[:2])
+        command = f"saema run --chapters {f'1-{chapter}' if chapter > 1 else 1}"
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            made = re.search(r'show\(\s*run,\s*"(\w+)"', "".join(cell["source"]))
+            caption = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", "")
+            if made and caption:
+                lines.append(f"| `{made[1]}` | {caption.partition('?')[0]}? | `{command}` |")
+    return "\n".join([*lines, "", "</details>"])
+
+
 def generated(root: Path) -> str:
     """The text between the markers, from the committed scorecard and times."""
     import pandas as pd
 
     card = pd.read_csv(root / CLAIMS)
     seconds = json.loads((root / TIMES).read_text(encoding="utf-8"))
-    return f"\n{chapter_lines(root, seconds)}\n\n## What held up\n\n{scorecard_lines(card)}\n"
+    chapters = f"{chapter_lines(root, seconds)}\n\n{figure_lines(root)}"
+    return f"\n{chapters}\n\n## What held up\n\n{scorecard_lines(card)}\n"
 
 
 def between_markers(text: str) -> tuple[str, str, str]:

@@ -293,7 +293,10 @@ def _rate(test: str, world: World, flagged: int, n: int) -> dict[str, object]:
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, which stays within 0 and 1 even at 0 of n."""
+    """Wilson's 95 % interval of a share, which stays within 0 and 1 even at 0 of n.
+
+    ``scipy.stats.binomtest`` has it with all digits of z, which would move the eighth digit of the tables.
+    """
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -11,6 +11,7 @@ modules involved, keys of earlier artifacts). A file is reused only when its key
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import shutil
 import time
@@ -18,8 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ValidationError
 
 from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
 from saema_utils.interactive import publishing
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
+    from pydantic import BaseModel
 
     from saema_utils.runs.tables import Result
 
@@ -392,26 +392,6 @@ def forget(run_path: str | Path) -> None:
 VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
 
 
-class _Timed(BaseModel):
-    seconds: float = 0
-
-
-class _Artifact(_Timed):
-    sha256: str
-    key: str
-
-
-class _Manifest(BaseModel):
-    """What of a manifest is relied on; it may say more."""
-
-    format_version: Literal[1]
-    study: dict[str, Any] = {}
-    artifacts: dict[str, _Artifact] = {}
-    chapters: dict[str, _Timed] = {}
-    tasks: dict[str, _Timed] = {}
-    numbers: dict[str, Any] = {}
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run directory, checked for the shape that is relied on (empty before the first write).
 
@@ -422,14 +402,39 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
     manifest = read_json(path, "a readable manifest", remedy)
-    try:
-        if manifest:
-            _Manifest.model_validate(manifest, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{path} is not a readable manifest ({where}: {first['msg']}). {remedy}") from error
+    if manifest:
+        from pydantic import ValidationError
+
+        try:
+            _parts_of_a_manifest().model_validate(manifest)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise ArtifactError(f"{path} is a malformed manifest ({where}: {wrong['msg']}). {remedy}") from error
     return manifest
+
+
+@functools.cache
+def _parts_of_a_manifest() -> type[BaseModel]:
+    """What is relied on in a manifest; a run writes more."""
+    from pydantic import BaseModel
+
+    class Timed(BaseModel, strict=True):
+        seconds: float = 0.0
+
+    class Made(Timed):
+        sha256: str
+        key: str
+
+    class Manifest(BaseModel):
+        format_version: Literal[1]
+        study: dict[str, Any] = {}
+        artifacts: dict[str, Made] = {}
+        chapters: dict[str, Timed] = {}
+        tasks: dict[str, Timed] = {}
+        numbers: dict[str, Any] = {}
+
+    return Manifest
 
 
 def _birth_certificate(study: Study) -> dict[str, Any]:

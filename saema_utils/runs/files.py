@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import ArtifactError, SaemaError
+from saema_utils.errors import ArtifactError, SaemaError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,7 @@ def user_path(text: str | Path) -> Path:
         path = Path(text).expanduser()
         path.resolve()
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise SaemaError(f"path {str(text)!r} leads nowhere ({reason}). Correct it and run again.") from error
+        raise SaemaError(f"path {str(text)!r} leads nowhere ({one_line(error)}). Correct it and run again.") from error
     return path
 
 

@@ -8,12 +8,13 @@ are measured in :mod:`saema_utils.saes.fidelity`.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import SaeError, unknown_name
+from saema_utils.errors import SaeError, one_line, unknown_name
 from saema_utils.runs.files import user_path
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.fidelity import Fidelity, explained_variance, measure_fidelity
@@ -55,31 +56,50 @@ def load_sae(
         elif ":" in text and not folder.exists():
             sae = _load_release(*text.split(":", 1), device)
         else:
-            raise SaeError(
-                f"no SAE at {text!r}; allowed: a folder with {' and '.join(SAE_FILES)}, or RELEASE:ID of sae_lens. "
-                "Check the path, or use --sae train."
-            )
+            raise no_sae(text)
     check_fits(sae, d_in, hook_name, text)
     for parameter in sae.parameters():  # converted releases hold transposed views, which safetensors refuses to save
         parameter.data = parameter.data.contiguous()
     return sae.eval().requires_grad_(False)
 
 
-def _load_folder(folder: Path, device: str | torch.device) -> SAE:
-    from sae_lens import SAE
+def no_sae(source: str) -> SaeError:
+    """The error for a source that is neither a folder nor the name of a released SAE."""
+    return SaeError(
+        f"no SAE at {source!r}; allowed: a folder with {' and '.join(SAE_FILES)}, or RELEASE:ID of sae_lens. "
+        "Check the path, or use --sae train."
+    )
 
+
+def read_sae_config(folder: Path) -> dict[str, Any]:
+    """What ``cfg.json`` of an SAE's folder says; SaeError where it or the weights are missing or no JSON object."""
     missing = [name for name in SAE_FILES if not (folder / name).exists()]
     if missing:
         raise SaeError(
             f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that sae_lens's save_model wrote."
         )
     try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SaeError(f"{folder}/cfg.json cannot be read ({one_line(error)}). Save or copy the SAE again.") from error
+    if not isinstance(config, dict):
+        raise SaeError(f"{folder}/cfg.json holds a {type(config).__name__}, not an object. Save the SAE again.")
+    return config
+
+
+def _load_folder(folder: Path, device: str | torch.device) -> SAE:
+    from sae_lens import SAE
+
+    read_sae_config(folder)
+    try:
         sae = SAE.load_from_disk(folder, device=str(device))
         _try_out(sae)
     except SaeError:
         raise
     except Exception as error:  # sae_lens raises whatever its parts do; all mean the same to the reader
-        raise SaeError(f"the SAE in {folder} cannot be read ({_one_line(error)}). Save or copy it again.") from error
+        raise SaeError(
+            f"the SAE in {folder} cannot be read ({type(error).__name__}: {one_line(error)}). Save or copy it again."
+        ) from error
     return sae
 
 
@@ -126,19 +146,23 @@ def _load_release(release: str, sae_id: str, device: str | torch.device) -> SAE:
         )
         raise hub_error(error, f"SAE {release}:{sae_id}", repository, SaeError, remedy) from error
     except Exception as error:
-        raise SaeError(f"SAE {release}:{sae_id} cannot be read ({_one_line(error)}).") from error
+        raise SaeError(f"SAE {release}:{sae_id} cannot be read ({type(error).__name__}: {one_line(error)}).") from error
 
 
 def check_fits(sae: SAE, d_in: int | None = None, hook_name: str | None = None, source: str = "") -> None:
     """Refuse an SAE made for another width, or for another place in the model."""
+    check_reads(sae.cfg.d_in, sae.cfg.metadata.hook_name, d_in, hook_name, source)
+
+
+def check_reads(width: Any, made_for: Any, d_in: int | None, hook_name: str | None, source: str = "") -> None:
+    """:func:`check_fits`, from what the SAE's configuration says of its width and place (None: nothing)."""
     which = f"SAE {source!r}" if source else "the SAE"
-    if d_in is not None and sae.cfg.d_in != d_in:
+    if d_in is not None and isinstance(width, int) and width != d_in:
         raise SaeError(
-            f"{which} reads {sae.cfg.d_in} dimensions but the residual stream has {d_in}. "
+            f"{which} reads {width} dimensions but the residual stream has {d_in}. "
             "Choose an SAE trained on this model, or use --sae train."
         )
-    made_for = sae.cfg.metadata.hook_name
-    if hook_name and made_for and not same_place(made_for, hook_name):
+    if hook_name and isinstance(made_for, str) and made_for and not same_place(made_for, hook_name):
         raise SaeError(
             f"{which} was trained at {made_for} but the study reads {hook_name}. Choose --layer or --sae to match."
         )
@@ -156,11 +180,23 @@ def _place(hook_name: str) -> tuple[str, int] | str:
     return "residual", int(match[1]) + (match[2] in ("hook_resid_post", "hook_out"))
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
 __all__ = [
-    "DEFAULT_PENALTY", "SAE_FILES", "Coder", "Fidelity", "PcaCoder", "RandomDictionary", "SaeCoder", "TrainedSae",
-    "check_fits", "check_release", "explained_variance", "load_sae", "measure_fidelity", "same_place", "train_sae",
-]  # fmt: skip
+    "DEFAULT_PENALTY",
+    "SAE_FILES",
+    "Coder",
+    "Fidelity",
+    "PcaCoder",
+    "RandomDictionary",
+    "SaeCoder",
+    "TrainedSae",
+    "check_fits",
+    "check_reads",
+    "check_release",
+    "explained_variance",
+    "load_sae",
+    "measure_fidelity",
+    "no_sae",
+    "read_sae_config",
+    "same_place",
+    "train_sae",
+]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from saema_utils.errors import ConceptError
+from saema_utils.errors import ConceptError, one_line
 from saema_utils.runs.files import user_path
 from saema_utils.study import Study
 
@@ -231,7 +231,7 @@ def read_prompts(path: str | Path) -> dict[str, ConceptPrompts]:
     except RecursionError as error:
         raise ConceptError(f"prompts file {path} is nested too deeply. {remedy}") from error
     except ValueError as error:  # not JSON, or not UTF-8
-        raise ConceptError(f"prompts file {path} is not JSON ({_one_line(error)}). {remedy}") from error
+        raise ConceptError(f"prompts file {path} is not JSON ({one_line(error)}). {remedy}") from error
     if not isinstance(plain, Mapping):
         raise ConceptError(f"prompts file {path} holds a {type(plain).__name__}, not an object. {remedy}")
     if not plain:
@@ -246,10 +246,6 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is named twice")
     return plain
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _shown(value: object) -> str:

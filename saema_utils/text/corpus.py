@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saema_utils.errors import CorpusError, unknown_name
+from saema_utils.errors import CorpusError, one_line, unknown_name
 from saema_utils.runs.files import user_path
 from saema_utils.study import EMBEDDED_CORPUS, CorpusRecipe
 
@@ -198,9 +198,8 @@ def _hub_documents(name: str, seed: int) -> Iterator[str]:
     except StopIteration:
         return
     except Exception as error:  # datasets raises dozens of unrelated types
-        reason = " ".join(str(error).split())[:200]
         raise CorpusError(
-            f"corpus 'hub:{name}' cannot be streamed ({type(error).__name__}: {reason}). "
+            f"corpus 'hub:{name}' cannot be streamed ({type(error).__name__}: {one_line(error)}). "
             f"Offline, use '{EMBEDDED_CORPUS}' or a .txt file."
         ) from error
     column = next((c for c in ("text", *first) if isinstance(first.get(c), str)), None)
