@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +23,7 @@ from saema_utils.errors import ArtifactError, SweepError
 from saema_utils.runs.files import atomic_path
 
 if TYPE_CHECKING:
-    from saema_utils.sweeps.engine import Settled
+    from saema_utils.sweeps.engine import End
     from saema_utils.sweeps.plan import Plan
 
 MANY_RUNS, SHOWN_RUNS = 200, 30
@@ -42,6 +43,7 @@ def sweep_command(
     yes: Annotated[bool, typer.Option("--yes", help=f"Allow more than {MANY_RUNS} runs.")] = False,
 ) -> None:
     """Run a grid of studies on many workers. What is finished is skipped; an interrupted sweep resumes."""
+    from saema_utils.runtime import visible_gpus
     from saema_utils.sweeps import engine
     from saema_utils.sweeps.plan import plan_sweep
 
@@ -71,15 +73,15 @@ def sweep_command(
         elif slurm:
             opened = engine.slurm_client(plan)
         else:
-            opened = engine.local_client(workers, threads, engine.visible_gpus(plan.device))
+            opened = engine.local_client(workers, threads, visible_gpus(plan.device))
         with opened as client:
             typer.echo(f"Dask dashboard: {client.dashboard_link}")
             settled = _reported(plan, engine.run_on_dask(plan, client, threads, retries))
-    counts = Counter(result.status for result in settled)
+    counts = Counter(outcome.status for _, outcome in settled)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     typer.echo(f"{said} in {time.perf_counter() - started:.0f} s")
     _gather(plan, settled)
-    if any(result.error for result in settled):
+    if counts["failed"]:
         raise typer.Exit(1)
 
 
@@ -92,54 +94,42 @@ def _show(plan: Plan, workers: int, threads: int) -> None:
         typer.echo(f"... and {len(plan.runs) - SHOWN_RUNS:,} more runs")
     typer.echo(
         f"{len(plan.runs):,} runs, {len(plan.tasks):,} tasks ({len(plan.tasks) - len(plan.todo):,} finished already); "
-        f"on this machine {workers} workers with {threads} threads each. Runs go to {plan.folder}"
+        f"on this machine {workers} at a time, threads of each: {threads}. Runs go to {plan.folder}"
     )
 
 
-def _reported(plan: Plan, ends: Iterable[Settled]) -> list[Settled]:
-    """All tasks settled, each told in a line as it ends, above a bar where there is a terminal."""
+def _reported(plan: Plan, ends: Iterable[End]) -> list[End]:
+    """How every task went, each told in a line as it ends, above a bar where there is a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from saema_utils.sweeps.engine import Settled
+    from saema_utils.sweeps.tasks import Outcome
 
-    settled = [Settled(task, "skipped") for task in plan.tasks if task.finished]
+    settled = [(task, Outcome("skipped")) for task in plan.tasks if task.finished]
     console = Console(file=sys.stderr)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task("tasks", total=len(plan.tasks), completed=len(settled))
-        for result in ends:
-            settled.append(result)
+        for task, outcome in ends:
+            settled.append((task, outcome))
             bar.advance(line)
-            if result.error:
-                typer.echo(f"{result.status}: {result.task.title}: {result.error}", err=True)
-            elif result.outcome and not result.outcome.skipped:
-                typer.echo(f"done: {result.task.title} ({result.outcome.seconds:.0f} s)")
+            if outcome.error:
+                typer.echo(f"{outcome.status}: {task.title}: {outcome.error}", err=True)
+            elif outcome.status == "done":
+                typer.echo(f"done: {task.title} ({outcome.seconds:.0f} s)")
     return settled
 
 
-def _gather(plan: Plan, settled: list[Settled]) -> None:
+def _gather(plan: Plan, settled: list[End]) -> None:
     """Write what each task took, and the comparison of all runs that finished a chapter with numbers."""
     import pandas as pd
 
     from saema_utils.chapters.across_models.figures import sweep_figure
     from saema_utils.chapters.across_models.tables import compare_runs, save_comparison
 
-    tasks = pd.DataFrame(
-        {
-            "task": result.task.id,
-            "run": result.task.run,
-            "chapter": result.task.chapter,
-            "status": result.status,
-            "seconds": result.outcome and result.outcome.seconds,
-            "peak_memory": result.outcome and result.outcome.peak_memory,
-            "where": result.outcome.where if result.outcome else "",
-            "error": result.error,
-        }
-        for result in settled
-    )
+    rows = [{"task": t.id, "run": t.run, "chapter": t.chapter, **asdict(outcome)} for t, outcome in settled]
     with atomic_path(plan.folder / "sweep_tasks.csv") as path:
-        tasks.to_csv(path, index=False)
+        pd.DataFrame(rows).to_csv(path, index=False)
     finished = [plan.folder / run for run in plan.runs if (plan.folder / run / "manifest.json").exists()]
     try:
         table = compare_runs(finished, leave_out_damaged=True)

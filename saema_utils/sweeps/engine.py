@@ -10,11 +10,11 @@ import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import SweepError
-from saema_utils.sweeps.tasks import Outcome, Task, carry_out, one_line
+from saema_utils.errors import SweepError, one_line
+from saema_utils.runtime import visible_gpus
+from saema_utils.sweeps.tasks import Outcome, Task, carry_out, reason_of
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -39,35 +39,28 @@ KILLED = (
 )
 
 
-@dataclass(frozen=True)
-class Settled:
-    """A task that needs no more attention: ``done``, ``skipped`` (was finished), ``failed`` or ``not run``."""
-
-    task: Task
-    status: str
-    outcome: Outcome | None = None
-    error: str = ""
+End = tuple[Task, Outcome]
 
 
-def run_serially(plan: Plan, threads: int = 1, retries: int = 0, work: Callable = carry_out) -> Iterator[Settled]:
+def run_serially(plan: Plan, threads: int = 1, retries: int = 0, work: Callable = carry_out) -> Iterator[End]:
     """Every unfinished task in this process, one after the other; a failed one stops only what needs it."""
     lost: set[str] = set()
     for task in plan.todo:
-        settled = _blocked(task, lost)
-        for _ in range(0 if settled else 1 + retries):
+        outcome = _blocked(task, lost)
+        for _ in range(0 if outcome else 1 + retries):
             try:
-                settled = _done(task, work(task, threads))
+                outcome = work(task, threads)
                 break
             except Exception as error:
-                settled = Settled(task, "failed", error=one_line(error))
-        if settled.error:
+                outcome = Outcome("failed", error=reason_of(error))
+        if outcome.error:
             lost.add(task.id)
-        yield settled
+        yield task, outcome
 
 
 def run_on_dask(
     plan: Plan, client: Client, threads: int = 1, retries: int = 1, work: Callable = carry_out
-) -> Iterator[Settled]:
+) -> Iterator[End]:
     """Every unfinished task on a Dask cluster, in the order in which they end.
 
     Dask places tasks, those with the longest chain behind them first, moves those of a dead worker to another, and
@@ -91,12 +84,12 @@ def run_on_dask(
     for future in as_completed(futures.values()):
         task = tasks[future.key]
         if future.status == "finished":
-            yield _done(task, future.result())
+            yield task, future.result()
         elif future.status == "error":
             lost = {needed for needed in task.needs if needed in futures and futures[needed].status != "finished"}
             error = future.exception()
-            why = KILLED if type(error).__name__ == "KilledWorker" else one_line(error)
-            yield _blocked(task, lost) or Settled(task, "failed", error=why)
+            why = KILLED if type(error).__name__ == "KilledWorker" else reason_of(error)
+            yield task, _blocked(task, lost) or Outcome("failed", error=why)
         else:
             raise SweepError(
                 f"the scheduler at {address} is gone; finished tasks are kept. "
@@ -104,14 +97,10 @@ def run_on_dask(
             )
 
 
-def _done(task: Task, outcome: Outcome) -> Settled:
-    return Settled(task, "skipped" if outcome.skipped else "done", outcome)
-
-
-def _blocked(task: Task, lost: set[str]) -> Settled | None:
+def _blocked(task: Task, lost: set[str]) -> Outcome | None:
     """The verdict on a task one of whose needs did not come about."""
     causes = [needed for needed in task.needs if needed in lost]
-    return Settled(task, "not run", error=f"needs {causes[0]}, which did not finish") if causes else None
+    return Outcome("not run", error=f"needs {causes[0]}, which did not finish") if causes else None
 
 
 # ---- clusters --------------------------------------------------------------------------------------
@@ -143,15 +132,6 @@ def fit_this_machine(plan: Plan, workers: int = 0) -> tuple[int, int]:
     return fit_workers(n_tasks, cores, memory, gpus, workers, 0 if workers else plan.threads)
 
 
-def visible_gpus(device: str = "auto") -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none when ``device`` is the CPU."""
-    import torch
-
-    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return [name.strip() for name in named.split(",")][:count]
-
-
 @contextlib.contextmanager
 def local_client(workers: int, threads: int, gpus: list[str]) -> Iterator[Client]:
     """A Dask cluster on this machine, reachable from it alone: so many processes, one GPU each if there are any."""
@@ -168,10 +148,10 @@ def local_client(workers: int, threads: int, gpus: list[str]) -> Iterator[Client
         "host": "127.0.0.1",
         "dashboard_address": "127.0.0.1:8787",
         "memory_limit": int(0.9 * psutil.virtual_memory().total / workers),
+        "env": dict.fromkeys(THREAD_VARIABLES, threads),
         "silence_logs": logging.CRITICAL,
     }
-    environment = {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in THREAD_VARIABLES}
-    with _settings(environment), LocalCluster(**options) as cluster, Client(cluster) as client:
+    with _settings(), LocalCluster(**options) as cluster, Client(cluster) as client:
         if gpus:
             client.register_plugin(OneGpuEach())
         yield client
@@ -185,7 +165,7 @@ def existing_client(address: str, say: Callable[[str], None], patience: float = 
     if not re.fullmatch(r"(tcp|tls|ws|wss)://\S+:\d+", address):
         raise SweepError(f"scheduler is {address!r}; allowed: an address such as tcp://host:8786.")
     start = f"Start one with 'dask worker {address} --nthreads 1'"
-    with _settings({}):
+    with _settings():
         try:
             client = Client(address, timeout="10s")
         except (OSError, ValueError) as error:
@@ -234,7 +214,7 @@ def slurm_cluster(plan: Plan) -> Iterator[Any]:
     values = dict.fromkeys(THREAD_VARIABLES, str(given.cores))
     values |= {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in ("TARGET", "SPILL", "PAUSE")}
     values |= {name: os.environ[name] for name in ("SAEMA_CACHE", "HF_HOME") if name in os.environ}
-    options = given.model_dump(include={"queue", "account", "interface", "walltime", "memory"}) | {
+    options = {name: getattr(given, name) for name in ("queue", "account", "interface", "walltime", "memory")} | {
         "cores": 1,
         "processes": 1,
         "job_cpu": given.cores,
@@ -246,7 +226,7 @@ def slurm_cluster(plan: Plan) -> Iterator[Any]:
         "worker_extra_args": ["--lifetime", f"{given.seconds - 300}s", "--lifetime-stagger", "60s"],
         "silence_logs": "critical",
     }
-    with _settings({}):
+    with _settings():
         try:
             cluster = SLURMCluster(**options)
         except (ValueError, TypeError) as error:
@@ -267,11 +247,11 @@ def require_dask() -> None:
 
 
 @contextlib.contextmanager
-def _settings(more: dict[str, Any]) -> Iterator[None]:
+def _settings() -> Iterator[None]:
     """Dask as a sweep needs it, and silent: it logs every lost connection, which the sweep says in its own line."""
     import dask
 
-    with dask.config.set({**DASK_SETTINGS, **more}), warnings.catch_warnings():
+    with dask.config.set(DASK_SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:

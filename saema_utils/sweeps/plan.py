@@ -4,95 +4,71 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
-import reprlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, PrivateAttr, ValidationError, field_validator
+from annotated_types import Ge, Interval, Len
 
-from saema_utils.errors import ArtifactError, StudyError, SweepError, unknown_name
+from saema_utils.errors import ArtifactError, StudyError, SweepError, require
 from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study
+from saema_utils.plain import from_plain
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory
-from saema_utils.runs.files import read_json, user_path, write_json
+from saema_utils.runs.files import read_json, read_yaml, user_path, write_json
 from saema_utils.runs.freshness import digest, outside_digest, source_digest
 from saema_utils.study import STUDIES, Study
 from saema_utils.sweeps.tasks import SHARED, Task, is_finished
 
 PATH_FIELDS = ("model", "prompts_file", "corpus.source", "sae.source")
 MOST_RUNS = 20_000
-MOST_VALUES = 1_000_000
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 120
-Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 
 
 # ---- the file --------------------------------------------------------------------------------------
 
 
-class Slurm(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class Slurm:
     """The ``slurm`` part of a sweep file; dask-jobqueue checks what it makes of it."""
 
-    queue: Line | None = Field(None, description="a partition's name")
-    account: Line | None = Field(None, description="an account's name")
-    interface: Line | None = Field(None, description="a network interface's name")
-    walltime: str = Field(
-        "04:00:00",
-        pattern=r"^(\d+-)?\d{1,3}:\d\d:\d\d$",
-        description="text in quotes (YAML reads a number) such as '04:00:00' or '1-12:00:00', at least '00:10:00'",
-    )
-    cores: PositiveInt = Field(4, description="a whole number of at least 1")
-    memory: str = Field("8GiB", description="text such as 8GiB")
-    jobs: PositiveInt = Field(4, description="a whole number of at least 1")
-    gpus: Literal[0, 1] = Field(0, description="0 or 1: one GPU a worker")
-    directives: list[Line] = Field([], description="a list of single lines")
-    prologue: list[Line] = Field([], description="a list of single lines")
+    queue: str | None = None
+    account: str | None = None
+    interface: str | None = None
+    walltime: str = "04:00:00"
+    memory: str = "8GiB"
+    cores: Annotated[int, Ge(1)] = 4
+    jobs: Annotated[int, Ge(1)] = 4
+    gpus: Annotated[int, Interval(ge=0, le=1)] = 0
+    directives: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
 
-    @field_validator("walltime")
-    @classmethod
-    def _is_long_enough(cls, walltime: str) -> str:
-        if _seconds(walltime) < 600:
-            raise ValueError
-        return walltime
+    def __post_init__(self) -> None:
+        for text in (self.queue, self.account, self.interface, self.memory, *self.directives, *self.prologue):
+            require("\n" not in (text or ""), "part of slurm", text, "a single line", SweepError)
+        sound = re.fullmatch(r"(\d+-)?\d{1,3}:\d\d:\d\d", self.walltime) and self.seconds >= 600
+        example = "at least ten minutes, such as '04:00:00' or '1-12:00:00'"
+        require(sound, "slurm.walltime", self.walltime, example, SweepError)
 
     @property
     def seconds(self) -> int:
         """Seconds of the walltime."""
-        return _seconds(self.walltime)
+        days, _, clock = self.walltime.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _seconds(walltime: str) -> int:
-    days, _, clock = walltime.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-class SweepFile(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class SweepFile:
     """A sweep file as it stands, each part of the right shape."""
 
-    base: list[str] = Field(description="a study's name, a study file, or a list of them")
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        {}, description="a mapping of study fields to lists, such as {seed: [0, 1]}"
-    )
-    cases: list[dict[str, Any]] = Field([{}], description="a list of mappings of study fields")
+    base: Annotated[tuple[str, ...], Len(1)]
+    grid: Mapping[str, Annotated[list[Any], Len(1)]] = field(default_factory=dict)
+    cases: tuple[Mapping[str, Any], ...] = ({},)
     chapters: str = "1-6"
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
-    slurm: Slurm = Field(Slurm(), description="a mapping such as {queue: gpu, walltime: '04:00:00'}")
-    _path: Path = PrivateAttr()
-
-    @field_validator("base", mode="before")
-    @classmethod
-    def _listed(cls, base: Any) -> Any:
-        return [base] if isinstance(base, str) else base
-
-    @field_validator("chapters", mode="before")
-    @classmethod
-    def _known(cls, chapters: Any) -> str:
-        parse_chapters(str(chapters))
-        return str(chapters)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    slurm: Slurm = field(default_factory=Slurm)
 
 
 def read_sweep_file(path: str | Path) -> SweepFile:
@@ -104,69 +80,20 @@ def read_sweep_file(path: str | Path) -> SweepFile:
         If it cannot be read, is not YAML, names a key twice or an unknown one, or a part has the wrong shape.
     """
     path = user_path(path)
-    plain = _load_yaml(path)
-    if not isinstance(plain, dict):
-        raise SweepError(
-            f"{path} holds a {type(plain).__name__}; allowed: a mapping such as {{base: smoke, grid: ...}}."
-        )
-    try:
-        file = SweepFile.model_validate({key: value for key, value in plain.items() if value not in (None, [], {})})
-    except ValidationError as error:
-        raise SweepError(_first_mistake(path.name, error)) from error
-    file._path = path
-    return file
-
-
-def _first_mistake(name: str, error: ValidationError) -> str:
-    """What pydantic found first, in the one line that every refusal of this package is."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
-    inside_slurm = where[0] == "slurm" and len(where) > 1
-    fields = (Slurm if inside_slurm else SweepFile).model_fields
-    field = fields.get(where[1 if inside_slurm else 0])
-    if field is None:
-        return unknown_name(f"part of {'slurm' if inside_slurm else name}", where[-1], fields)
-    given = "missing" if first["type"] == "missing" else _shown.repr(first["input"])
-    return f"{'.'.join(where)} of {name} is {given}; allowed: {field.description}. Correct it and run again."
-
-
-def _load_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Safe, and a key given twice is an error instead of the last one winning."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            for key, count in keys.most_common(1):
-                if count > 1:
-                    raise SweepError(f"{path.name} gives {key!r} twice. Keep one.")
-            return super().construct_mapping(node, deep)
-
-    try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # a SafeLoader: no objects are built
-    except OSError as error:
-        raise SweepError(f"cannot read sweep file {path} ({error.strerror}). Check the path and run again.") from error
-    except SweepError:
-        raise
-    except Exception as error:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"line {mark.line + 1}" if mark else type(error).__name__
-        reason = " ".join(str(problem or error).split())[:200]
-        raise SweepError(f"sweep file {path} is not YAML ({where}: {reason}). Correct it.") from error
-    # Aliases let a short file hold a value that fills the memory when it is copied or shown, or holds itself.
-    parts = [plain]
-    for part in parts:  # grows while it is walked
-        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        if len(parts) > MOST_VALUES:
-            raise SweepError(f"{path.name} holds over a million values; allowed: fewer. Check its aliases.")
-    return plain
+    plain = read_yaml(path, "sweep file", SweepError)
+    if isinstance(plain, dict):
+        known = {f.name for f in fields(SweepFile)}
+        plain = {name: value for name, value in plain.items() if value is not None or name not in known}
+        as_text = {name: str(plain[name]) for name in ("chapters",) if name in plain}
+        alone = {name: [plain[name]] for name in ("base",) if isinstance(plain.get(name), str)}
+        plain |= as_text | alone
+    return from_plain(SweepFile, plain, path.name, SweepError)
 
 
 # ---- its runs --------------------------------------------------------------------------------------
 
 
-def expand(file: SweepFile) -> tuple[dict[str, Study], dict[str, dict[str, Any]]]:
+def expand(file: SweepFile, path: Path) -> tuple[dict[str, Study], dict[str, dict[str, Any]]]:
     """Every run of the grid by name, validated, and what each changes.
 
     Raises
@@ -176,45 +103,41 @@ def expand(file: SweepFile) -> tuple[dict[str, Study], dict[str, dict[str, Any]]
     StudyError
         If a field does not exist or a value is not allowed; names the run's changes.
     """
-    count = len(file.base) * len(file.cases)
-    for values in file.grid.values():
-        count *= len(values)
+    count = len(file.base) * max(1, len(file.cases)) * math.prod(map(len, file.grid.values()))
     if count > MOST_RUNS:
         raise SweepError(f"number of runs is {count}; allowed: at most {MOST_RUNS:,}. Split the grid.")
     runs: dict[str, Study] = {}
     changes: dict[str, dict[str, Any]] = {}
     seen: dict[str, str] = {}
-    for base, case, *values in itertools.product(file.base, file.cases, *file.grid.values()):
-        chosen = _chosen(file, case, dict(zip(file.grid, values, strict=True)))
+    for base, case, *values in itertools.product(file.base, file.cases or ({},), *file.grid.values()):
+        chosen = _chosen(path, case, dict(zip(file.grid, values, strict=True)))
         try:
-            study = _changed(resolve_study(_located(file, base) if base.endswith(".json") else base), chosen)
+            study = _changed(resolve_study(_located(path, base) if base.endswith(".json") else base), chosen)
         except StudyError as error:
-            raise StudyError(f"{file._path.name}, run {base} with {chosen}: {error}") from error
+            raise StudyError(f"{path.name}, run {base} with {chosen}: {error}") from error
         name = run_name(study.name, chosen)
         if name.lower() in {taken.lower() for taken in runs}:  # other values that look alike once they are made safe
             name = f"{name[:83]}_{digest(chosen)}"
         twin = seen.setdefault(study.changed(name="x").digest, name)
         if twin != name:
-            raise SweepError(
-                f"{file._path.name} asks twice for one study ({twin} and {name}). Remove a value from the grid."
-            )
+            raise SweepError(f"{path.name} asks twice for one study ({twin} and {name}). Remove a value from the grid.")
         runs[name] = study.changed(name=name)
         changes[name] = {**({"base": base} if len(file.base) > 1 else {}), **chosen}
     return runs, changes
 
 
-def _chosen(file: SweepFile, case: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(path: Path, case: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     both = sorted(set(case) & set(values))
     if both:
         raise SweepError(f"{both[0]!r} stands in grid and in cases. Keep it in one of them.")
     if "name" in {**case, **values}:
         raise SweepError("'name' stands in grid or cases; allowed: any other field of a study. The sweep gives names.")
-    return {name: _located(file, value) if name in PATH_FIELDS else value for name, value in {**case, **values}.items()}
+    return {name: _located(path, value) if name in PATH_FIELDS else value for name, value in {**case, **values}.items()}
 
 
-def _located(file: SweepFile, value: Any) -> Any:
+def _located(path: Path, value: Any) -> Any:
     """Paths beside the sweep file become absolute: workers may stand in another folder."""
-    beside = file._path.parent / value if isinstance(value, str) else None
+    beside = path.parent / value if isinstance(value, str) else None
     return str(beside.resolve()) if beside is not None and value and beside.exists() else value
 
 
@@ -287,9 +210,10 @@ def plan_sweep(path: str | Path, *, folder: str | Path = "", chapters: str = "",
     chapters, device
         Instead of those in the file.
     """
+    path = user_path(path)
     file = read_sweep_file(path)
-    runs, changes = expand(file)
-    asked, name, device = parse_chapters(chapters or file.chapters), file._path.stem, device or file.device
+    runs, changes = expand(file, path)
+    asked, name, device = parse_chapters(chapters or file.chapters), path.stem, device or file.device
     where = user_path(folder).resolve() if folder else default_run_dir(STUDIES["smoke"]).parent / name
     existing = {run: _existing(where / run, study) for run, study in runs.items()}
     threads, code, needs = _threads_before(where), source_digest(), chapter_needs(asked)

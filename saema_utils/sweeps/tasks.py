@@ -14,15 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import SaemaError, SweepError
+from saema_utils.errors import SaemaError, SweepError, one_line
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory
 from saema_utils.runs.files import write_json
 from saema_utils.runs.freshness import source_digest
-from saema_utils.runtime import peak_memory
+from saema_utils.runtime import limit_threads, peak_memory
 from saema_utils.study import Study
 
 if TYPE_CHECKING:
@@ -60,12 +60,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task went (``peak_memory`` in bytes, of its process so far). Results stay in the run directory."""
+    """How a task went: ``done``, ``skipped`` (was finished), ``failed`` or ``not run``. Results stay in the run.
 
-    seconds: float
-    peak_memory: int
-    where: str
-    skipped: bool = False
+    ``peak_memory`` is in bytes, of the process ``where`` the task ran, so far.
+    """
+
+    status: str
+    seconds: float | None = None
+    peak_memory: int | None = None
+    where: str = ""
+    error: str = ""
 
 
 def results_of(chapter: int) -> list[Result]:
@@ -124,35 +128,24 @@ def carry_out(task: Task, threads: int = 0, *_finished_before: Any) -> Outcome:
     # One copy of a task at a time: a scheduler that lost sight of a worker sends its task out again.
     with _ONE_AT_A_TIME, run.shared(), FileLock(path / f".{name}.lock"):
         if task.chapter != SHARED and is_finished(run, task.chapter, task.key):
-            return Outcome(0.0, 0, where, skipped=True)
+            return Outcome("skipped", where=where)
         log, started = path / "logs" / f"{name}.txt", time.perf_counter()
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file:
             try:  # progress bars, which are for terminals, see that a file is none
                 with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                    _set_threads(threads)
+                    limit_threads(threads)
                     make_chapter(run, task.chapter)
             except Exception as error:
                 traceback.print_exc(file=file)
-                raise SweepError(f"{one_line(error)} (traceback: {log})") from None
-        outcome = Outcome(round(time.perf_counter() - started, 3), peak_memory(), where)
+                raise SweepError(f"{reason_of(error)} (traceback: {log})") from None
+        outcome = Outcome("done", round(time.perf_counter() - started, 3), peak_memory(), where)
         if task.chapter != SHARED:
             write_json(path / "study.json", run.study.as_dict())  # so that the run's notebooks can be executed later
-            run.record_task(name, key=task.key, threads=threads, **asdict(outcome))
+            run.record_task(name, key=task.key, threads=threads, seconds=outcome.seconds, where=where)
         return outcome
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong in one line of at most 600 letters; the error's type is named unless it is one of ours."""
-    text = " ".join(str(error).split())[:600] or "no message"
-    return text if isinstance(error, SaemaError) else f"{type(error).__name__}: {text}"
-
-
-def _set_threads(threads: int) -> None:
-    """Sums depend on how many threads add them up: the sweep fixes the number."""
-    if threads:
-        import torch
-        from threadpoolctl import threadpool_limits
-
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line; the error's type is named unless it is one of ours."""
+    return str(error) if isinstance(error, SaemaError) else f"{type(error).__name__}: {one_line(error, 600)}"
