@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saema_utils.errors import ClaimError, one_line, unknown_name
+from saema_utils.errors import ClaimError, unknown_name
 from saema_utils.evidence.rank import ONE_RMS, movement
 from saema_utils.plain import check_fields, from_plain
+from saema_utils.runs.files import read_yaml
 from saema_utils.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -54,16 +55,7 @@ class Claim:
 
 def load_claims(path: Path = CLAIMS_FILE) -> tuple[Claim, ...]:
     """Read and validate the claims; a missing or unknown field raises ClaimError."""
-    import yaml
-
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClaimError(f"cannot read claims file {path} ({error.strerror or error}). Check the path.") from error
-    except Exception as error:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        raise ClaimError(
-            f"claims file {path} is not YAML ({type(error).__name__}: {one_line(error)}). Correct it."
-        ) from error
+    entries = read_yaml(path, "claims file", ClaimError)
     if not isinstance(entries, list):
         raise ClaimError(f"claims file {path} is no list of claims; allowed: '- id: ...' and its fields, for each.")
     claims = [from_plain(Claim, entry, f"claim {n} in {path.name}", ClaimError) for n, entry in enumerate(entries, 1)]

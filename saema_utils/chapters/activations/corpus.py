@@ -16,7 +16,7 @@ from saema_utils.errors import ActivationError, ArtifactError
 from saema_utils.model.loading import digest_once
 from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import atomic_path, cache_dir, sweep_up, user_path, write_json, write_tensors
+from saema_utils.runs.files import atomic_path, cache_dir, clear_unfinished, user_path, write_json, write_tensors
 from saema_utils.runs.freshness import file_digest
 from saema_utils.runs.tables import result
 from saema_utils.runtime import progress
@@ -81,7 +81,7 @@ def _keep_in_cache(_: RunDirectory, name: str, key: str, capture: Callable[[], N
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_whole(path):
-                sweep_up(path.with_suffix(""))
+                clear_unfinished(path.with_suffix(""))
                 capture()
             return _open_corpus(path)
     except OSError as error:
