@@ -17,10 +17,8 @@ from saema_utils.evidence.rank import (
     advantage,
     concept_rows,
     controls_table,
-    first_change,
     movement,
     over_concepts,
-    paired_t_test,
     seeds_needed,
     stratification_table,
     verdict_of,
@@ -485,14 +483,17 @@ def rows(representation, ranks, effective, concept="c", n_seeds=8, rms=(0, 0.1, 
     )  # fmt: skip
 
 
-def test_first_change_is_the_lowest_level_at_which_most_seeds_moved():
+def test_the_first_noise_is_the_lowest_level_at_which_most_seeds_moved():
+    def first_noise(table):
+        return stratification_table(table)["first_noise"].iloc[0]
+
     table = rows("sae", (5, 5, 7, 7), (1, 1, 1, 1))
-    assert first_change(table) == 9
+    assert first_noise(table) == 9
     table.loc[(table["noise"] == 9) & (table["seed"] < 4), "rank"] = 5  # only half of the seeds
-    assert first_change(table) == 30
-    assert math.isnan(first_change(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
+    assert first_noise(table) == 30
+    assert math.isnan(first_noise(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
     with pytest.raises(SaemaError, match="include 0"):
-        first_change(table[table["noise"] > 0])
+        first_noise(table[table["noise"] > 0])
 
 
 def test_stratification_table_reads_range_onset_and_verdict():
@@ -568,16 +569,6 @@ def test_enough_seeds_let_the_corrected_test_reject():
     for concepts in (1, 3, 9, 40):
         n = seeds_needed(concepts)
         assert concepts * 2.0**-n < 0.05 <= concepts * 2.0 ** -(n - 1)
-
-
-def test_the_paired_t_test_is_the_textbook_one():
-    differences = np.array([0.3, 0.1, 0.4, 0.2])  # mean 0.25, standard error 0.06455: t = 3.873 on 3 degrees
-    assert paired_t_test(differences) == pytest.approx(0.01523, abs=1e-4)
-    assert paired_t_test(-differences) == pytest.approx(1 - 0.01523, abs=1e-4)
-    assert paired_t_test(differences, "two-sided") == pytest.approx(2 * 0.01523, abs=2e-4)
-    assert (paired_t_test(np.ones(3)), paired_t_test(-np.ones(3)), paired_t_test(np.zeros(3))) == (2.0**-3, 1, 1)
-    assert paired_t_test(np.ones(5), "two-sided") == 2.0**-4
-    assert math.isnan(paired_t_test(np.ones(1)))
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
