@@ -174,8 +174,8 @@ def _plain(value: Any) -> Any:
 
 def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
     study, sae = run.study, sae_facts(run)
-    about = {"run": name, "model": study.model, "layer": study.layer, **asdict(sae)}
-    about |= {"seed": study.seed, "concepts": len(study.concepts), **changes}
+    about = {"run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture}
+    about |= {"d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes}
     rows = []
     if run.entry("tables/02_sae_eval.csv"):
         evaluation = run.table("02_sae_eval").set_index("representation")

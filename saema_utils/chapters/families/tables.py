@@ -184,7 +184,8 @@ def family_measures(run: RunDirectory) -> pd.DataFrame:
 @table(
     "08_families",
     needs=(family_training, family_measures),
-    columns={**COLUMNS, **TRAINING_COLUMNS, "concepts": "concepts averaged over"},
+    columns={name: means for name, means in {**COLUMNS, **TRAINING_COLUMNS}.items() if name != "circularity_p"}
+    | {"concepts": "concepts averaged over"},
 )
 def families_table(run: RunDirectory) -> pd.DataFrame:
     """One row per family and seed, the residual stream first: fidelity, and the measures averaged over concepts."""
