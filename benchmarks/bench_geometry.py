@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.measure import QUICK, compare, sides, turns
-from saema_utils.geometry.clouds import pairwise_distances, rms_radius, rms_radius_of
+from saema_utils.distances import pairwise_distances
+from saema_utils.geometry.clouds import rms_radius, rms_radius_of
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.concept import geometry_row, local_spectra, random_members
 from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension

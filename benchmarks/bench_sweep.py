@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from saema_utils.figures import COLORS, panels
 from saema_utils.sweeps.plan import Timed, makespan, plan_sweep, read_records, remaining_path
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -62,6 +64,21 @@ def planned(folder: Path, sweep: str) -> tuple[list[Timed], str]:
     return plan.timed(), f"{len(plan.runs)} runs, {len(plan.todo)} tasks"
 
 
+def scaling_curve(table: pd.DataFrame, critical_path: float) -> Figure:
+    """Speed-up of a sweep against workers: simulated, with the ideal line and the bound of the longest chain."""
+    figure, axes = panels()
+    total = table.loc[table["workers"].idxmin(), "makespan"] * table["workers"].min()
+    axes.plot(table["workers"], table["workers"], color=COLORS["muted"], linestyle="--", label="ideal")
+    axes.axhline(total / critical_path, color=COLORS["accent"], linestyle=":", label="bound of the longest chain")
+    axes.plot(table["workers"], table["speedup"], color=COLORS["sae"], marker="o", label="simulated")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("workers")
+    axes.set_ylabel("speed-up over one worker")
+    axes.legend()
+    return figure
+
+
 def main() -> None:
     """Print the scaling curve."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,8 +92,6 @@ def main() -> None:
     print(f"{what}; work {sum(t.seconds for t in tasks):.0f} s, longest chain {longest:.0f} s")
     print(table.round(2).to_string(index=False))
     if given.figure:
-        from saema_utils.chapters.across_models.figures import scaling_curve
-
         scaling_curve(table, longest + STARTUP).savefig(given.figure)
 
 

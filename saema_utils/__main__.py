@@ -221,8 +221,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from saema_utils.chapters.across_models.figures import effects_by_run
-    from saema_utils.chapters.across_models.tables import by_run, compare_runs, save_comparison
+    from saema_utils.chapters.across_models.figures import by_run, effects_by_run
+    from saema_utils.chapters.across_models.tables import compare_runs, save_comparison
 
     table = compare_runs(runs)
     wide = by_run(table)

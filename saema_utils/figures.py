@@ -1,13 +1,13 @@
 """One look for every figure: same colour, same thing, across the whole book.
 
 Colours are Okabe and Ito's, distinguishable under the common colour-vision deficiencies (a test
-simulates them). Plots of one chapter live in ``plots_<topic>.py`` and are built from these parts.
+simulates them). Figures of one chapter live in its folder and are built from these parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,7 @@ NAMES = {
     "permuted_labels": "permuted labels",
     "global_scaling": "global scaling",
 }
+GREY = "#555555"  # what is written beside lines that have no colour of their own
 MAIN = ("residual", "sae", "poles")
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
@@ -78,6 +79,14 @@ def panels(n_columns: int = 1, n_rows: int = 1, *, width: float = 7.2, height: f
     return figure, figure.subplots(n_rows, n_columns, **options)
 
 
+def nothing_to_draw(why: str) -> Figure:
+    """A figure that says why it is empty, for a study without what is drawn."""
+    figure, axes = panels(height=0.8)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", color=GREY)
+    return figure
+
+
 def line_style(name: str) -> dict[str, object]:
     """Colour and dash of a representation or an arm: solid for what is studied, dashed for controls."""
     return {"color": COLORS[name], "linestyle": "-" if name in MAIN else "--"}
@@ -105,12 +114,10 @@ def band(axes: Axes, x: Sequence[float], center, low, high, name: str, label: bo
         direct_label(axes, x[-1], np.asarray(center)[-1], NAMES.get(name, name), COLORS[name])
 
 
-def direct_label(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    """Write the name of a line beside its end, instead of a legend."""
-    axes.annotate(
-        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=color, fontsize=9,
-        annotation_clip=False,
-    )  # fmt: skip
+def direct_label(axes: Axes, x: float, y: float, text: str, color: str, **options: Any) -> None:
+    """Write the name of a line beside its end, instead of a legend. ``options`` are those of ``Axes.annotate``."""
+    beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
+    axes.annotate(text, (x, y), color=color, **(beside | options))
 
 
 def over_seeds(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

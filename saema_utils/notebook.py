@@ -1,4 +1,4 @@
-"""What every notebook calls: open the run, show a figure, say a sentence with measured numbers."""
+"""What every notebook calls: open the run, show a figure, a table, a finding."""
 
 from __future__ import annotations
 
@@ -125,13 +125,6 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
     )
 
 
-def say(text: str) -> Any:
-    """A sentence of the page, in Markdown, whose numbers come from the tables in scope."""
-    from IPython.display import Markdown
-
-    return Markdown(text)
-
-
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
     """A small table of the page, rounded for reading; the CSV keeps every digit.
 
@@ -168,7 +161,6 @@ __all__ = [
     "open_run",
     "parse_chapters",
     "resolve_study",
-    "say",
     "show",
     "table",
 ]

@@ -27,10 +27,6 @@ class Interval:
     high: float
     n: int
 
-    def excludes(self, value: float) -> bool:
-        """Whether ``value`` lies outside the interval (False when there is no interval)."""
-        return bool(value < self.low or value > self.high)
-
 
 def _finite(values: np.ndarray | list[float], what: str) -> np.ndarray:
     array = np.asarray(values, dtype=float)
@@ -144,6 +140,40 @@ def paired_permutation_test(
         "less": null <= observed + slack,
     }[alternative]
     return float((extreme.sum() + correction) / (len(null) + correction))
+
+
+def paired_t_test(differences: np.ndarray | list[float], alternative: str = "two-sided") -> float:
+    """P-value of the mean of paired differences that vary like normal ones (Student, 1908); NaN for fewer than two.
+
+    Differences that do not vary at all have no t. They get the least that sign flips of as many could give,
+    :math:`2^{-n}` (twice that two-sided), or 1 where they are zero or point the other way.
+    """
+    values = _finite(differences, "differences")
+    n, sides = len(values), 2 if alternative == "two-sided" else 1
+    if n < 2:
+        return float("nan")
+    if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
+        mean = values.mean() * (-1 if alternative == "less" else 1)
+        agrees = abs(mean) > 1e-12 and (sides == 2 or mean > 0)
+        return sides * 2.0**-n if agrees else 1.0
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(values, 0, alternative=alternative).pvalue)
+
+
+def jackknife_error(values: Sequence[float], n: int, left_out: int = 1) -> float:
+    r"""Standard error from estimates that each left out d of n units (delete-d jackknife [1]_).
+
+    .. math:: \mathrm{se}^2 = \frac{n - d}{d}\, \operatorname{var}(\text{estimates})
+
+    With d = 1 and every unit left out once it is the plain jackknife. NaN from fewer than two estimates.
+
+    References
+    ----------
+    .. [1] Shao and Wu, Annals of Statistics 17, 1989.
+    """
+    known = _finite(values, "estimates")
+    return float(np.sqrt((n - left_out) / left_out * known.var())) if len(known) > 1 else float("nan")
 
 
 def label_permutation_test(

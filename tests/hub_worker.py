@@ -116,8 +116,8 @@ def refusals(folder: Path) -> dict[str, str]:
 
 def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     """The tables of chapters 3 to 5, made by the chapters' own steps: rows, and representations or arms in them."""
+    from saema_utils.chapters import declared_results
     from saema_utils.chapters.geometry import tables as stage4_geometry
-    from saema_utils.chapters.intervention import tables as stage5_effects
     from saema_utils.chapters.stratification import tables as stage3_stratification
     from saema_utils.runs.directory import RunDirectory
 
@@ -126,7 +126,7 @@ def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
         "03_noise_rank": stage3_stratification.noise_rank_table(run),
         "03_stratification": stage3_stratification.stratification_verdicts(run),
         "04_geometry": stage4_geometry.geometry_table(run), "04_merging": stage4_geometry.merging_table(run),
-        **stage5_effects.all_tables(run),
+        **{made.name: made(run) for place, made in declared_results().items() if place.startswith("tables/05_")},
     }  # fmt: skip
     kinds = {
         key: next((c for c in ("representation", "arm", "start") if c in table), None) for key, table in tables.items()

@@ -14,10 +14,11 @@ import pytest
 import torch
 from accelerator import KINDS, accelerator
 
-from saema_utils.chapters.intervention.training import Split, judge
-from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum, separation
+from saema_utils.chapters.intervention.measures import Split, measure_trained
+from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum
 from saema_utils.intervention.edits import apply_edit
 from saema_utils.intervention.search import optimise_separability
+from saema_utils.intervention.separation import distance_matrix
 from saema_utils.intervention.training import LabelledTokens, activation_scale, fresh, train_separable
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
@@ -28,16 +29,16 @@ from saema_utils.stratification.spectra import unfold
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE = ROOT / "saema_utils"
-HOT = ("token_grams", "stratification", "noise_engine", "topk_latents", "sparse_topk", "coders", "splice",
-       "activations", "separation", "edits")  # fmt: skip
+HOT = ("distances", "grams", "spectra", "noise", "topk_latents", "sparse_topk", "coders", "splice",
+       "residual_stream", "separation", "edits")  # fmt: skip
 SYNCS = {"item", "cpu", "tolist", "numpy"}
 ALLOWED = {
     # function: why each turn of its loop may wait for the device
-    "activations.capture_residual_stream": "captured batches belong on the CPU, where memory is large",
-    "activations.capture_concept": "token ids, once a prompt, for the tokenizer",
-    "activations.unpack": "reads JSON; runs once a study",
-    "token_grams.gram_of_rows": "energy of one large block, which decides the rounding floor",
-    "noise_engine._solved": "l0 is a number of the table, one a spectrum",
+    "residual_stream.capture_residual_stream": "captured batches belong on the CPU, where memory is large",
+    "residual_stream.capture_concept": "token ids, once a prompt, for the tokenizer",
+    "residual_stream.unpack": "reads JSON; runs once a study",
+    "grams.gram_of_rows": "energy of one large block, which decides the rounding floor",
+    "noise._solved": "l0 is a number of the table, one a spectrum",
     "separation.gromov_wasserstein": "POT solves on the CPU; a handful of poles",
 }
 
@@ -56,7 +57,7 @@ def meta(*shape: int) -> torch.Tensor:
         (lambda: PcaCoder(meta(8), meta(3, 8), meta(8)).encode(meta(4, 8)), (4, 3)),
         (lambda: PcaCoder(meta(8), meta(3, 8), meta(8)).decode(meta(4, 3)), (4, 8)),
         (lambda: apply_edit(meta(4, 60), meta(4, 60), 0.5, preserve_sparsity=True), (4, 60)),
-        (lambda: separation.distance_matrix(meta(5, 60)), (5, 5)),
+        (lambda: distance_matrix(meta(5, 60)), (5, 5)),
     ],
 )
 def test_results_stay_on_the_device_of_the_input(call, shape):
@@ -67,7 +68,7 @@ def test_results_stay_on_the_device_of_the_input(call, shape):
 
 
 def trees(names=None):
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         if names is None or path.stem in names:
             yield path, ast.parse(path.read_text(encoding="utf-8"))
 
@@ -201,7 +202,7 @@ def test_training_and_judging_on_the_device_give_the_numbers_of_the_cpu(device):
         sae = fresh(12, 96, 4, seed=1, device=str(place), separation_coefficient=0.1)
         plain = train_separable(sae, corpus, tokens, scale=activation_scale(corpus), steps=3, batch=64)
         assert plain.W_dec.device.type == torch.device(place).type
-        rows.append(judge(plain, corpus[:100].to(place), Split(tokens, tokens, tokens)))
+        rows.append(measure_trained(plain, corpus[:100].to(place), Split(tokens, tokens, tokens)))
         fidelity = measure_fidelity(SaeCoder(plain), corpus[:100].to(place))
         rows[-1] |= {"fvu": fidelity.fvu, "dead": fidelity.dead_fraction}
     assert rows[1] == pytest.approx(rows[0], rel=1e-3, abs=1e-5, nan_ok=True)

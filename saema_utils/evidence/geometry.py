@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.evidence.verdicts import lies
 from saema_utils.statistics import holm, mean_interval, paired_permutation_test
 
 if TYPE_CHECKING:
@@ -92,6 +93,5 @@ def verdict(row: dict, p_holm: float) -> str:
     """One phrase: a direction needs an interval that excludes no change and a corrected p below 0.05."""
     if row["n_concepts"] < LEAST_CONCEPTS:
         return "too few concepts"
-    if p_holm < 0.05 and (row["low"] > 0 or row["high"] < 0):
-        return "SAE higher" if row["estimate"] > 0 else "SAE lower"
-    return "no clear difference"
+    where = lies(row["low"], row["high"], 0, 0) if p_holm < 0.05 else "across"
+    return {"above": "SAE higher", "below": "SAE lower"}.get(where, "no clear difference")

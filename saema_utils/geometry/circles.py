@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saema_utils.distances import check_points, known_distances, pairwise_distances
 from saema_utils.errors import ActivationError, GeometryError
-from saema_utils.geometry.clouds import check_labels, check_points, known_distances, pairwise_distances
+from saema_utils.geometry.clouds import check_labels
 from saema_utils.geometry.concept import ConceptClouds, centred_by_template
 from saema_utils.geometry.pole_measures import poles
 from saema_utils.geometry.resamples import dropped_prompts
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from saema_utils.geometry.clouds import Points
+    from saema_utils.distances import Points
     from saema_utils.model.residual_stream import ConceptActivations
     from saema_utils.text.concepts import ConceptPrompts
 

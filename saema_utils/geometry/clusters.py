@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.distances import check_points, pairwise_distances
 from saema_utils.errors import GeometryError, unknown_name
-from saema_utils.geometry.clouds import check_points, pairwise_distances
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from saema_utils.geometry.clouds import Distances, Points
+    from saema_utils.distances import Distances, Points
 
 METHODS = ("paper", "direct")
 UMAP_COMPONENTS = 50

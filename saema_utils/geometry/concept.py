@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import first_copies, pairwise_distances, rms_radius_of
+from saema_utils.geometry.clouds import rms_radius_of
 from saema_utils.geometry.clusters import LocalRepresentations, find_local_representations, standardise_to_sphere
 from saema_utils.geometry.dimension import (
     intrinsic_dimension,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line, unknown_name
-from saema_utils.runs.files import UNFINISHED, cache_dir, sweep_up, user_path, write_json
+from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, user_path, write_json
 from saema_utils.runs.freshness import digest, file_digest
 from saema_utils.runtime import choose_device, choose_dtype
 from saema_utils.study import EMBEDDED_MODEL, Study
@@ -177,7 +177,7 @@ def _embedded_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _is_whole(folder):  # another process may have made it meanwhile
-                sweep_up(folder.parent)
+                clear_unfinished(folder.parent)
                 _convert_wheel(folder)
     except OSError as error:
         raise ModelError(

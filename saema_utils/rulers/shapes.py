@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.circles import circularity
-from saema_utils.geometry.clouds import pairwise_distances, rms_radius
+from saema_utils.geometry.clouds import rms_radius
 from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere, umap_embedding
 from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension
 from saema_utils.geometry.matching import merging_scores, procrustes_disparity

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from saema_utils.geometry.clouds import pairwise_distances
+from saema_utils.distances import pairwise_distances
 from saema_utils.geometry.concept import cut_into
 from saema_utils.geometry.matching import merging_scores, neighbour_purity
 from saema_utils.runtime import generator, seed_everything

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import hub_layout
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saema_utils.chapters.activations import tables as stage
+from saema_utils.chapters.activations import concepts, corpus, figures, model, tables
+from saema_utils.chapters.activations.concepts import concept_activations
+from saema_utils.chapters.activations.corpus import corpus_activations
+from saema_utils.chapters.activations.findings import first_components, neighbours_and_others, rings, sink_gap
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.errors import ActivationError, ConceptError, ModelError
 from saema_utils.geometry.circles import (
     cyclic_order,
@@ -24,10 +29,11 @@ from saema_utils.geometry.circles import (
     variance_shares,
     word_means,
 )
-from saema_utils.model.residual_stream import find_sinks
+from saema_utils.model.residual_stream import capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.study import STUDIES
 from saema_utils.text.concepts import build_prompts
+from saema_utils.text.tokens import special_tokens
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_activations.ipynb"
 
@@ -122,10 +128,14 @@ def test_similarity_of_opposite_words_is_minus_one():
 def test_only_words_in_the_same_sentences_cancel_them(tmp_path):
     assert all(same_sentences(found) for found in build_prompts(STUDIES["smoke"]).values())
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({
-        "same": ["cat", "dog", "The cat sleeps.", "The dog sleeps."],
-        "free": ["cat", "dog", "The cat sleeps.", "Our dog barked."],
-    }))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {
+                "same": ["cat", "dog", "The cat sleeps.", "The dog sleeps."],
+                "free": ["cat", "dog", "The cat sleeps.", "Our dog barked."],
+            }
+        )
+    )
     own = build_prompts(STUDIES["smoke"].changed(prompts_file=str(file)))
     assert {name: same_sentences(found) for name, found in own.items()} == {"same": True, "free": False}
 
@@ -141,6 +151,73 @@ def test_maps_of_too_few_or_equal_points_are_refused():
             principal_plane(nothing)
 
 
+# ---- findings ----------------------------------------------------------------------------------
+
+
+def norms(ordinary: float, sink: float) -> pd.DataFrame:
+    rows = [("sentence", "first", 100.0), ("sentence", "ordinary", 1.0), ("sentence", "ordinary", ordinary)]
+    rows += [("bare word", "first", 120.0), ("bare word", "sink", sink), ("bare word", "sink", 2 * sink)]
+    return pd.DataFrame(rows, columns=["context", "kind", "ratio"])
+
+
+def test_a_gap_is_wide_when_the_smallest_sink_is_twice_the_largest_ordinary_token():
+    gap = sink_gap(norms(3.0, 7.0))
+    assert (gap.first, gap.smallest, gap.ordinary, gap.in_sentences, gap.alone) == (110, 7, 3, 0, 2)
+    assert gap.is_wide
+    assert not sink_gap(norms(4.0, 7.0)).is_wide
+    table = norms(3.0, 7.0)
+    assert sink_gap(table[table["kind"] != "sink"]).smallest == 100  # without later sinks, the first positions
+
+
+@pytest.mark.parametrize(("with_sink", "masked", "spoilt"), [(0.99, 0.1, True), (0.8, 0.1, False), (0.99, 0.7, False)])
+def test_a_sink_spoils_a_variance_that_was_spread_before(with_sink, masked, spoilt):
+    rows = [("masked", 1, masked + 0.05), ("masked", 1, masked - 0.05), ("one sink let in", 1, with_sink)]
+    rows += [("masked", 2, 1.0), ("one sink let in", 2, 1.0)]
+    found = first_components(pd.DataFrame(rows, columns=["tokens", "components", "share"]))
+    assert (found.masked, found.spoilt) == pytest.approx((masked, with_sink))
+    assert found.is_spoilt is spoilt
+
+
+def maps_with(p_value: float, concepts: tuple[str, ...] = ("months", "days")) -> pd.DataFrame:
+    """Every concept in perfect order at layer 0, and at layer 1 as surely as told."""
+    rows = [
+        (concept, layer, word, order, 0.3, p)
+        for concept in concepts
+        for layer, order, p in ((0, 1.0, 0.001), (1, 0.5, p_value))
+        for word in "abcd"
+    ]
+    return pd.DataFrame(rows, columns=["concept", "layer", "word", "cyclic_order", "chance", "p_value"])
+
+
+def test_rings_need_order_that_neither_luck_nor_sentences_make(tmp_path):
+    prompts = build_prompts(STUDIES["smoke"])
+    found = rings(maps_with(0.005), 1, prompts)
+    assert found.in_order == {"months", "days"}
+    assert found.rows["perfect"].tolist() == [1, 1]
+    assert found.rows["layers"].tolist() == [2, 2]
+    assert found.rows["cyclic_order"].tolist() == [0.5, 0.5]
+    assert found.holds("months", "days")
+    assert rings(maps_with(0.02), 1, prompts).holds("months", "days") is False
+    assert rings(maps_with(0.005, ("days",)), 1, prompts).holds("months", "days") is False
+    assert rings(maps_with(0.005, ("color",)), 1, prompts).holds("months", "days") is None
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"days": ["cat", "dog", "The cat sleeps.", "Our dog barked."]}))
+    own = build_prompts(STUDIES["smoke"].changed(prompts_file=str(file)))
+    assert rings(maps_with(0.005, ("days",)), 1, own).holds("days") is False
+
+
+@pytest.mark.parametrize("n", [4, 7, 12])
+def test_on_a_ring_neighbours_are_more_alike_than_others(n):
+    names = [f"word {i}" for i in range(n)]
+    around = pd.DataFrame(similarity(ring(n)).numpy(), names, names)
+    found = neighbours_and_others({"ring": around})
+    near, far = found.pairs["ring"]
+    assert near == pytest.approx(np.cos(2 * np.pi / n), abs=1e-6)
+    assert 2 * near + (n - 3) * far == pytest.approx(-1, abs=1e-5)  # cosines around a circle sum to zero
+    assert found.neighbours_are_alike
+    assert neighbours_and_others({"ring": around, "turned over": -around}).neighbours_are_alike is False
+
+
 # ---- the stage, on a small model ---------------------------------------------------------------
 
 
@@ -152,15 +229,20 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def study(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("SAEMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stage, "TOKENS_PER_SHARD", 320)
+    monkeypatch.setattr(corpus, "TOKENS_PER_SHARD", 320)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"they said it was day number {i} of the year" for i in range(400)))
     return STUDIES["smoke"].changed(
         **{
-            "model": str(checkpoint), "layer": 1, "templates": 3, "corpus.source": str(text), "corpus.tokens": 2000,
-            "corpus.heldout_tokens": 500, "corpus.context": 32,
+            "model": str(checkpoint),
+            "layer": 1,
+            "templates": 3,
+            "corpus.source": str(text),
+            "corpus.tokens": 2000,
+            "corpus.heldout_tokens": 500,
+            "corpus.context": 32,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -172,13 +254,12 @@ def run(study, tmp_path) -> RunDirectory:
 def captured(monkeypatch) -> list[int]:
     """How many rows each capture of the corpus took."""
     rows: list[int] = []
-    original = stage.capture_residual_stream
 
     def counting(model, tokens, *rest, **options):
         rows.append(len(tokens))
-        return original(model, tokens, *rest, **options)
+        return capture_residual_stream(model, tokens, *rest, **options)
 
-    monkeypatch.setattr(stage, "capture_residual_stream", counting)
+    monkeypatch.setattr(corpus, "capture_residual_stream", counting)
     return rows
 
 
@@ -187,8 +268,8 @@ def refuse(*args, **kwargs):
 
 
 def test_the_table_counts_every_position_once(run):
-    found = stage.concept_activations(run)
-    counts = run.table("01_concepts").set_index("concept")
+    found = concept_activations(run)
+    counts = tables.concept_table(run).set_index("concept")
     assert list(counts.index) == list(run.study.concepts) == list(found)
     assert (counts["positions"] == counts[["tokens", "special", "sinks", "padding"]].sum(axis=1)).all()
     for concept, activations in found.items():
@@ -197,106 +278,110 @@ def test_the_table_counts_every_position_once(run):
 
 
 def test_concepts_are_captured_once(run, monkeypatch):
-    first = stage.concept_activations(run)
-    monkeypatch.setattr(stage, "language_model", refuse)
-    again = stage.concept_activations(run)
+    first = concept_activations(run)
+    monkeypatch.setattr(concepts, "language_model", refuse)
+    again = concept_activations(run)
     assert all(again[name].residual.equal(first[name].residual) for name in first)
     (run.path / "tensors" / "01_concepts.safetensors").write_bytes(b"damaged")
     with pytest.raises(AssertionError):
-        stage.concept_activations(run)
+        concept_activations(run)
 
 
 def test_the_corpus_is_captured_once_for_all_runs(run, study, tmp_path, captured):
-    corpus = stage.corpus_activations(run)
+    found = corpus_activations(run)
     n_shards = len(captured)
     assert n_shards > 3
     other = RunDirectory(tmp_path / "other", study.changed(name="other", n_seeds=1), device="cpu")
-    assert stage.corpus_activations(other).train.equal(corpus.train)
+    assert corpus_activations(other).train.equal(found.train)
     assert len(captured) == n_shards
     another_seed = RunDirectory(tmp_path / "seed", study.changed(seed=1), device="cpu")
-    assert not stage.corpus_activations(another_seed).heldout_tokens.equal(corpus.heldout_tokens)
+    assert not corpus_activations(another_seed).heldout_tokens.equal(found.heldout_tokens)
 
 
 def test_the_corpus_holds_the_unmasked_tokens_in_order(run):
-    corpus = stage.corpus_activations(run)
-    model = stage.language_model(run)
-    tokens = corpus.heldout_tokens
-    residual = stage.capture_residual_stream(model, tokens, run.study.hook_name)
-    keep = ~stage.special_tokens(model, tokens) & (residual.norm(dim=-1) <= corpus.counts["sink_threshold"])
-    torch.testing.assert_close(corpus.heldout.float(), residual[keep], atol=1e-2, rtol=2e-3)
-    for split, rows in (("train", corpus.train), ("heldout", corpus.heldout)):
-        assert len(rows) == corpus.counts[split]["tokens"]
-    assert corpus.train.dtype == torch.float16
-    assert corpus.counts["heldout"]["special"] == len(tokens)
-    assert len(corpus.train) + corpus.counts["train"]["sinks"] >= 2000
+    found = corpus_activations(run)
+    lm = language_model(run)
+    tokens = found.heldout_tokens
+    residual = capture_residual_stream(lm, tokens, run.study.hook_name)
+    keep = ~special_tokens(lm, tokens) & (residual.norm(dim=-1) <= found.counts["sink_threshold"])
+    torch.testing.assert_close(found.heldout.float(), residual[keep], atol=1e-2, rtol=2e-3)
+    for split, rows in (("train", found.train), ("heldout", found.heldout)):
+        assert len(rows) == found.counts[split]["tokens"]
+    assert found.train.dtype == torch.float16
+    assert found.counts["heldout"]["special"] == len(tokens)
+    assert len(found.train) + found.counts["train"]["sinks"] >= 2000
 
 
-def test_an_interrupted_capture_resumes(run, monkeypatch, captured):
-    write, written = stage._write, []
+def test_an_interrupted_capture_resumes(run, monkeypatch, captured, tmp_path):
+    counting = corpus.capture_residual_stream
 
-    def killed_after_three(path, tensors, **facts):
-        if len(written) == 3:
+    def killed_at_the_fourth(*arguments, **options):
+        if len(captured) == 3:
             raise KeyboardInterrupt
-        written.append(path)
-        write(path, tensors, **facts)
+        return counting(*arguments, **options)
 
-    monkeypatch.setattr(stage, "_write", killed_after_three)
+    monkeypatch.setattr(corpus, "capture_residual_stream", killed_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        stage.corpus_activations(run)
-    monkeypatch.setattr(stage, "_write", write)
+        corpus_activations(run)
+    monkeypatch.setattr(corpus, "capture_residual_stream", counting)
+    written = sorted((tmp_path / "cache" / "activations").glob("*/*.safetensors"))
+    assert len(written) == 3
     written[1].write_bytes(written[1].read_bytes()[:-8])  # and one shard was damaged meanwhile
-    before = len(captured)
-    corpus = stage.corpus_activations(run)
-    n_shards = -(-(len(corpus.heldout_tokens) + corpus.counts["train"]["special"]) // 10)
-    assert len(captured) - before == n_shards - 2
-    assert not corpus.path.with_suffix("").exists()
+    found = corpus_activations(run)
+    n_shards = -(-(len(found.heldout_tokens) + found.counts["train"]["special"]) // 10)
+    assert len(captured) - 3 == n_shards - 2
+    assert not found.path.with_suffix("").exists()
     again = RunDirectory(run.path.parent / "again", run.study, device="cpu")
-    corpus.path.unlink()
-    assert stage.corpus_activations(again).train.equal(corpus.train)
+    found.path.unlink()
+    assert corpus_activations(again).train.equal(found.train)
 
 
 def test_damaged_corpus_activations_are_made_anew(run, captured):
-    corpus = stage.corpus_activations(run)
-    before, n_shards = corpus.heldout.clone(), len(captured)
-    path = corpus.path
-    del corpus
+    found = corpus_activations(run)
+    before, n_shards = found.heldout.clone(), len(captured)
+    path = found.path
+    del found
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.unlink()  # a new file, so that mapped memory stays as it was
     path.write_bytes(changed)
-    assert stage.corpus_activations(run).heldout.equal(before)
+    assert corpus_activations(run).heldout.equal(before)
     assert len(captured) == 2 * n_shards
 
 
 def test_maps_are_drawn_at_every_layer(run):
-    maps = stage.word_maps(run)
+    maps = tables.word_maps(run)
     assert maps.groupby("concept")["layer"].nunique().to_dict() == {"days": 3, "months": 3}
     assert maps[maps["concept"] == "days"].groupby("layer").size().eq(7).all()
     assert maps["cyclic_order"].between(0, 1).all()
     here = maps[(maps["concept"] == "days") & (maps["layer"] == 1)]
-    plane, share = principal_plane(word_means(stage.concept_activations(run)["days"]))
+    plane, share = principal_plane(word_means(concept_activations(run)["days"]))
     assert here["plane_share"].iloc[0] == pytest.approx(share, rel=1e-4)
     np.testing.assert_allclose(here[["x", "y"]].to_numpy(), plane, atol=1e-3)
+    alone = tables.word_map(concept_activations(run)["days"], 1, run.study.seed)
+    pd.testing.assert_frame_equal(alone, here.reset_index(drop=True), check_dtype=False, rtol=1e-3, atol=1e-3)
+    likeness = tables.word_similarities(run)["days"]
+    assert list(likeness.index) == list(likeness.columns) == list(alone["word"])
 
 
 def test_a_concept_whose_words_are_all_sinks_has_no_map(run, monkeypatch):
-    monkeypatch.setattr(stage, "word_means", lambda found: torch.full((len(found.prompts.words), 32), float("nan")))
-    maps = stage.word_maps(run)
+    monkeypatch.setattr(tables, "word_means", lambda found: torch.full((len(found.prompts.words), 32), float("nan")))
+    maps = tables.word_maps(run)
     assert len(maps) == 0
     assert {"concept", "layer", "cyclic_order"} <= set(maps.columns)
 
 
 def test_norms_name_every_token_and_its_kind(run):
-    norms = stage.norm_table(run)
-    concepts = run.table("01_concepts")
+    norms = tables.norm_table(run)
+    counts = tables.concept_table(run)
     sentences = norms[norms["context"] == "sentence"]
-    assert len(sentences) == (concepts["positions"] - concepts["padding"]).sum()
-    assert (sentences["kind"] == "first").sum() == concepts["prompts"].sum()
-    assert (sentences["kind"] == "sink").sum() == concepts["sinks"].sum()
+    assert len(sentences) == (counts["positions"] - counts["padding"]).sum()
+    assert (sentences["kind"] == "first").sum() == counts["prompts"].sum()
+    assert (sentences["kind"] == "sink").sum() == counts["sinks"].sum()
 
 
 def test_one_sink_swallows_the_variance(run):
-    shares = stage.variance_table(run, k=5)
+    shares = tables.variance_table(run, k=5)
     assert shares.groupby(["concept", "tokens"])["share"].is_monotonic_increasing.all()
     assert shares["share"].between(0, 1 + 1e-9).all()
 
@@ -305,21 +390,29 @@ def test_a_readers_own_concept_goes_all_the_way(study, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"fruit": ["red fruit", "blue fruit", "green fruit"]}))
     run = RunDirectory(tmp_path / "mine", study.changed(prompts_file=str(path)), device="cpu")
-    assert list(stage.concept_activations(run)) == ["fruit"]
-    assert stage.mapped_concepts(run) == []
-    assert len(stage.word_maps(run)) == 0
-    assert set(stage.norm_table(run)["concept"]) == {"fruit"}
+    assert list(concept_activations(run)) == ["fruit"]
+    assert tables.mapped_concepts(run) == []
+    maps = tables.word_maps(run)
+    assert len(maps) == 0
+    assert rings(maps, run.study.layer, build_prompts(run.study)).holds("months", "days") is None
+    assert neighbours_and_others(tables.word_similarities(run)).neighbours_are_alike is None
+    for nothing in (
+        figures.word_circles(maps, 1),
+        figures.order_by_layer(maps, 1),
+        figures.similarity_matrices(tables.word_similarities(run)),
+    ):
+        assert nothing.axes[0].texts
+    assert set(tables.norm_table(run)["concept"]) == {"fruit"}
 
 
 def test_what_cannot_run_is_refused_before_the_model_is_loaded(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "load_language_model", refuse)
+    monkeypatch.setattr(model, "load_language_model", refuse)
     run = RunDirectory(tmp_path / "a", study.changed(prompts_file=str(tmp_path / "nowhere.json")), device="cpu")
     with pytest.raises(ConceptError):
-        stage.concept_activations(run)
+        concept_activations(run)
     monkeypatch.undo()
-    stage._MODELS.clear()
     with pytest.raises(ModelError, match="allowed: 0 to 2"):
-        stage.language_model(RunDirectory(tmp_path / "b", study.changed(layer=9), device="cpu"))
+        language_model(RunDirectory(tmp_path / "b", study.changed(layer=9), device="cpu"))
 
 
 # ---- the embedded model ------------------------------------------------------------------------
@@ -329,13 +422,13 @@ def test_what_cannot_run_is_refused_before_the_model_is_loaded(study, tmp_path, 
 def test_the_embedded_model_has_sinks_and_a_calendar(tmp_path):
     study = STUDIES["smoke"].changed(concepts=["months", "constellations"], templates=6)
     run = RunDirectory(tmp_path / "run", study, device="cpu")
-    found = stage.concept_activations(run)
-    norms = stage.norm_table(run)
+    found = concept_activations(run)
+    norms = tables.norm_table(run)
     assert norms[norms["kind"] == "first"]["ratio"].min() > 50
     assert norms[norms["kind"] == "ordinary"]["ratio"].max() < 4
     assert set(norms[norms["kind"] == "sink"]["token"]) == {"Vir", "Cap"}
     plane, _ = principal_plane(word_means(found["months"]))
     assert cyclic_order(places_around(plane)) > 0.8
-    first = stage.variance_table(run).query("components == 1").set_index(["concept", "tokens"])["share"]
+    first = tables.variance_table(run).query("components == 1").set_index(["concept", "tokens"])["share"]
     assert first["months", "one sink let in"] > 0.95
     assert first["months", "masked"] < 0.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from saema_utils.chapters.intervention import findings
+from saema_utils.chapters.intervention import figures, findings
+from saema_utils.errors import InterventionError
 from saema_utils.evidence.effects import causal_verdict, coefficient_effects, effects, paired_p, partial_correlation
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.intervention.doses import optimum
@@ -228,7 +230,7 @@ def test_separation_that_hurts_is_said_to_contradict():
     assert set(found.loc[found["unit"] == "seed", "verdict"]) == {"contradicts"}
 
 
-# ---- what the page says, whichever way the tables turn out ---------------------------------------
+# ---- what the page finds, whichever way the tables turn out ----------------------------------------
 
 
 def measured(preserve: bool, best: float = 0.2, stopped: float = 0.0):
@@ -238,8 +240,8 @@ def measured(preserve: bool, best: float = 0.2, stopped: float = 0.0):
     doses, stars = [], []
     for arm in ARMS:
         common = {"concept": "months", "arm": arm, "seed": 0, "preserve_sparsity": preserve}
-        stars.append({**common, "alpha_star": best, "slope": -2 * best, "curvature": 4.0, "mse_at_zero": 2.0,
-                      "exact": stopped == 0})  # fmt: skip
+        closed = {"alpha_star": best, "slope": -2 * best, "curvature": 4.0, "mse_at_zero": 2.0, "exact": stopped == 0}
+        stars.append(common | closed)
         for alpha in np.linspace(-1, 1, 9):
             value = 2 * (1 - 2 * best * alpha + alpha**2) - (stopped if alpha > 0.5 else 0)
             doses.append({**common, "alpha": alpha, "mse": value})
@@ -263,93 +265,148 @@ def test_the_closed_form_of_the_table_fits_what_is_measured_of_real_edits(cluste
     target = torch.randn(60, 6, generator=torch.Generator().manual_seed(2)).double()
     tables = []
     for preserve in (False, True):
-        common = {"concept": "c", "seed": 0, "preserve_sparsity": preserve}
-        doses = dose_response(latents, labels, lambda z: z @ decoder, target, alphas=[-1, 0, 1, 2], arms=("poles",),
-                              preserve_sparsity=preserve).assign(**common)  # fmt: skip
-        found = optimum(latents, labels, lambda z: z @ decoder, target, preserve_sparsity=preserve)
-        row = dataclasses.asdict(found) | common | {"arm": "poles"}
-        tables.append(findings.with_parabola(doses.drop(columns=["seed"], errors="ignore").assign(seed=0),
-                                             pd.DataFrame([row])))  # fmt: skip
+        choices, common = {"preserve_sparsity": preserve}, {"concept": "c", "seed": 0, "preserve_sparsity": preserve}
+        given = (latents, labels, lambda z: z @ decoder, target)
+        doses = dose_response(*given, alphas=[-1, 0, 1, 2], arms=("poles",), **choices).assign(**common)
+        best = dataclasses.asdict(optimum(*given, **choices)) | common | {"arm": "poles"}
+        tables.append(findings.with_parabola(doses, pd.DataFrame([best])))
     free, kept = tables
     assert free["misfit"].max() < 1e-9
     assert kept["misfit"].max() > findings.STOPS  # latents of these clusters are pushed through zero
 
 
 @pytest.mark.parametrize("stopped", [0.0, 0.4])
-def test_a_parabola_is_drawn_and_claimed_only_where_it_is_exact(stopped):
-    from saema_utils.chapters.intervention.figures import dose_curves
-
+def test_a_parabola_is_drawn_only_where_it_is_exact(stopped):
     free, kept = measured(False), measured(True, stopped=stopped)
     doses, best = (pd.concat(pair, ignore_index=True) for pair in zip(free, kept, strict=True))
-    left, right = dose_curves(doses, best).axes
+    left, right = figures.dose_curves(findings.with_parabola(doses, best), best).axes
     smooth = [max(len(line.get_xdata()) for line in ax.lines) for ax in (left, right)]
     assert smooth[0] > 100
     assert (smooth[1] > 100) == (stopped == 0)
     crosses = [len(line.get_xdata()) for ax in (left, right) for line in ax.lines if line.get_marker() == "x"]
     assert sum(crosses) == (0 if stopped == 0 else 4)
-    text = findings.parabola_sentence(doses, best)
-    assert ("leaves its parabola: by 20%" in text) == (stopped > 0)
-    assert ("none has stopped in 0 of 4 cases" in text) == (stopped > 0)
-
-
-def correlations(poles, scaling):
-    rows = [
-        {"concept": "c", "arm": arm, "seed": 0, "preserve_sparsity": False, "range": side, "r": r}
-        for arm, pair in (("poles", poles), ("global_scaling", scaling))
-        for side, r in zip((findings.TOGETHER, findings.APART), pair, strict=True)
-    ]
-    return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize("claimed", [1, -1])
 def test_an_effect_is_drawn_with_the_two_ends_of_its_own_interval(claimed):
     """In half-widths, turned towards the claim; beyond eight, the whole interval is moved."""
-    from matplotlib import pyplot as plt
-
-    from saema_utils.chapters.intervention.figures import effect_forest
-
     rows = [("lopsided", 0.25, 0.0, 0.4), ("far", 20.0, 19.0, 21.0), ("none", np.nan, np.nan, np.nan)]
     table = pd.DataFrame(rows, columns=["effect", "estimate", "low", "high"])
-    figure = effect_forest(table.assign(control="zero", claimed=claimed, verdict="undecided"))
-    bars = [line.get_xdata() for line in figure.axes[0].lines[0:6:2]]
-    plt.close(figure)
+    figure = figures.effect_forest(table.assign(control="zero", claimed=claimed, verdict="undecided"))
+    bars = [path.vertices[:, 0] for path in figure.axes[0].collections[0].get_paths()]
     np.testing.assert_allclose(bars[:2], claimed * np.array([[0, 2], [7, 9]]))
-    assert np.isnan(bars[2]).all()
+    assert all(np.isnan(bar).all() for bar in bars[2:])
 
 
-def test_the_correlations_sign_is_called_that_of_the_side_only_where_it_is():
-    turns = findings.correlation_sentence(correlations((-0.9, 0.9), (-0.8, 0.8)))
-    assert "sign is that of the side" in turns
-    assert "distance travelled" in turns
-    falls = findings.correlation_sentence(correlations((-0.9, -0.7), (-0.8, 0.8)))
-    assert "sign is that of the side" not in falls
-    assert "One sign on both sides" in falls
-    assert "tells moving poles from mere growth" in falls
+def test_draws_of_one_concept_count_as_one_in_the_mean_of_an_arm():
+    rows = [("poles", "a", 1.0), ("random_direction", "a", 0.0), ("random_direction", "a", 4.0)]
+    rows += [("poles", "b", 3.0), ("random_direction", "b", 8.0)]
+    free = pd.DataFrame(rows, columns=["arm", "concept", "gain"]).assign(preserve_sparsity=False)
+    kept = free.assign(preserve_sparsity=True, gain=100.0)
+    means = findings.mean_by_arm(pd.concat([free, kept]), "gain")
+    assert means.to_dict() == {"poles": 2.0, "random_direction": 5.0}
+    assert findings.mean_by_arm(free.drop(columns="preserve_sparsity"), "gain").equals(means)
 
 
-@pytest.mark.parametrize(("gained", "said"), [(0.1, "does its work"), (-0.1, "not reliably do its work")])
-def test_the_term_is_said_to_work_only_if_it_does(gained, said):
-    columns = ("separation_words", "explained_variance", "ev_words", "ce_recovered")
+def test_both_sides_of_a_parabola_have_their_own_correlation():
+    """Poles at their best dose before the edit: the error falls towards it from either side."""
+    from saema_utils.intervention.doses import separation_error_correlation
+
+    doses, _ = measured(False, best=0.0)
+    doses["aedp"] = 1 + doses["alpha"]
+    r = findings.sides(separation_error_correlation(doses.assign(separation_scale_free=0.5)))
+    assert r["poles together"] == pytest.approx(-r["poles apart"])
+    assert r["poles together"] < -0.9
+    assert r["global scaling together"] == pytest.approx(r["poles together"])
+
+
+def test_a_search_costs_what_its_error_ends_at_over_what_it_began_with():
     rows = [
-        {"seed": s, "coefficient": c, "start": "warm", "steps": 60, **dict.fromkeys(columns, c * gained)}
-        for s in range(3)
-        for c in (-1, 0, 1)
+        {"concept": c, "restart": 0, "search": s, "direction": "raise", "step": step, "mse": size * (1 + cost * step)}
+        for c, size in (("a", 1.0), ("b", 50.0))
+        for s, cost in (("aedp", -0.1), ("random", 0.2))
+        for step in (0, 1, 2)
     ]
-    text = findings.training_sentence(pd.DataFrame(rows))
-    assert said in text
-    assert "study's own SAE" in text
-    assert "random weights" in findings.training_sentence(pd.DataFrame(rows).assign(start="fresh"))
-    assert f"**{gained:+.3f}**" in text
+    costs = findings.search_costs(pd.DataFrame(rows))
+    assert costs == pytest.approx({"raise pole distance": -0.2, "random, equal size": 0.4})
 
 
-@pytest.mark.parametrize(
-    ("best", "gain", "answer"),
-    [(0.4, 0.05, "In part."), (0.0, -0.03, "Not on this evidence."), (-0.4, -0.05, "Not on this evidence.")],
-)
-def test_the_answer_follows_from_the_effects(best, gain, answer):
-    found = effects(*made_tables(best=best, gain_of_training=gain, punish=-gain))
-    text = findings.verdict_sentence(found)
-    assert f"**Does separability cause reconstruction? {answer}**" in text
-    assert f"{(found['verdict'] == 'supports').sum()} of {len(found)} effects support it" in text
-    everything = found.assign(verdict="supports")
-    assert "Yes, on this evidence." in findings.verdict_sentence(everything)
+def test_costs_at_the_word_are_those_of_the_reconstruction_alone():
+    rows = [
+        (arm, alpha, error_term, position, 1.0 if error_term or position == "after" else cost)
+        for arm, alpha, cost in (("unedited", 0.0, 0.1), ("poles", 0.5, 0.3), ("poles", -0.5, 0.2))
+        for error_term in (False, True)
+        for position in ("concept", "after")
+    ]
+    losses = pd.DataFrame(rows, columns=["arm", "alpha", "error_term", "position", "ce_change"])
+    assert findings.costs_at_the_word(losses) == {"no edit": 0.1, "poles +0.5": 0.3, "poles -0.5": 0.2}
+
+
+def test_ratios_tell_units_from_separation():
+    before = {"aedp": 2.0, "latent_rms": 3.0, "separation": 0.4, "ev_train": 0.5}
+    doubled = before | {"aedp": 4.0, "latent_rms": 6.0}
+    rows = [{"autoencoder": "before", **before}, {"autoencoder": "doubled", **doubled}]
+    assert findings.gaming_ratios(pd.DataFrame(rows)).to_numpy().tolist() == [[2, 2, 1, 1]]
+
+
+def test_time_makes_a_relation_over_all_checkpoints_only():
+    r = findings.natural_relation(course(8, 6, slope_between=-1, slope_along=5, noise=0.05))
+    assert r["over all checkpoints"] > 0.8
+    assert r["at one step"] < -0.9
+    assert np.isnan(findings.natural_relation(course(1, 3, 1, 1, 0))["at one step"])
+
+
+def test_a_reversed_change_is_taken_from_the_smallest_level_to_the_largest():
+    rows = [
+        ("k", 64, 0.9, 0.2),
+        ("k", 16, 0.6, 0.4),
+        ("k", 32, 0.0, 0.0),
+        ("steps", 5, 0.1, 0.1),
+        ("steps", 50, 0.3, 0.5),
+    ]
+    table = pd.DataFrame(rows, columns=["change", "level", "explained_variance", "separation"])
+    change = findings.reversed_changes(table)
+    np.testing.assert_allclose(change.loc[["k", "steps"]], [[0.3, -0.2], [0.2, 0.4]])
+
+
+def test_the_largest_coefficient_is_that_of_the_most_reward():
+    rows = [(c, measure, c) for c in (-1.0, 0.03, 0.1) for measure in reversed(findings.REWARDED)]
+    found = findings.at_largest_coefficient(pd.DataFrame(rows, columns=["coefficient", "measure", "estimate"]))
+    assert (found["estimate"] == 0.1).all()
+    assert found.index[0] == findings.REWARDED["separation_words"]
+
+
+def test_counts_are_of_verdicts_and_of_those_that_survive():
+    rows = [("concept", "random_direction", "supports", True), ("concept", "permuted_labels", "supports", False)]
+    rows += [("seed", "coefficient 0", "contradicts", True), ("degrees of freedom", "no relation", "undecided", False)]
+    text = findings.verdict_counts(pd.DataFrame(rows, columns=["unit", "control", "verdict", "survives"]))
+    assert [int(number) for number in re.findall(r"\d+", text)] == [4, 2, 1, 1]
+
+
+# ---- a study in which nothing can be moved ---------------------------------------------------------
+
+
+@pytest.fixture
+def lonely(tmp_path, monkeypatch):
+    """A run whose only concept has tokens of one word."""
+    from saema_utils.chapters.intervention import tables
+    from saema_utils.runs.directory import RunDirectory
+    from saema_utils.study import get_study
+
+    x = torch.ones(3, 4)
+    tokens = tables.WordTokens(None, x, x, torch.zeros(3, dtype=torch.long), torch.arange(3), lambda z: z)
+    monkeypatch.setattr(tables, "word_tokens", lambda run: dict.fromkeys(("months", "days", "color"), tokens))
+    monkeypatch.setattr(tables.Parts, "key", lambda self, run: "key")
+    return RunDirectory(tmp_path, get_study("smoke"), device="cpu")
+
+
+def test_a_concept_of_one_word_gives_no_rows_and_a_study_of_such_is_refused(lonely):
+    from saema_utils.chapters.intervention import tables
+
+    assert tables.beyond_scaling_table.__wrapped__(lonely).empty
+    best = tables.optimum_table.__wrapped__(lonely)
+    assert best["reason"].str.contains("at least 2").all()
+    with pytest.raises(InterventionError, match="no concept of study 'smoke'"):
+        tables.example_concept(lonely)
+    with pytest.raises(InterventionError, match="no concept of study 'smoke'"):
+        tables.dose_response_table.__wrapped__(lonely)

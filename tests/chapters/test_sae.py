@@ -6,19 +6,24 @@ import dataclasses
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
-from saema_utils.chapters.sae import figures as plots_sae
+from saema_utils.chapters.activations.concepts import concept_activations
+from saema_utils.chapters.activations.corpus import corpus_activations
+from saema_utils.chapters.activations.model import language_model
+from saema_utils.chapters.sae import figures, tables
+from saema_utils.chapters.sae.coders import study_coders, study_sae, training_history
+from saema_utils.chapters.sae.findings import frontier, known_features, reconstruction, telling_latents, workload
 from saema_utils.errors import SaeError
 from saema_utils.exercises import EXERCISES, Wrong, check
-from saema_utils.notebook import say
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runtime import generator
 from saema_utils.saes.coders import PcaCoder
 from saema_utils.saes.fidelity import explained_variance
+from saema_utils.saes.training import TrainedSae
 from saema_utils.study import get_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_sae_training.ipynb"
@@ -56,7 +61,7 @@ def test_explained_variance_of_the_page_is_the_package_own(page):
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])
 def test_solutions_are_accepted_and_the_tempting_answer_is_not(number, page):
-    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    names = {**page, "check": check, "seed": 0}
     exec(cells("exercise")[f"exercise-{number}-answer"], names)
     exec(cells("solution")[f"exercise-{number}-solution"], names)
     exercise = EXERCISES[f"2.{number}"]
@@ -66,7 +71,7 @@ def test_solutions_are_accepted_and_the_tempting_answer_is_not(number, page):
 
 
 def test_one_sink_hides_a_poor_reconstruction(page):
-    names = {**page, "check": check, "say": say, "generator": generator, "seed": 0}
+    names = {**page, "check": check, "seed": 0}
     exec(cells("exercise")["exercise-2-answer"], names)
     exec(cells("solution")["exercise-2-solution"], names)
     assert page["explained_variance_by_hand"](names["x"], names["x_hat"]) > 0.99
@@ -101,22 +106,103 @@ def test_every_plot_draws_and_an_untrained_sae_has_one_too(tmp_path):
     )
     found = torch.linspace(0, 1, 20).numpy()
     for figure in (
-        plots_sae.training_curve(history, evaluation()),
-        plots_sae.training_curve(pd.DataFrame(), evaluation()),
-        plots_sae.recovery(found, found / 2),
-        plots_sae.density_histogram(density),
-        plots_sae.sparsity_frontier(curve),
-        plots_sae.cross_entropy(evaluation()),
-        plots_sae.concept_heatmap(telling, "any"),
+        figures.training_curve(history, evaluation()),
+        figures.training_curve(history[:0], evaluation()),
+        figures.features_found(found, found / 2),
+        figures.density_histogram(density),
+        figures.sparsity_frontier(curve),
+        figures.cross_entropy(evaluation()),
+        figures.concept_heatmap(telling, "any"),
     ):
         figure.savefig(tmp_path / "figure.png")
-        assert all(axes.get_xlabel() or axes.images for axes in figure.axes)
+        assert all(axes.get_xlabel() or axes.collections for axes in figure.axes)
 
 
 def test_curves_stop_where_keeping_more_changes_nothing():
     curve = pd.DataFrame({"representation": "sae", "kept": [1, 2, 4, 8], "explained_variance": [0.1, 0.3, 0.5, 0.5]})
-    line = plots_sae.sparsity_frontier(curve).axes[0].lines[0]
+    line = figures.sparsity_frontier(curve).axes[0].lines[0]
     assert list(line.get_xdata()) == [1, 2, 4]
+
+
+# ---- findings ----------------------------------------------------------------------------------
+
+
+def toy_of(dictionary: torch.Tensor, explained: float) -> TrainedSae:
+    sae = TopKSAE(TopKSAEConfig(d_in=dictionary.shape[1], d_sae=len(dictionary), k=1))
+    sae.W_dec.data = dictionary
+    return TrainedSae(sae, pd.DataFrame({"explained_variance": [0.0, explained]}))
+
+
+def test_a_perfect_encoder_of_k_features_explains_all_but_the_weaker_ones():
+    truth, strengths = torch.eye(4), torch.tensor([[3.0, 1, 0, 0], [0, 0, 3, 1]])
+    two = known_features(truth, strengths, 2, toy_of(5 * truth, 0.5), torch.ones(1, 4))
+    assert two.possible == 1
+    assert two.found.tolist() == [1, 1, 1, 1]
+    assert two.by_chance.tolist() == pytest.approx([0.5] * 4)
+    assert two.price_of_k == 0
+    assert not two.are_found  # all are, but what is missing is the encoder's own fault
+    one = known_features(truth, strengths, 1, toy_of(truth, 0.5), torch.ones(1, 4))
+    assert one.possible == pytest.approx(1 - 2 / 10)  # two strengths of 1 are lost, of squared distances to the mean
+    assert one.price_of_k == pytest.approx((1 - one.possible) / 0.5)
+    assert known_features(truth, strengths, 1, toy_of(truth, one.possible), torch.ones(1, 4)).are_found
+    assert not known_features(truth, strengths, 1, toy_of(truth[:3], one.possible), torch.ones(1, 4)).are_found
+    assert not known_features(truth, strengths, 1, toy_of(truth, one.possible), truth).are_found
+
+
+def test_a_reconstruction_is_sparse_beside_principal_components_and_costs_what_it_adds_to_the_loss():
+    rows = evaluation(tokens=100, l0=10.0, n_latents=50, ce_recovered=0.9).assign(n_latents=[50, 30, 50])
+    history = pd.DataFrame({"train_mse": [9.0, 2.0], "mse": [9.0, 3.0]})
+    found = reconstruction(rows, history)
+    assert found.unseen == pytest.approx(0.5)
+    assert found.is_sparse
+    assert found.costs.tolist() == pytest.approx([0.4] * 3)
+    assert found.is_missed
+    assert pd.isna(reconstruction(rows, history[:0]).unseen)
+    assert reconstruction(rows, history[:0]).in_short() in found.in_short()
+    assert not reconstruction(rows.assign(n_latents=20), history).is_sparse
+    assert not reconstruction(rows.assign(ce_recovered=0.3), history).is_missed
+    assert not reconstruction(rows.assign(ce_spliced=2.9), history).is_missed
+
+
+def test_a_frontier_ends_where_the_sae_has_no_more_coefficients():
+    curve = pd.DataFrame(
+        {"representation": name, "kept": kept, "explained_variance": level * kept}
+        for name, level in (("sae", 0.05), ("pca", 0.04), ("random_dictionary", 0.01))
+        for kept in (1, 2, 4, 8, 16)
+    )
+    found = frontier(curve, evaluation(l0=9.0))
+    assert list(found.wide.index) == [1, 2, 4, 8]
+    assert found.ahead == 4
+    assert found.is_always_ahead
+    at_eight = (curve["representation"] == "pca") & (curve["kept"] == 8)
+    beaten = frontier(
+        curve.assign(explained_variance=curve["explained_variance"].mask(at_eight, 1)), evaluation(l0=9.0)
+    )
+    assert beaten.ahead == 3
+    assert not beaten.is_always_ahead
+
+
+def test_work_is_uneven_when_the_busiest_hundredth_does_twice_its_part():
+    rate = np.full(200, 0.01)
+    even = workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000}))
+    assert (even.silent, even.median, even.tokens) == (0, 0.01, 1000)
+    assert even.busiest == pytest.approx(0.01)
+    assert not even.is_uneven
+    rate[:2] = 0.5
+    uneven = workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000}))
+    assert uneven.busiest == pytest.approx(1 / (1 + 1.98))
+    assert uneven.is_uneven
+    rate[-20:] = 0
+    assert not workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000})).is_uneven  # a tenth is silent
+
+
+@pytest.mark.parametrize(("of_words", "of_text", "marked"), [(0.6, 0.01, True), (0.4, 0.01, False), (0.6, 0.2, False)])
+def test_a_latent_marks_a_concept_by_its_words_alone(of_words, of_text, marked):
+    rows = [("months", 0, 7, 0.9, 0.9, 0.0), ("days", 0, 8, 0.5, of_words, of_text), ("days", 1, 9, 0.1, 0.1, 0.9)]
+    names = ["concept", "rank", "latent", "score", "concept_rate", "text_rate"]
+    found = telling_latents(pd.DataFrame(rows * 2, columns=names))
+    assert found.rows["latent"].to_dict() == {"months": 7, "days": 8}
+    assert found.mark_every_concept is marked
 
 
 # ---- the stage, on the embedded model ----------------------------------------------------------
@@ -124,18 +210,24 @@ def test_curves_stop_where_keeping_more_changes_nothing():
 
 def tiny_study(**changes):
     return get_study("smoke").changed(
-        name="tiny-sae", concepts=["months", "days"], templates=2, **{
-            "corpus.tokens": 1500, "corpus.heldout_tokens": 500, "corpus.context": 32, "sae.d_sae": 256, "sae.k": 16,
-            "sae.epochs": 6, "sae.batch": 128, **changes,
-        }
-    )  # fmt: skip
+        name="tiny-sae",
+        concepts=["months", "days"],
+        templates=2,
+        **{
+            "corpus.tokens": 1500,
+            "corpus.heldout_tokens": 500,
+            "corpus.context": 32,
+            "sae.d_sae": 256,
+            "sae.k": 16,
+            "sae.epochs": 6,
+            "sae.batch": 128,
+            **changes,
+        },
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    from saema_utils.chapters.activations.corpus import corpus_activations
-    from saema_utils.chapters.activations.tables import concept_activations
-
     opened = RunDirectory(tmp_path_factory.mktemp("runs") / "tiny", tiny_study(), device="cpu")
     concept_activations(opened)
     corpus_activations(opened)
@@ -144,8 +236,6 @@ def run(tmp_path_factory):
 
 @pytest.mark.model
 def test_the_sae_is_kept_hashed_and_not_trained_twice(run):
-    from saema_utils.chapters.sae.coders import study_sae, training_history
-
     sae = study_sae(run)
     weights = run.path / "sae" / "sae_weights.safetensors"
     before = weights.stat().st_mtime_ns
@@ -163,13 +253,10 @@ def test_the_sae_is_kept_hashed_and_not_trained_twice(run):
 
 @pytest.mark.model
 def test_the_table_holds_every_representation_on_held_out_tokens(run):
-    from saema_utils.chapters.activations.corpus import corpus_activations
-    from saema_utils.chapters.sae.tables import sae_evaluation, study_coders
-
     coders = study_coders(run)
     assert list(coders) == ["sae", "pca", "random_dictionary"]
     assert coders["random_dictionary"].n_latents == coders["sae"].n_latents
-    rows = sae_evaluation(run).set_index("representation")
+    rows = tables.sae_evaluation(run).set_index("representation")
     heldout = corpus_activations(run).heldout.float()
     sae = coders["sae"].sae
     assert rows.loc["sae", "explained_variance"] == pytest.approx(explained_variance(heldout, sae(heldout)), abs=1e-3)
@@ -184,13 +271,10 @@ def test_the_table_holds_every_representation_on_held_out_tokens(run):
 
 @pytest.mark.model
 def test_a_coder_that_loses_nothing_costs_nothing(run):
-    from saema_utils.chapters.activations.corpus import corpus_activations, language_model
-    from saema_utils.chapters.sae.tables import spliced_means
-
     corpus = corpus_activations(run)
     identity = PcaCoder.fit(corpus.train)
     assert identity.n_latents == 576
-    losses = spliced_means(run, {"identity": identity}, corpus)
+    losses = tables.spliced_means(run, {"identity": identity}, corpus)
     assert losses["identity"][0] == pytest.approx(losses["clean"][0], abs=1e-3)
     assert losses["identity"][1] == pytest.approx(0, abs=1e-3)
     assert losses["zero"][0] > losses["clean"][0] + 1
@@ -200,35 +284,30 @@ def test_a_coder_that_loses_nothing_costs_nothing(run):
 
 @pytest.mark.model
 def test_latents_of_a_concept_beat_text_and_the_other_concepts(run):
-    from saema_utils.chapters.sae.tables import concept_latents, latent_density, sparsity_curve
-
-    telling = concept_latents(run, top=3)
+    telling = tables.concept_latents(run, top=3)
     assert set(telling["concept"]) == {"months", "days"}
     assert set(telling.loc[telling["concept"] == "days", "word"]) >= {"Monday", "Sunday"}
     first = telling.drop_duplicates(["concept", "rank"])
     assert (first["score"] <= first["concept_rate"] - first["text_rate"] + 1e-9).all()
     for _, rows in first.groupby("concept"):
         assert rows["score"].is_monotonic_decreasing
-    assert latent_density(run)["firing_rate"].between(0, 1).all()
-    for _, rows in sparsity_curve(run).groupby("representation"):
+    assert tables.latent_density(run)["firing_rate"].between(0, 1).all()
+    for _, rows in tables.sparsity_curve(run).groupby("representation"):
         assert rows["explained_variance"].is_monotonic_increasing
 
 
 @pytest.mark.model
 def test_the_text_shown_beside_a_latent_took_no_part_in_choosing_it(run, monkeypatch):
-    from saema_utils.chapters.activations.corpus import corpus_activations
-    from saema_utils.chapters.sae import tables as stage2_sae
-
     corpus = corpus_activations(run)
-    (rated, rated_tokens), (shown, shown_tokens) = stage2_sae.halves(corpus)
+    (rated, rated_tokens), (shown, shown_tokens) = tables.halves(corpus)
     assert torch.equal(torch.cat([rated, shown]), corpus.heldout)
     assert torch.equal(torch.cat([rated_tokens, shown_tokens]), corpus.heldout_tokens[corpus.heldout_mask])
     assert 0 <= len(rated) - len(shown) <= 1
-    telling = stage2_sae._telling(run, 3)
+    telling = tables.concept_latents.__wrapped__(run, top=3)
     # Other text in the shown half, here the rated half's: the same latents win, beside other examples.
     other = dataclasses.replace(corpus, heldout=torch.cat([rated, rated[: len(shown)]]))
-    monkeypatch.setattr(stage2_sae, "corpus_activations", lambda run: other)
-    again = stage2_sae._telling(run, 3)
+    monkeypatch.setattr(tables, "corpus_activations", lambda run: other)
+    again = tables.concept_latents.__wrapped__(run, top=3)
     chosen = [c for c in telling if c != "tokens"]
     pd.testing.assert_frame_equal(again[chosen], telling[chosen])
     assert (again["tokens"] != telling["tokens"]).any()
@@ -236,8 +315,6 @@ def test_the_text_shown_beside_a_latent_took_no_part_in_choosing_it(run, monkeyp
 
 @pytest.mark.model
 def test_a_given_sae_of_another_width_is_refused(run, tmp_path):
-    from saema_utils.chapters.sae.coders import study_sae
-
     TopKSAE(TopKSAEConfig(d_in=10, d_sae=64, k=4)).save_model(tmp_path / "narrow")
     other = RunDirectory(tmp_path / "run", tiny_study(**{"sae.source": str(tmp_path / "narrow")}), device="cpu")
     with pytest.raises(SaeError, match="reads 10 dimensions but the residual stream has 576"):
@@ -245,4 +322,6 @@ def test_a_given_sae_of_another_width_is_refused(run, tmp_path):
     study_sae(run).save_model(tmp_path / "fitting")
     given = RunDirectory(tmp_path / "given", tiny_study(**{"sae.source": str(tmp_path / "fitting")}), device="cpu")
     assert torch.equal(study_sae(given).W_dec, study_sae(run).W_dec)
-    assert not (given.path / "tables" / "02_sae_training.csv").exists()
+    history = training_history(given)
+    assert len(history) == 0
+    assert list(history.columns) == list(training_history(run).columns)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from saema_utils.chapters.stratification import figures as plots
-from saema_utils.chapters.stratification.tables import _largest_spread, few_levels, gains_that_are_repeats
+from saema_utils.chapters.stratification import findings as found
+from saema_utils.chapters.stratification.tables import few_levels
 from saema_utils.evidence.rank import controls_table, ranks_at, tolerance_table
-from saema_utils.rulers.strata import random_topk, toy_tokens, tucker_tensor
+from saema_utils.rulers.strata import random_topk, rank_recovery, toy_tokens, tucker_tensor
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.stratification.anatomy import subspace_drift, where_rank_moves
 from saema_utils.stratification.noise import sweep_clouds
@@ -50,10 +53,12 @@ def small_study() -> dict[str, pd.DataFrame]:
     encoders = {"residual": lambda x: x, "sae": random_topk(3), "random_dictionary": random_topk(4)}
     swept = sweep_clouds(clouds, encoders, noise_levels=LEVELS, seeds=range(6), measure=ranks_at())
     return {
-        "ranks": swept, "tolerance": tolerance_table(swept), "controls": controls_table(swept),
+        "ranks": swept,
+        "tolerance": tolerance_table(swept),
+        "controls": controls_table(swept),
         "drift": subspace_drift(clouds, encoders, noise_levels=LEVELS, seeds=(0, 1)),
-        "where": where_rank_moves(clouds, encoders, level=0.4, seed=0),
-    }  # fmt: skip
+        "places": where_rank_moves(clouds, encoders, level=0.4, seed=0),
+    }
 
 
 def test_a_looser_tolerance_never_finds_more_rank(small_study):
@@ -111,34 +116,117 @@ def test_levels_up_to_one_rms_hold_the_largest_of_them(tmp_path, name):
 
 def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
     first = {"a": (0.1, 0.1), "b": (4.0, 8.0), "c": (float("nan"), 1.0)}
-    table = pd.DataFrame([{"concept": c, "first_noise_rms": v} for c, values in first.items() for v in values])
-    assert _largest_spread(table) == 2  # not 80, which is how concepts differ
-    assert _largest_spread(table[table["concept"] == "a"]) == 1
-    assert _largest_spread(table[table["first_noise_rms"].isna()]) == 1
-
-
-def test_every_figure_can_be_drawn(small_study, tmp_path):
-    ranks = small_study["ranks"]
-    kinds = pd.concat([ranks.assign(kind="isotropic"), ranks.assign(kind="on_manifold")])
-    sinks = pd.DataFrame(
-        {"concept": c, "representation": r, "mode": m, "kept": k, "effective_rank": v}
-        for c in ("a", "b") for r in ("residual", "sae") for m in range(3)
-        for k, v in (("masked", 20.0), ("one sink", 1.4), ("all sinks", 1.01))
-    )  # fmt: skip
-    spectra = [covariance_spectrum(tucker_tensor((6, 5, 30), (3, 2, 4)), mode) for mode in range(3)]
-    figures = [
-        plots.rank_against_noise(ranks), plots.repeated_contexts(ranks, ranks, "months"),
-        plots.toy_spectra(spectra, (3, 2, 4), 1e-6), plots.sink_ranks(sinks),
-        plots.tolerance_map(small_study["tolerance"]), plots.subspace_drift(small_study["drift"]),
-        plots.where_rank_moves(small_study["where"]), plots.noise_kinds(kinds), plots.noise_units(ranks),
-        plots.forest(small_study["controls"]), plots.forest(small_study["controls"], "onset"),
-    ]  # fmt: skip
-    for number, figure in enumerate(figures):
-        figure.savefig(tmp_path / f"{number}.png", dpi=40)
-        assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in figure.axes)
+    table = pd.DataFrame(
+        {"concept": c, "representation": "sae", "mode": 2, "first_noise_rms": v, "verdict": str(v == v)}
+        for c, values in first.items()
+        for v in values
+    )
+    depends, spread = found.tolerances_matter(table)
+    assert (depends, spread) == (found.Count(1, 3), 2)  # not 80, which is how concepts differ
+    assert found.tolerances_matter(table[table["concept"] == "a"]) == (found.Count(0, 1), 1)
+    assert found.tolerances_matter(table[table["first_noise_rms"].isna()]) == (found.Count(0, 1), 1)
 
 
 def test_a_place_where_nothing_repeats_and_nothing_moves_agrees_with_nothing():
     places = pd.DataFrame({"rank_gain": [0, 2, 3, 0], "n_tokens": [5, 5, 5, 5], "n_distinct": [5, 3, 4, 4]})
-    assert gains_that_are_repeats(places) == (1, 3)
-    assert gains_that_are_repeats(places[:1]) == (0, 0)
+    places = places.assign(axis="position", representation="residual")
+    assert found.gains_that_are_repeats(places) == found.Count(1, 3)
+    assert found.gains_that_are_repeats(places[:1]) == found.Count(0, 0)
+    assert not found.gains_that_are_repeats(places[:1]).all, "nothing shows nothing"
+
+
+def test_concepts_are_counted_by_representation_in_the_feature_mode():
+    rows = [("sae", 2, "stratified"), ("residual", 2, "smooth"), ("residual", 2, "stratified")]
+    rows += [("sae", 0, "smooth"), ("residual", 1, "stratified")]
+    counts = found.stratified_concepts(pd.DataFrame(rows, columns=["representation", "mode", "verdict"]))
+    assert counts == {"sae": found.Count(1, 1), "residual": found.Count(1, 2)}
+    assert counts["sae"].all
+    assert not counts["residual"].all
+
+
+def test_advantages_are_those_of_the_row_over_all_concepts(small_study):
+    controls = small_study["controls"]
+    for statistic in ("excursion", "onset"):
+        against = found.advantages(controls, statistic)
+        assert set(against) == {"residual", "random_dictionary", "strongest control"}
+        rows = controls.query("concept == 'all concepts' and statistic == @statistic").set_index("control")
+        for name, advantage in against.items():
+            row = rows.loc[name]
+            assert (advantage.difference, advantage.verdict) == (row["difference"], row["verdict"])
+            assert advantage.low <= advantage.difference <= advantage.high
+
+
+def test_an_undecided_comparison_neither_holds_nor_fails():
+    verdicts = {v: found.Advantage(0.0, -1.0, 1.0, v).decides("less") for v in ("less", "more", "inconclusive")}
+    assert verdicts == {"less": True, "more": False, "inconclusive": None}
+
+
+def test_drift_is_read_at_the_largest_level_within_one_rms():
+    rows = [(2, 0.1, 0.1, 1.0, 0.9), (2, 0.5, 0.5, 10.0, 0.6), (2, 0.5, 0.6, 20.0, 0.8), (2, 3.0, 3.0, 80.0, 0.1)]
+    rows += [(0, 0.9, 0.9, 70.0, 0.2)]
+    drift = pd.DataFrame(rows, columns=["mode", "noise", "noise_rms", "angle_mean", "support_kept"])
+    drift = drift.assign(representation="sae")
+    assert found.drift_near_one_rms(drift) == {"sae": found.Drift(pytest.approx(15.0), pytest.approx(0.7))}
+    assert found.drift_near_one_rms(drift.assign(noise_rms=2.0)) == {}
+
+
+def test_ranks_beside_sinks_are_geometric_means():
+    rows = [("a", "masked", 4.0), ("b", "masked", 9.0), ("a", "one sink", 1.0), ("b", "one sink", 1.21)]
+    ranks = pd.DataFrame(rows, columns=["concept", "kept", "effective_rank"]).assign(mode=2, representation="sae")
+    assert found.rank_by_sinks(ranks) == pytest.approx({"masked": 6.0, "one sink": 1.1})
+    assert found.rank_by_sinks(ranks[:0]) == {}
+
+
+def test_alarms_are_those_of_one_kind_of_world():
+    rows = [("bare", "repeated", 1.0), ("repaired", "repeated", 0.0), ("bare", "smooth", 0.5)]
+    rates = pd.DataFrame(rows, columns=["test", "world", "flagged"])
+    assert found.flagged_by_test(rates, "repeated") == {"bare": 1.0, "repaired": 0.0}
+
+
+def test_prescribed_ranks_come_back_below_the_tolerance_only():
+    counts = found.recovered_by_noise(rank_recovery())
+    below, above = [counts[noise] for noise in counts if noise < 1e-3], counts[max(counts)]
+    assert all(count.all for count in below)
+    assert above.n == 0
+
+
+def test_every_figure_can_be_drawn(small_study, tmp_path):
+    from matplotlib import pyplot
+
+    ranks = small_study["ranks"]
+    kinds = pd.concat([ranks.assign(kind="isotropic"), ranks.assign(kind="on_manifold")])
+    kept = {"masked": 20.0, "one sink": 1.4, "all sinks": 1.01}
+    sinks = pd.DataFrame(
+        {"concept": c, "representation": r, "mode": m, "kept": k, "effective_rank": kept[k]}
+        for c, r, m, k in itertools.product("ab", ("residual", "sae"), range(3), kept)
+    )
+    spectra = [covariance_spectrum(tucker_tensor((6, 5, 30), (3, 2, 4)), mode) for mode in range(3)]
+    tolerance = small_study["tolerance"]
+    never = tolerance.assign(first_noise_rms=tolerance["first_noise_rms"].where(tolerance["rtol"] < 1e-2))
+    figures = [
+        plots.rank_against_noise(ranks),
+        plots.repeated_contexts(ranks, ranks, "months"),
+        plots.toy_spectra(spectra, (3, 2, 4)),
+        plots.sink_ranks(sinks),
+        plots.sink_ranks(sinks[:0]),
+        plots.tolerance_map(never),
+        plots.drift_curves(small_study["drift"]),
+        plots.gain_against_repeats(small_study["places"]),
+        plots.noise_kinds(kinds),
+        plots.noise_units(ranks),
+        plots.advantage_forest(small_study["controls"]),
+    ]
+    for number, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{number}.png", dpi=40)
+        assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in figure.axes)
+    assert not pyplot.get_fignums(), "a figure that pyplot knows is shown twice"
+
+
+def test_curves_pass_through_geometric_means_over_concepts(small_study):
+    """Whoever draws them: the line at each level is the mean log2 ratio to the rank without noise."""
+    ranks = small_study["ranks"].query("mode == 2 and representation == 'sae'")
+    wide = ranks.pivot_table(index=["concept", "seed"], columns="noise", values="effective_rank")
+    expected = np.log2(wide.div(wide[0.0], axis=0)).mean().to_numpy()
+    panel = plots.rank_against_noise(small_study["ranks"]).axes[2]
+    drawn = panel.get_lines()[1].get_ydata()  # after the residual stream
+    np.testing.assert_allclose(drawn, expected, atol=1e-9)

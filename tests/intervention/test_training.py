@@ -9,8 +9,9 @@ import torch
 from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
-from saema_utils.chapters.intervention import training as separability_measures
-from saema_utils.chapters.intervention.training import Bench, Split
+from saema_utils.chapters.intervention import measures
+from saema_utils.chapters.intervention.measures import Split, measure_trained
+from saema_utils.chapters.intervention.training import Bench
 from saema_utils.errors import InterventionError, SaeError
 from saema_utils.intervention.separation import separation_scale_free
 from saema_utils.intervention.training import (
@@ -254,9 +255,9 @@ def test_runs_that_nobody_separates_are_full_runs_whatever_the_start(start, corp
 def test_judging_on_the_latents_in_use_is_judging_on_all(start, corpus, tokens, monkeypatch):
     """Latents that are off on every row of a concept change no distance, and so no measure."""
     split = Split(tokens, tokens, tokens)
-    few = separability_measures.judge(start, corpus[:256], split)
-    monkeypatch.setattr(separability_measures, "_in_use", lambda latents: latents)
-    assert few == pytest.approx(separability_measures.judge(start, corpus[:256], split), rel=1e-5, nan_ok=True)
+    few = measure_trained(start, corpus[:256], split)
+    monkeypatch.setattr(measures, "_in_use", lambda latents: latents)
+    assert few == pytest.approx(measure_trained(start, corpus[:256], split), rel=1e-5, nan_ok=True)
 
 
 def test_impossible_choices_are_refused():

@@ -414,7 +414,7 @@ def test_the_model_is_held_once_in_half_precision(tmp_path):
 @pytest.fixture(scope="module")
 def copies() -> dict[str, float]:
     """Most bytes alive at once, in units of an autoencoder's weights, or of the dense latents of the tokens."""
-    from saema_utils.chapters.intervention.training import Split, judge
+    from saema_utils.chapters.intervention.measures import Split, measure_trained
     from saema_utils.intervention.training import LabelledTokens, as_plain, fresh, train_separable, warm_start
     from saema_utils.saes.coders import RandomDictionary, SaeCoder
     from saema_utils.saes.fidelity import measure_fidelity
@@ -439,7 +439,7 @@ def copies() -> dict[str, float]:
         tokens = LabelledTokens(x, torch.arange(n) % 30, torch.arange(n) % 3)
         parts = [LabelledTokens(x[i::3], tokens.clusters[i::3], tokens.concepts[i::3]) for i in range(3)]
         with LiveBytes() as live:
-            judge(plain, x[:50], Split(*parts))
+            measure_trained(plain, x[:50], Split(*parts))
         found["judging"] = live.peak / latents
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import BookError
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing import address
@@ -113,6 +114,17 @@ def test_setup_is_the_same_everywhere(notebook):
     assert address.release_requirement() in cell.source, "the setup cell installs from the book's address"
 
 
+def test_imports_are_the_public_names_and_those_of_its_own_chapter(number, notebook):
+    own = f"saema_utils.chapters.{SUBJECTS[number]}"
+    for cell in code(notebook):
+        source = re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "saema_utils":
+                assert node.module in ("saema_utils", own), f"{cell['id']} imports from {node.module}"
+            elif isinstance(node, ast.Import):
+                assert not any(a.name.split(".")[0] == "saema_utils" for a in node.names), cell["id"]
+
+
 def test_opens_with_a_verb_and_says_what_to_expect(notebook):
     opening = notebook.cells[0]
     assert opening.cell_type == "markdown"
@@ -132,8 +144,8 @@ def test_no_section_starts_with_code(notebook):
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         bare_heading = before.cell_type == "markdown" and re.fullmatch(r"#+ [^\n]+\n*", before.source)
         if bare_heading and cell.cell_type == "code":
-            # A cell whose whole point is to say something with measured numbers is text on the page.
-            speaks = "say(" in cell.source and "hide-input" in cell.metadata.get("tags", [])
+            # A cell that only shows a finding is text on the page.
+            speaks = "finding(" in cell.source and "hide-input" in cell.metadata.get("tags", [])
             assert speaks, f"section {before.source.strip()!r} starts with code ({cell['id']})"
 
 
@@ -206,7 +218,7 @@ def test_shows_its_core_formula_as_a_function(notebook):
 
 def test_every_function_that_a_page_defines_is_held_against_the_package(notebook):
     """Nothing is defined twice unless a test holds both equal: some unit test calls each by its name."""
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "unit").glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "chapters").glob("test_*.py"))
     names = [
         statement.name
         for cell in code(notebook, "definition")

@@ -11,15 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import ActivationError, EmptySpectrumError, SaemaError
 from saema_utils.evidence.rank import (
     advantage,
     concept_rows,
     controls_table,
-    first_change,
     movement,
     over_concepts,
-    paired_t_test,
     seeds_needed,
     stratification_table,
     verdict_of,
@@ -303,28 +302,28 @@ def test_noise_is_paired_across_representations_levels_and_masks():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("rows_at_once", [1, 7, 10**6])
-def test_tokens_of_one_context_count_once(scale, rows_at_once, monkeypatch):
-    """Rounding parts equal contexts by about 1e-5 of the RMS, wherever they stand; different ones lie far apart."""
-    monkeypatch.setattr(token_grams, "_BLOCK_BYTES", 8 * 24 * rows_at_once)
+def test_tokens_of_one_context_count_once(scale):
+    """Rounding parts equal contexts by about 1e-6 of the RMS, wherever they stand; different ones lie far apart."""
     first = random_tensor((8, 1, 64), seed=1)
-    rounding = 1e-5 * random_tensor((16, 1, 64), seed=2)
+    rounding = 1e-6 * random_tensor((16, 1, 64), seed=2)
     copies = torch.cat([first, first, first]) + torch.cat([torch.zeros_like(first), rounding])
     cloud = TokenCloud.of(scale * copies, torch.ones(24, 1, dtype=torch.bool))
     assert cloud.first_of_each.tolist() == list(range(8))
     assert torch.equal(cloud.distinct.prompt, torch.arange(8))
-    apart = first + 1e-2 * random_tensor(tuple(first.shape), seed=3)
+    apart = first + 1e-3 * random_tensor(tuple(first.shape), seed=3)
     cloud = TokenCloud.of(scale * torch.cat([first, apart]), torch.ones(16, 1, dtype=torch.bool))
     assert len(cloud.first_of_each) == 16
 
 
-def test_repeats_are_told_by_a_thousandth_of_the_rms_in_each_coordinate():
-    points = random_tensor((2, 2, 64), seed=3).double()
-    step = points.square().mean().sqrt()  # its root mean square, nearly that of the points with their copies
-    for share, is_repeat in ((0.5e-3, True), (2e-3, False)):
-        points[1, 1] = points[0, 0] + share * step
-        cloud = TokenCloud.of(points, torch.ones(2, 2, dtype=torch.bool))
-        assert cloud.first_of_each.tolist() == ([0, 1, 2] if is_repeat else [0, 1, 2, 3])
+def test_contexts_are_told_apart_as_copies_of_points_are():
+    """Chapters 3 and 4 count the same contexts."""
+    points = random_tensor((6, 4, 64), seed=4).double()
+    points[3:, :2] = points[:3, :2] + 3e-6 * random_tensor((3, 2, 64), seed=5)
+    points[3:, 2] = points[:3, 2] + 3e-5 * random_tensor((3, 64), seed=6)
+    cloud = TokenCloud.of(points, torch.ones(6, 4, dtype=torch.bool))
+    kept = first_copies(pairwise_distances(cloud.points))
+    assert cloud.first_of_each.tolist() == kept.nonzero()[0].tolist()
+    assert kept.sum() == 24 - 6
 
 
 def test_modes_may_be_asked_for_in_any_order():
@@ -484,14 +483,17 @@ def rows(representation, ranks, effective, concept="c", n_seeds=8, rms=(0, 0.1, 
     )  # fmt: skip
 
 
-def test_first_change_is_the_lowest_level_at_which_most_seeds_moved():
+def test_the_first_noise_is_the_lowest_level_at_which_most_seeds_moved():
+    def first_noise(table):
+        return stratification_table(table)["first_noise"].iloc[0]
+
     table = rows("sae", (5, 5, 7, 7), (1, 1, 1, 1))
-    assert first_change(table) == 9
+    assert first_noise(table) == 9
     table.loc[(table["noise"] == 9) & (table["seed"] < 4), "rank"] = 5  # only half of the seeds
-    assert first_change(table) == 30
-    assert math.isnan(first_change(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
+    assert first_noise(table) == 30
+    assert math.isnan(first_noise(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
     with pytest.raises(SaemaError, match="include 0"):
-        first_change(table[table["noise"] > 0])
+        first_noise(table[table["noise"] > 0])
 
 
 def test_stratification_table_reads_range_onset_and_verdict():
@@ -567,16 +569,6 @@ def test_enough_seeds_let_the_corrected_test_reject():
     for concepts in (1, 3, 9, 40):
         n = seeds_needed(concepts)
         assert concepts * 2.0**-n < 0.05 <= concepts * 2.0 ** -(n - 1)
-
-
-def test_the_paired_t_test_is_the_textbook_one():
-    differences = np.array([0.3, 0.1, 0.4, 0.2])  # mean 0.25, standard error 0.06455: t = 3.873 on 3 degrees
-    assert paired_t_test(differences) == pytest.approx(0.01523, abs=1e-4)
-    assert paired_t_test(-differences) == pytest.approx(1 - 0.01523, abs=1e-4)
-    assert paired_t_test(differences, "two-sided") == pytest.approx(2 * 0.01523, abs=2e-4)
-    assert (paired_t_test(np.ones(3)), paired_t_test(-np.ones(3)), paired_t_test(np.zeros(3))) == (2.0**-3, 1, 1)
-    assert paired_t_test(np.ones(5), "two-sided") == 2.0**-4
-    assert math.isnan(paired_t_test(np.ones(1)))
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

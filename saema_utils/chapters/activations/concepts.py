@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.chapters.activations.language_model import language_model, model_of
+from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.model.residual_stream import ConceptActivations, capture_concept, pack, unpack
 from saema_utils.runs.tables import tensors
 from saema_utils.runtime import progress

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saema_utils.chapters.activations.language_model import language_model, model_of
+from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.errors import ActivationError, ArtifactError
 from saema_utils.model.loading import digest_once
 from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import atomic_path, cache_dir, sweep_up, user_path, write_json, write_tensors
+from saema_utils.runs.files import atomic_path, cache_dir, clear_unfinished, user_path, write_json, write_tensors
 from saema_utils.runs.freshness import file_digest
 from saema_utils.runs.tables import result
 from saema_utils.runtime import progress
@@ -81,7 +81,7 @@ def _keep_in_cache(_: RunDirectory, name: str, key: str, capture: Callable[[], N
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_whole(path):
-                sweep_up(path.with_suffix(""))
+                clear_unfinished(path.with_suffix(""))
                 capture()
             return _open_corpus(path)
     except OSError as error:
@@ -174,9 +174,8 @@ def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str
     tensors = {"heldout_mask": (keep & ~is_train)[:n_heldout]}
     for split, rows in (("train", is_train), ("heldout", ~is_train)):
         chosen = keep & rows
-        counts[split] = {
-            "tokens": int(chosen.sum()), "special": int((special & rows).sum()), "sinks": int((sinks & rows).sum())
-        }  # fmt: skip
+        masked = {"special": int((special & rows).sum()), "sinks": int((sinks & rows).sum())}
+        counts[split] = {"tokens": int(chosen.sum()), **masked}
         if not chosen.any():
             raise ActivationError(f"no {split} token of the corpus is left unmasked. Give more text.")
         parts = zip(read, chosen.split([len(shard["norms"]) for shard in read]), strict=True)

@@ -6,113 +6,96 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.figures import COLORS, CYCLIC, DIVERGING, direct_label, panels
+from saema_utils.figures import COLORS, CYCLIC, DIVERGING, GREY, direct_label, nothing_to_draw, panels
+from saema_utils.model.residual_stream import SINK_FACTOR
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KINDS = {
-    "first": (COLORS["accent"], "first position"),
-    "sink": (COLORS["pca"], "later sink"),
-    "ordinary": (COLORS["residual"], "ordinary token"),
-}
-_DRAWN = 1000
+_KINDS = {"first": COLORS["accent"], "sink": COLORS["pca"], "ordinary": COLORS["residual"]}
+_NAMES = ("first position", "later sink", "ordinary token")
+_SIZES = dict(zip(_KINDS, (26, 26, 10), strict=True))
 _CONCEPT_COLORS = (COLORS["sae"], COLORS["accent"])
+_DRAWN = 1000
+_NO_MAP = "No concept of this study has four words or more, so there is no map to draw."
 
 
-def norms_by_position(table: pd.DataFrame, factor: float) -> Figure:
+def norms_by_position(table: pd.DataFrame) -> Figure:
     """Norm of every token against its position, in sentences and in prompts of one bare word."""
+    import seaborn
+
     figure, axes = panels(2, width=7.2, height=3.4, sharey=True, width_ratios=[3, 2])
     rng = np.random.default_rng(0)
     for ax, (context, title) in zip(axes, (("sentence", "In sentences"), ("bare word", "A word alone")), strict=True):
         shown = table[table["context"] == context]
-        for kind, (color, label) in _KINDS.items():
-            part = _thinned(shown[shown["kind"] == kind], rng)
-            spread = rng.uniform(-0.22, 0.22, len(part))
-            size, alpha = (10, 0.35) if kind == "ordinary" else (26, 0.8)
-            ax.scatter(
-                part["position"] + spread, part["ratio"], s=size, alpha=alpha, color=color, label=label, linewidth=0
-            )
-        ax.axhline(factor, color=COLORS["muted"], linestyle="--", linewidth=1)
-        ax.set(yscale="log", title=title, xlabel="position in the prompt (tokens)")
+        # All that stand out, and of the dense middle a random part.
+        shown = shown[~shown["ratio"].between(0.8, 1.4) | (rng.random(len(shown)) < _DRAWN / max(len(shown), 1))]
+        spread = shown["position"] + rng.uniform(-0.22, 0.22, len(shown))
+        look = {"hue": "kind", "palette": _KINDS, "hue_order": _KINDS, "size": "kind", "sizes": _SIZES}
+        seaborn.scatterplot(shown, x=spread, y="ratio", alpha=0.6, linewidth=0, **look, ax=ax)
+        ax.axhline(SINK_FACTOR, color=COLORS["muted"], linestyle="--", linewidth=1)
+        ax.set(yscale="log", title=title, xlabel="position in the prompt (tokens)", ylabel="norm / median norm")
         ax.xaxis.get_major_locator().set_params(integer=True)
         _name_sinks(ax, shown[shown["kind"] == "sink"])
-    axes[0].set_ylabel("norm / median norm of ordinary tokens")
-    axes[0].annotate(
-        f"masked above {factor:g} times the median", (0.98, factor), xycoords=("axes fraction", "data"), xytext=(0, 4),
-        textcoords="offset points", ha="right", fontsize=8, color="#555555",
-    )  # fmt: skip
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    above = f"masked above {SINK_FACTOR:g} times the median"
+    right = {"xytext": (-2, 6), "xycoords": axes[0].get_yaxis_transform(), "ha": "right", "fontsize": 8}
+    direct_label(axes[0], 1, SINK_FACTOR, above, GREY, **right)
+    handles, _ = axes[0].get_legend_handles_labels()
+    figure.legend(handles, _NAMES, loc="outside lower center", ncols=3, fontsize=9)
+    for ax in axes:
+        ax.get_legend().remove()
     return figure
-
-
-def _thinned(part: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """At most a thousand or so points: all that stand out, and a random part of the dense middle."""
-    out = ~part["ratio"].between(0.8, 1.4).to_numpy()
-    return part[out | (rng.random(len(part)) < _DRAWN / max(len(part), 1))]
 
 
 def _name_sinks(ax: Axes, sinks: pd.DataFrame) -> None:
     """Write the tokens of the largest sinks beside them, each token once."""
-    largest = sinks.sort_values("ratio", ascending=False).drop_duplicates("token").head(6)
     taken: list[float] = []
-    for row in largest.itertuples():
+    for row in sinks.sort_values("ratio", ascending=False).drop_duplicates("token").head(6).itertuples():
         text = str(row.token).strip()
         # Half a character decodes to the replacement sign, which says nothing.
-        if not text or "\ufffd" in text or any(abs(np.log(row.ratio / other)) < 0.25 for other in taken):
-            continue
-        taken.append(row.ratio)
-        ax.annotate(
-            f"“{text}”",
-            (row.position + 0.25, row.ratio),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        if text and "\ufffd" not in text and all(abs(np.log(row.ratio / other)) > 0.25 for other in taken):
+            taken.append(row.ratio)
+            direct_label(ax, row.position + 0.25, row.ratio, f"“{text}”", "black", fontsize=8)
 
 
 def variance_with_and_without_sink(table: pd.DataFrame) -> Figure:
-    """Cumulative share of variance, masked and with one sink let in; one thin line a concept."""
+    """Cumulative share of variance, masked and with one sink let in; bands from concept to concept."""
+    import seaborn
+
     figure, ax = panels(width=6.2, height=3.2)
-    looks = {"masked": (COLORS["residual"], "-"), "one sink let in": (COLORS["accent"], "--")}
-    for tokens, (color, dash) in looks.items():
-        part = table[table["tokens"] == tokens].pivot(index="components", columns="concept", values="share")
-        ax.plot(part.index, part, color=color, linestyle=dash, linewidth=0.8, alpha=0.45)
-        mean = part.mean(axis=1)
-        ax.plot(part.index, mean, color=color, linestyle=dash, linewidth=2.2)
-        direct_label(ax, part.index[-1], mean.iloc[-1], tokens, color)
-    ax.set(
-        xlabel="principal components",
-        ylabel="share of the variance",
-        ylim=(0, 1.04),
-        xlim=(1, table["components"].max()),
-    )
+    colors, last = {"masked": COLORS["residual"], "one sink let in": COLORS["accent"]}, table["components"].max()
+    look = {"hue": "tokens", "palette": colors, "style": "tokens", "style_order": list(colors), "legend": False}
+    seaborn.lineplot(table, x="components", y="share", errorbar=("pi", 100), **look, ax=ax)
+    for tokens, share in table[table["components"] == last].groupby("tokens")["share"].mean().items():
+        direct_label(ax, last, share, tokens, colors[tokens])
+    ax.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.04), xlim=(1, last))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def word_circles(table: pd.DataFrame, layers: list[int]) -> Figure:
-    """The words of each concept in their principal plane, one panel a layer, joined in their order.
+def word_circles(table: pd.DataFrame, layer: int) -> Figure:
+    """The words of each concept in their principal plane, joined in their order, at the studied layer and three others.
 
     A plane has no up and no handedness of its own: each panel is turned so that the first word stands
     on top, and mirrored if that makes the words run clockwise.
     """
-    concepts = list(dict.fromkeys(table["concept"]))
+    if table.empty:
+        return nothing_to_draw(_NO_MAP)
+    concepts, last = list(table["concept"].unique()), int(table["layer"].max())
+    layers = sorted({0, last // 4, layer, last})
     figure, axes = panels(len(layers), len(concepts), width=8.0, height=2.5, squeeze=False)
     for row, concept in zip(axes, concepts, strict=True):
-        for ax, layer in zip(row, layers, strict=True):
-            part = table[(table["concept"] == concept) & (table["layer"] == layer)]
+        for ax, shown in zip(row, layers, strict=True):
+            part = table[(table["concept"] == concept) & (table["layer"] == shown)]
             if part.empty:
                 ax.set_visible(False)
                 continue
             _word_map(ax, part[["x", "y"]].to_numpy(), [str(word) for word in part["word"]])
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
-            ax.set_title(f"layer {layer}", fontsize=9, loc="center", pad=2)
-            ax.set_xlabel(f"in order {order:.0%}, plane holds {share:.0%}", fontsize=7.5, color="#555555")
+            ax.set_title(f"layer {shown}", fontsize=9, loc="center", pad=2)
+            ax.set_xlabel(f"in order {order:.0%}, plane holds {share:.0%}", fontsize=7.5, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
     return figure
 
@@ -131,71 +114,55 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     import matplotlib
 
     points = _upright(points)
-    closed = np.vstack([points, points[:1]])
-    ax.plot(*closed.T, color=COLORS["muted"], linewidth=0.9, zorder=1)
+    ax.plot(*np.vstack([points, points[:1]]).T, color=COLORS["muted"], linewidth=0.9, zorder=1)
     colors = matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(len(words)) / len(words))
     ax.scatter(*points.T, c=colors, s=24, zorder=2, edgecolor="white", linewidth=0.5)
-    middle = (points.max(0) + points.min(0)) / 2
-    reach = 0.68 * np.ptp(points, axis=0).max()
-    for (x, y), word in zip(points, words, strict=True):
-        length = np.hypot(x, y) or 1.0
-        ax.annotate(
-            word[:3], (x, y), xytext=(10 * x / length, 9 * y / length), textcoords="offset points",
-            ha="center", va="center", fontsize=7, zorder=3,
-        )  # fmt: skip
-    ax.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+    outwards = points / np.maximum(np.hypot(*points.T), 1e-12)[:, None] * (10, 9)
+    for point, text_at, word in zip(points, outwards, words, strict=True):
+        ax.annotate(word[:3], point, text_at, textcoords="offset points", ha="center", va="center", fontsize=7)
+    middle, reach = (points.max(0) + points.min(0)) / 2, 0.68 * np.ptp(points, axis=0).max()
+    ax.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
-    ax.grid(False)
 
 
 def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     """Share of neighbouring words in cyclic order at every layer, with the level of shuffled words."""
+    import seaborn
+
+    if table.empty:
+        return nothing_to_draw(_NO_MAP)
     figure, ax = panels(width=6.6, height=2.9)
-    ends = []
-    for color, (concept, part) in zip(_CONCEPT_COLORS, table.groupby("concept", sort=False), strict=False):
-        scores = part.groupby("layer")[["cyclic_order", "chance", "p_value"]].first()
-        ax.plot(scores.index, scores["cyclic_order"], color=color)
-        sure = scores[scores["p_value"] < 0.01]
-        ax.scatter(sure.index, sure["cyclic_order"], color=color, s=22, zorder=3)
-        ax.plot(scores.index, scores["chance"], color=color, linestyle=":", linewidth=1)
-        ax.annotate(
-            f"{concept}, shuffled", (scores.index[0], scores["chance"].iloc[0]), xytext=(6, 3),
-            textcoords="offset points", fontsize=8, color=color,
-        )  # fmt: skip
-        ends.append((scores["cyclic_order"].iloc[-1], scores.index[-1], concept, color))
+    scores = table.drop_duplicates(["concept", "layer"])
+    colors = dict(zip(scores["concept"].unique(), _CONCEPT_COLORS, strict=False))
+    look = {"x": "layer", "hue": "concept", "palette": colors, "legend": False, "ax": ax}
+    seaborn.lineplot(scores, y="cyclic_order", **look)
+    seaborn.scatterplot(scores[scores["p_value"] < 0.01], y="cyclic_order", s=28, linewidth=0, zorder=3, **look)
+    seaborn.lineplot(scores, y="chance", linestyle=":", linewidth=1, **look)
     previous = -np.inf
-    for y, x, concept, color in sorted(ends):
-        previous = max(y, previous + 0.09)
-        direct_label(ax, x, previous, concept, color)
+    for row in scores.groupby("concept").last().sort_values("cyclic_order").itertuples():
+        previous = max(row.cyclic_order, previous + 0.09)  # names of lines that end together stand above each other
+        direct_label(ax, row.layer, previous, row.Index, colors[row.Index])
+        direct_label(ax, 0, row.chance, f"{row.Index}, shuffled", colors[row.Index], xytext=(6, 6), fontsize=8)
     ax.axvline(layer, color=COLORS["muted"], linestyle="--", linewidth=1)
-    ax.annotate("studied", (layer, 0.03), xytext=(4, 0), textcoords="offset points", fontsize=8, color="#555555")
+    direct_label(ax, layer, 0.04, "studied", GREY, fontsize=8)
     ax.set(xlabel="layer (after which block)", ylabel="neighbours in order (share)", ylim=(0, 1.05))
-    ax.set_xlim(table["layer"].min(), table["layer"].max())
+    ax.set_xlim(0, scores["layer"].max())
     return figure
 
 
-def similarity_matrices(matrices: dict[str, np.ndarray], words: dict[str, list[str]]) -> Figure:
+def similarity_matrices(similarities: dict[str, pd.DataFrame]) -> Figure:
     """Cosine similarity between the mean vectors of words, one matrix a concept, the diagonal left blank."""
-    others = [m[~np.eye(len(m), dtype=bool)] for m in matrices.values()]
-    limit = max(0.1, float(np.ceil(10 * np.nanmax(np.abs(np.concatenate(others)), initial=0)) / 10))
-    figure, axes = panels(len(matrices), width=3.7 * len(matrices), height=3.5, squeeze=False)
-    image = None
-    for ax, (concept, matrix) in zip(axes[0], matrices.items(), strict=True):
-        shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
-        image = ax.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
-        ticks = range(len(matrix))
-        ax.set_xticks(ticks, words[concept], rotation=90, fontsize=7.5)
-        ax.set_yticks(ticks, words[concept], fontsize=7.5)
+    import seaborn
+
+    if not similarities:
+        return nothing_to_draw(_NO_MAP)
+    shown = {name: frame.mask(np.eye(len(frame), dtype=bool)) for name, frame in similarities.items()}
+    limit = max(0.1, np.ceil(10 * max(np.nanmax(np.abs(frame), initial=0) for frame in shown.values())) / 10)
+    figure, axes = panels(len(shown), width=3.7 * len(shown), height=3.5, squeeze=False)
+    for ax, (concept, frame) in zip(axes[0], shown.items(), strict=True):
+        seaborn.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)
         ax.set_title(concept)
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-    figure.colorbar(image, ax=axes[0], label="cosine similarity", shrink=0.75)
+        ax.tick_params(length=0, labelsize=7.5)
+    figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="cosine similarity", shrink=0.75)
     return figure
-
-
-__all__ = [
-    "norms_by_position", "order_by_layer", "similarity_matrices", "variance_with_and_without_sink",
-    "word_circles",
-]  # fmt: skip

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
-from saema_utils.chapters.activations.language_model import language_model
-from saema_utils.geometry.circles import cyclic_order, places_around, principal_plane, variance_shares, word_means
+from saema_utils.chapters.activations.model import language_model
+from saema_utils.geometry.circles import (
+    cyclic_order,
+    places_around,
+    principal_plane,
+    similarity,
+    variance_shares,
+    word_means,
+)
 from saema_utils.model.residual_stream import SINK_FACTOR, ConceptActivations, capture_concept
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import table
@@ -146,23 +153,26 @@ def word_maps(run: RunDirectory) -> pd.DataFrame:
     prompts, chosen = build_prompts(run.study), mapped_concepts(run)
     if not chosen:
         return _no_map()
-    model, tables = language_model(run), []
+    model, maps = language_model(run), []
     hooks = {f"blocks.{layer}.hook_resid_post": layer for layer in range(model.cfg.n_layers)}
     for concept in progress(chosen, "word maps", len(chosen)):
         found = capture_concept(model, prompts[concept], list(hooks))
-        tables += [_map_of_layer(concept, hooks[name], found[name], run.study.seed) for name in hooks]
-    drawn = [found for found in tables if len(found)]
+        maps += [word_map(found[name], hooks[name], run.study.seed) for name in hooks]
+    drawn = [found for found in maps if len(found)]
     return pd.concat(drawn, ignore_index=True) if drawn else _no_map()
 
 
 def _no_map() -> pd.DataFrame:
     import pandas as pd
 
-    columns = ["concept", "layer", "word", "x", "y", "plane_share", "cyclic_order", "chance", "p_value"]
-    return pd.DataFrame(columns=columns)
+    return pd.DataFrame(columns=["concept", "layer", "word", *word_maps.columns])
 
 
-def _map_of_layer(concept: str, layer: int, found: ConceptActivations, seed: int) -> pd.DataFrame:
+def word_map(found: ConceptActivations, layer: int, seed: int) -> pd.DataFrame:
+    """The words of a concept in the principal plane of their means, and whether they stand there in cyclic order.
+
+    Columns are those of the table ``01_word_maps``; no rows where fewer than four words have a mean.
+    """
     import numpy as np
     import pandas as pd
 
@@ -178,7 +188,25 @@ def _map_of_layer(concept: str, layer: int, found: ConceptActivations, seed: int
     )
     return pd.DataFrame(
         {
-            "concept": concept, "layer": layer, "word": words, "x": plane[:, 0], "y": plane[:, 1],
-            "plane_share": share, "cyclic_order": order, "chance": 2 / (len(words) - 1), "p_value": p_value,
+            "concept": found.prompts.concept,
+            "layer": layer,
+            "word": words,
+            "x": plane[:, 0],
+            "y": plane[:, 1],
+            "plane_share": share,
+            "cyclic_order": order,
+            "chance": 2 / (len(words) - 1),
+            "p_value": p_value,
         }
-    )  # fmt: skip
+    )
+
+
+def word_similarities(run: RunDirectory) -> dict[str, pd.DataFrame]:
+    """Cosine similarity between the mean vectors of words, a square frame for each concept that is mapped."""
+    import pandas as pd
+
+    activations, frames = concept_activations(run), {}
+    for concept in mapped_concepts(run):
+        words = list(activations[concept].prompts.words)
+        frames[concept] = pd.DataFrame(similarity(word_means(activations[concept])).numpy(), words, words)
+    return frames

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.chapters.intervention.findings import STOPS, with_parabola
+from saema_utils.chapters.intervention.findings import SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
+from saema_utils.evidence.effects import within_levels
 from saema_utils.figures import COLORS, NAMES, SEQUENTIAL, line_style, panels
+from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
 from saema_utils.intervention.edits import ARMS
+from saema_utils.statistics import paired_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,68 +20,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from plotly.graph_objects import Figure as PlotlyFigure
 
-MARKERS = {"poles": "o", "random_direction": "s", "permuted_labels": "^", "global_scaling": "D", "unedited": "x"}
-SEARCH_NAMES = {
-    ("aedp", "raise"): "raise pole distance", ("aedp", "lower"): "lower pole distance",
-    ("gromov_wasserstein", "raise"): "bend their shape (GW up)",
-    ("gromov_wasserstein", "lower"): "towards the residual's shape (GW down)",
-    ("random", "raise"): "random, equal size",
-}  # fmt: skip
-SEARCH_COLORS = {
-    ("aedp", "raise"): COLORS["poles"], ("aedp", "lower"): COLORS["accent"],
-    ("gromov_wasserstein", "raise"): COLORS["permuted_labels"],
-    ("gromov_wasserstein", "lower"): COLORS["residual"], ("random", "raise"): COLORS["random_direction"],
-}  # fmt: skip
+ZERO = {"color": "#888888", "linewidth": 1}
+EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  # band: smallest to largest
+BELOW = {"loc": "outside lower center", "fontsize": 8.5, "columnspacing": 1.2, "handletextpad": 0.4}
+SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
 
-def _relative(doses: pd.DataFrame, column: str = "mse") -> pd.DataFrame:
-    """The column over its value at alpha = 0 of the same curve."""
-    keys = ["concept", "arm", "seed", "preserve_sparsity"]
-    start = doses[doses["alpha"] == 0].set_index(keys)[column]
-    out = doses.copy()
-    out["relative"] = out[column].to_numpy() / start.reindex(out.set_index(keys).index).to_numpy()
-    return out
-
-
-def dose_curves(doses: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -> Figure:
+def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -> Figure:
     """Relative error of every arm against dose, mean and range over concepts, with each arm's best dose.
 
     Dots are measured. Through them goes the closed form where it is the curve; where latents that stop have bent the
     curve away, dots are joined by straight lines. A tick is a best dose at which the closed form holds, a cross one
-    at which a latent has already stopped.
+    at which a latent has already stopped. ``curves`` come from :func:`.with_parabola`.
     """
+    import seaborn as sns
+
     figure, axes = panels(2, 1, width=9.2, height=4.0, sharey=True)
-    table = with_parabola(_relative(doses), best)
     titles = ("All latents may move", "Support kept: latents stop at zero")
-    for ax, preserve, title in zip(axes, (False, True), titles, strict=True):
+    reach = curves["alpha"].min(), curves["alpha"].max()
+    for ax, kept, title in zip(axes, (False, True), titles, strict=True):
         ax.axhline(1, color="#bbbbbb", linewidth=1)
         ax.axvline(0, color="#bbbbbb", linewidth=1)
-        ax.set_ylim(0.965, ceiling)
         for row, arm in enumerate(reversed(ARMS)):
-            part = table[(table["arm"] == arm) & (table["preserve_sparsity"].astype(bool) == preserve)]
-            curve = part.groupby(["alpha", "concept"])["relative"].mean().unstack("concept").sort_index()
-            mean = curve.mean(axis=1)
-            x, y = mean.index.to_numpy(), mean.to_numpy()
-            if part["misfit"].max() <= STOPS:  # the mean of parabolas is one, and three of its points tell it
-                x = np.linspace(x.min(), x.max(), 200)
-                y = np.polyval(np.polyfit(part["alpha"], part["parabola"], 2), x)
-            ax.plot(x, y, label=NAMES[arm], **line_style(arm))
-            ax.plot(mean.index, mean, ".", color=COLORS[arm], markersize=4)
-            ax.fill_between(
-                mean.index, curve.min(axis=1), curve.max(axis=1), color=COLORS[arm], alpha=0.13, linewidth=0
-            )
-            _best_doses(ax, best[(best["arm"] == arm) & (best["preserve_sparsity"].astype(bool) == preserve)],
-                        0.972 + 0.006 * row, COLORS[arm], (doses["alpha"].min(), doses["alpha"].max()))  # fmt: skip
-        ax.set_xlabel("dose alpha (poles at 1 + alpha times their distance)")
-        ax.set_title(title)
+            part, stars = (t[(t["arm"] == arm) & (t["preserve_sparsity"] == kept)] for t in (curves, best))
+            y, line = "relative", part
+            if part["misfit"].max() <= STOPS:
+                y, line = "parabola", closed_form(stars, np.linspace(*reach, 121))
+            line = line.groupby(["alpha", "concept"])[y].mean().reset_index()
+            sns.lineplot(line, x="alpha", y=y, label=NAMES[arm], legend=False, ax=ax, **EXTENT, **line_style(arm))
+            ax.plot(part.groupby("alpha")["relative"].mean(), ".", color=COLORS[arm], markersize=4)
+            _best_doses(ax, stars, 0.972 + 0.006 * row, COLORS[arm], reach)
+        ax.set(xlabel="dose alpha (poles at 1 + alpha times their distance)", title=title, ylim=(0.965, ceiling))
     axes[0].set_ylabel("squared error, relative to no edit")
-    axes[1].annotate(
-        "ticks: best doses", (0.99, 0.015), xycoords="axes fraction", ha="right", va="bottom",
-        fontsize=8, color="#666666",
-    )  # fmt: skip
+    axes[1].text(0.99, 0.015, "ticks: best doses", transform=axes[1].transAxes, ha="right", fontsize=8, color="#666666")
     # Curves leave the panels through the ceiling close together: names beside their ends would collide.
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=len(ARMS), frameon=False)
+    figure.legend(handles[::-1], names[::-1], ncols=4, **BELOW)
     return figure
 
 
@@ -89,219 +67,170 @@ def _best_doses(ax: Axes, rows: pd.DataFrame, height: float, color: str, reach: 
         ax.plot(alphas, np.full(len(alphas), height), marker, color=color, markersize=size, markeredgewidth=1.4)
 
 
-def misleading_correlation(doses: pd.DataFrame, correlation: pd.DataFrame, concept: str) -> Figure:
-    """One curve read three ways, and the correlation over concepts in each range of doses."""
-    figure, (left, right) = panels(2, 1, width=9.2, height=3.7, width_ratios=(1, 1.25))
-    dense = _relative(doses[~doses["preserve_sparsity"].astype(bool) & (doses["concept"] == concept)])
-    curve = dense[dense["arm"] == "poles"].sort_values("alpha")
-    together, apart = curve[curve["alpha"] <= 0], curve[curve["alpha"] >= 0]
-    left.plot(curve["aedp"], curve["relative"], color="#bbbbbb", linewidth=1)
-    for part, color, label in (
-        (together, COLORS["accent"], "moving together"),
-        (apart, COLORS["poles"], "moving apart"),
+def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, concept: str) -> Figure:
+    """One curve read from its two sides, and the correlation over concepts in each range of doses."""
+    import seaborn as sns
+
+    figure, (left, right) = panels(2, 1, width=9.2, height=3.9, width_ratios=(1, 1.25))
+    mine = (curves["concept"] == concept) & (curves["arm"] == "poles") & ~curves["preserve_sparsity"]
+    curve = curves[mine].sort_values("alpha")
+    left.plot("aedp", "relative", data=curve, color="#bbbbbb", linewidth=1)
+    for part, end, aligned, label, color in (
+        (curve[curve["alpha"] <= 0], 0, "left", "moving together", COLORS["accent"]),
+        (curve[curve["alpha"] >= 0], -1, "right", "moving apart", COLORS["poles"]),
     ):
-        left.scatter(part["aedp"], part["relative"], s=16, color=color, zorder=3)
-        fit = np.polyfit(part["aedp"], part["relative"], 1)
-        left.plot(part["aedp"], np.polyval(fit, part["aedp"]), color=color, linestyle=":")
-        end = part.iloc[0] if label == "moving together" else part.iloc[-1]
-        left.annotate(
-            label, (end["aedp"], end["relative"]), xytext=(6, 6) if part is together else (-6, 4),
-            textcoords="offset points", ha="left" if part is together else "right", color=color, fontsize=9,
-        )  # fmt: skip
-    start = curve[curve["alpha"] == 0].iloc[0]
-    left.scatter([start["aedp"]], [start["relative"]], s=70, facecolor="none", edgecolor="black", zorder=4)
-    left.annotate(
-        "no edit", (start["aedp"], start["relative"]), xytext=(0, -14), textcoords="offset points", fontsize=9
-    )
-    left.set_xlabel("average distance of poles (latent units)")
-    left.set_ylabel("squared error, relative to no edit")
+        style = {"scatter_kws": {"s": 16, "alpha": 1}, "line_kws": {"linestyle": ":", "linewidth": 1.8}}
+        sns.regplot(part, x="aedp", y="relative", ci=None, color=color, ax=left, **style)
+        place = curve[["aedp", "relative"]].iloc[end]
+        left.annotate(f"  {label}  ", place, (0, 5), textcoords="offset points", ha=aligned, color=color, fontsize=9)
+    start = curve.loc[curve["alpha"] == 0, ["aedp", "relative"]].iloc[0]
+    left.scatter(*start, s=70, facecolor="none", edgecolor="black", zorder=4)
+    left.annotate("no edit", start, xytext=(0, -14), textcoords="offset points", fontsize=9)
+    left.set(xlabel="average distance of poles (latent units)", ylabel="squared error, relative to no edit")
     left.set_title(f"One concept: {concept}")
-    dense = correlation[~correlation["preserve_sparsity"].astype(bool)]
-    ranges = list(dict.fromkeys(dense["range"]))
-    for offset, arm in enumerate(ARMS):
-        part = dense[dense["arm"] == arm].groupby(["range", "concept"])["r"].mean().reset_index()
-        y = [ranges.index(name) + 0.18 * (offset - 1.5) for name in part["range"]]
-        right.scatter(part["r"], y, s=22, marker=MARKERS[arm], color=COLORS[arm], alpha=0.75, label=NAMES[arm])
-    right.axvline(0, color="#888888", linewidth=1)
+    dense = correlation[~correlation["preserve_sparsity"]].groupby(["range", "arm", "concept"], sort=False)["r"].mean()
+    dense = dense.reset_index().replace({"arm": NAMES}).assign(range=lambda t: t["range"].str.replace(" (", "\n("))
+    arms = {NAMES[arm]: COLORS[arm] for arm in ARMS}
+    style = {"hue_order": list(arms), "palette": arms, "dodge": True, "jitter": False, "alpha": 0.75}
+    sns.stripplot(dense, x="r", y="range", hue="arm", ax=right, **style)
+    right.axvline(0, **ZERO)
     right.axvspan(-0.97, -0.89, color="#999999", alpha=0.25, linewidth=0)
-    right.annotate("reported by the paper", (-0.87, -0.5), ha="left", fontsize=8, color="#555555")
-    right.set_yticks(range(len(ranges)), [name.replace(" (", "\n(") for name in ranges])
-    right.set_ylim(len(ranges) - 0.5, -0.75)
-    right.set_xlim(-1.12, 1.12)
-    right.set_xlabel("correlation of pole distance with error")
-    right.set_title("Every concept, four ranges of doses")
-    right.legend(
-        loc="upper center", bbox_to_anchor=(0.4, -0.17), ncol=4, fontsize=8, handletextpad=0.2, columnspacing=1
-    )
+    right.annotate("reported by the paper", (-0.87, -0.6), ha="left", fontsize=8, color="#555555")
+    right.set(xlim=(-1.12, 1.12), ylim=(None, -0.85), xticks=np.linspace(-1, 1, 5), ylabel="")
+    right.set(xlabel="correlation of pole distance with error", title="Every concept, four ranges of doses")
+    right.yaxis.grid(True)
+    right.get_legend().remove()
+    figure.legend(*right.get_legend_handles_labels(), ncols=4, **BELOW)
     return figure
 
 
 def search_courses(searches: pd.DataFrame) -> Figure:
     """Courses of the gradient searches: the distance they change, its scale-free reading, and the error they cause."""
+    import seaborn as sns
+
     figure, axes = panels(3, 1, width=10.2, height=3.4)
-    columns = (
-        ("aedp", "average distance of poles\n(relative to no edit)"),
-        ("separation_scale_free", "scale-free separation\n(difference from no edit)"),
-        ("mse", "squared error\n(relative to no edit)"),
-    )
-    for ax, (column, label) in zip(axes, columns, strict=True):
-        for (objective, direction), name in SEARCH_NAMES.items():
-            part = searches[(searches["search"] == objective) & (searches["direction"] == direction)]
-            if part.empty:
-                continue
-            wide = part.pivot_table(index="step", columns=["concept", "restart"], values=column)
-            shown = wide - wide.loc[0] if column == "separation_scale_free" else wide / wide.loc[0]
-            color = SEARCH_COLORS[objective, direction]
-            style = "--" if objective == "random" else "-"
-            ax.plot(shown.index, shown.mean(axis=1), color=color, linestyle=style, label=name)
-            low, high = shown.min(axis=1), shown.max(axis=1)
-            ax.fill_between(shown.index, low, high, color=color, alpha=0.1, linewidth=0)
-        ax.set_xlabel("gradient step")
-        ax.set_title(label, fontsize=10, fontweight="normal")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=3, fontsize=8.5)
+    columns = ("aedp", "separation_scale_free", "mse")
+    labels = ("average distance of poles\n(relative to no edit)", "scale-free separation\n(difference from no edit)")
+    for ax, column, label in zip(axes, columns, (*labels, "squared error\n(relative to no edit)"), strict=True):
+        start = searches.groupby(["concept", "restart", "search", "direction"])[column].transform("first")
+        shown = searches[column] - start if column == "separation_scale_free" else searches[column] / start
+        for ((search, direction), name), color in zip(SEARCHES.items(), SEARCH_COLORS, strict=True):
+            part = searches.assign(shown=shown)[(searches["search"] == search) & (searches["direction"] == direction)]
+            style = {"color": color, "linestyle": "--" if search == "random" else "-", "legend": False}
+            sns.lineplot(part, x="step", y="shown", label=name, ax=ax, **EXTENT, **style)
+        ax.set(xlabel="gradient step", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=3, **BELOW)
     return figure
 
 
 def spliced_effects(losses: pd.DataFrame) -> Figure:
     """Cross-entropy change at the word and after it, with and without the SAE's error term, by arm and dose."""
-    figure, axes = panels(2, 1, width=9.2, height=3.8, sharey=True)
-    titles = ((False, "Edited reconstruction alone"), (True, "Edit added to the true activations"))
-    order = [("unedited", 0.0)] + [(a, d) for a in ARMS for d in sorted(losses["alpha"].unique()) if d != 0]
-    for ax, (error_term, title) in zip(axes, titles, strict=True):
-        part = losses[losses["error_term"].astype(bool) == error_term]
-        for row, (arm, alpha) in enumerate(order):
-            color = COLORS.get(arm, "black")
-            for position, fill, shift in (("concept", color, -0.14), ("after", "white", 0.14)):
-                here = part[(part["arm"] == arm) & (part["alpha"] == alpha) & (part["position"] == position)]
-                values = here["ce_change"].dropna()
-                if values.empty:
-                    continue
-                ax.plot(values, np.full(len(values), row + shift), ".", color=color, alpha=0.3, markersize=4)
-                ax.plot(
-                    values.mean(), row + shift, MARKERS[arm], color=color, markerfacecolor=fill, markersize=7,
-                    label=("predictions at the word" if position == "concept" else "predictions after it")
-                    if row == 1 and not error_term else None,
-                )  # fmt: skip
-        ax.axvline(0, color="#888888", linewidth=1)
+    import seaborn as sns
+
+    losses = losses.dropna(subset="ce_change")
+    doses = sorted(set(losses["alpha"]) - {0})
+    order = ["no edit", *(f"{NAMES[arm]} {alpha:+g}" for arm in ARMS for alpha in doses)]
+    places = [place for place in ("concept", "after") if place in set(losses["position"])]
+    figure, axes = panels(2, len(places), width=9.2, height=3.3, sharey=True, sharex=True, squeeze=False)
+    for ax, (place, error_term) in zip(axes.flat, itertools.product(places, (False, True)), strict=True):
+        part = losses.assign(edit=edit_names(losses))[
+            (losses["position"] == place) & (losses["error_term"] == error_term)
+        ]
+        style = {"x": "ce_change", "y": "edit", "hue": "arm", "order": order, "legend": False, "ax": ax}
+        style["palette"] = COLORS | {"unedited": "black"}
+        sns.stripplot(part, **style, size=4, alpha=0.35, jitter=False)
+        sns.pointplot(part, **style, errorbar=None, linestyle="none", markersize=7)
+        ax.axvline(0, **ZERO)
+        ax.yaxis.grid(True)
         ax.set_xscale("symlog", linthresh=0.1)
-        ax.set_xlabel("change of cross-entropy (nats per token)")
-        ax.set_title(title)
-    names = [f"{NAMES.get(arm, arm)} {alpha:+g}" if alpha else "no edit" for arm, alpha in order]
-    axes[0].set_yticks(range(len(order)), names)
-    axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2, fontsize=8.5)
+        what = "Edit added to the true activations" if error_term else "Edited reconstruction alone"
+        where = "predictions at the word" if place == "concept" else "predictions after it"
+        ax.set(xlabel="change of cross-entropy (nats per token)", ylabel="", title=f"{what},\n{where}")
     return figure
 
 
-def coefficient_sweep(sweep: pd.DataFrame, effects: pd.DataFrame) -> Figure:
-    """What training for separability changes, paired by seed: separation gained, explained variance gained or lost.
+def training_changes(trained: pd.DataFrame) -> Figure:
+    """What each coefficient changes against coefficient 0: dots are seeds, bars the mean and its 95 % interval."""
+    import seaborn as sns
 
-    ``effects`` (``05_coefficient_effects``) gives means and intervals, ``sweep`` each seed's line behind them.
-    """
     figure, axes = panels(3, 1, width=10.2, height=3.5)
-    columns = (
-        (("separation_train", "trained words"), ("separation_words", "unseen words")),
-        (("explained_variance", "running text"),),
-        (("ev_train", "trained words"), ("ev_words", "unseen words"), ("ev_sentences", "unseen sentences")),
-    )
-    titles = ("Scale-free separation", "Explained variance, running text", "Explained variance, concept words")
+    words = {"train": "trained words", "words": "unseen words", "sentences": "unseen sentences"}
+    shown = {
+        "Scale-free separation": ("separation_train", "separation_words"),
+        "Explained variance, text": ("explained_variance",),
+        "Explained variance, words": ("ev_train", "ev_words", "ev_sentences"),
+    }
+    wide = trained.set_index(["seed", "coefficient"])
+    change = wide.select_dtypes("number") - wide.xs(0.0, level="coefficient").select_dtypes("number")
     palette = (COLORS["sae"], COLORS["accent"], COLORS["random_direction"])
-    for ax, lines, title in zip(axes, columns, titles, strict=True):
-        for (column, name), color in zip(lines, palette, strict=False):
-            wide = sweep.pivot(index="coefficient", columns="seed", values=column)
-            change = wide - wide.loc[0.0]
-            shift = 0.12 * (lines.index((column, name)) - (len(lines) - 1) / 2)
-            x = np.arange(len(change)) + shift  # side by side, so that no interval hides another
-            found = effects[effects["measure"] == column].set_index("coefficient").reindex(change.index)
-            mean = found["estimate"].fillna(0.0)
-            reach = np.abs(found[["low", "high"]].sub(mean, axis=0)).fillna(0.0).to_numpy().T
-            ax.plot(x, change.to_numpy(), color=color, alpha=0.3, linewidth=0.9)
-            ax.errorbar(x, mean, yerr=reach, color=color, marker="o", markersize=4, capsize=3, label=name)
-        ax.axhline(0, color="#888888", linewidth=1)
-        ax.set_xticks(np.arange(len(change)), [f"{c:+g}" if c else "0" for c in change.index])
-        ax.set_xlabel("coefficient of the separation term")
-        ax.set_title(title, fontsize=10)
-        if len(lines) > 1:
-            ax.legend(fontsize=8)
+    for ax, (title, columns) in zip(axes, shown.items(), strict=True):
+        part = change[[*columns]].rename(columns=lambda name: words.get(name.split("_")[1], "running text"))
+        part = part.melt(ignore_index=False, var_name="on").reset_index()
+        style = {"x": "coefficient", "y": "value", "hue": "on", "palette": palette[: len(columns)], "ax": ax}
+        sns.stripplot(part, **style, dodge=True, jitter=False, size=3.5, alpha=0.4, legend=False)
+        dodge = 0.8 - 0.8 / len(columns)  # where stripplot puts them
+        interval = {"errorbar": lambda values: paired_interval(values)[1:], "capsize": 0.12}
+        sns.pointplot(part, **style, **interval, dodge=dodge, markersize=5, linewidth=1.8, err_kws={"linewidth": 1.5})
+        ax.axhline(0, **ZERO)
+        ax.legend(fontsize=8)
+        ax.set(xlabel="coefficient of the separation term", ylabel="", title=title)
     axes[0].set_ylabel("difference from coefficient 0")
     return figure
 
 
 def natural_variation(natural: pd.DataFrame) -> Figure:
     """Without any separation term: both over training, and their deviations from the mean of each step."""
+    import seaborn as sns
+
     figure, (left, right) = panels(2, 1, width=9.2, height=3.6)
-    steps = natural["step"].unique()
-    for _, course in natural.groupby("seed"):
-        left.plot(course["separation"], course["explained_variance"], color="#bbbbbb", linewidth=1, zorder=1)
-    dots = left.scatter(
-        natural["separation"],
-        natural["explained_variance"],
-        c=np.log10(natural["step"]),
-        cmap=SEQUENTIAL,
-        s=26,
-        zorder=2,
-    )
-    bar = figure.colorbar(dots, ax=left, label="training step", ticks=np.log10([steps.min(), steps.max()]))
-    bar.ax.set_yticklabels([f"{steps.min()}", f"{steps.max()}"])
-    left.set_xlabel("scale-free separation of concepts")
-    left.set_ylabel("explained variance, held-out text")
-    left.set_title("Along training, both move")
-    groups = natural.groupby("step")[["separation", "explained_variance"]]
-    centred = (natural[["separation", "explained_variance"]] - groups.transform("mean")) / groups.transform("std")
-    right.axhline(0, color="#cccccc", linewidth=1)
-    right.axvline(0, color="#cccccc", linewidth=1)
-    right.scatter(
-        centred["separation"], centred["explained_variance"], c=np.log10(natural["step"]), cmap=SEQUENTIAL, s=26
-    )
-    right.locator_params(axis="x", nbins=5)
-    right.set_xlabel("separation, in standard deviations of its step")
-    right.set_ylabel("explained variance, likewise")
+    pair = {"x": "separation", "y": "explained_variance"}
+    dots = {**pair, "hue": "step", "palette": SEQUENTIAL, "s": 36, "linewidth": 0}
+    sns.lineplot(natural, **pair, units="seed", estimator=None, sort=False, color="#bbbbbb", linewidth=1, ax=left)
+    sns.scatterplot(natural, **dots, legend="full", zorder=2, ax=left)
+    left.legend(title="training step")
+    left.set(xlabel="scale-free separation of concepts", ylabel="explained variance, held-out text")
+    left.set_title("Along training")
+    right.axhline(0, **ZERO)
+    right.axvline(0, **ZERO)
+    at_one_step = within_levels(natural, tuple(pair.values()), "step").assign(step=natural["step"])
+    sns.scatterplot(at_one_step, **dots, legend=False, ax=right)
+    right.set(xlabel="separation, in standard deviations of its step", ylabel="explained variance, likewise")
     right.set_title("At one step, between seeds")
     return figure
 
 
 def gaming(table: pd.DataFrame) -> Figure:
     """Ratios to the start: what rewarding the raw distance buys, beside rewarding the scale-free measure."""
+    import seaborn as sns
+
     figure, ax = panels(1, 1, width=8.2, height=3.0)
-    measures = (
-        ("aedp", "pole distance (AEDP)", "o"), ("latent_rms", "size of the latents", "s"),
-        ("separation", "scale-free separation", "D"), ("unexplained", "unexplained variance of the words", "x"),
-    )  # fmt: skip
-    shown = table.assign(unexplained=1 - table["ev_train"])
-    first = shown.iloc[0]
-    rows = shown.iloc[1:]
-    colors = (COLORS["accent"], COLORS["muted"], COLORS["sae"], "black")
-    for (column, name, marker), color in zip(measures, colors, strict=True):
-        ratio = rows[column] / first[column]
-        ax.plot(ratio, np.arange(len(rows)), marker, color=color, markersize=8, linestyle="none", label=name)
-    ax.axvline(1, color="#888888", linewidth=1)
-    ax.set_yticks(range(len(rows)), rows["autoencoder"])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel("ratio to the autoencoder before")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncol=4, fontsize=8, columnspacing=1, handletextpad=0.2)
+    ratios = gaming_ratios(table).melt(var_name="measure", ignore_index=False).reset_index()
+    style = {"markers": ["o", "s", "D", "x"], "palette": [COLORS["accent"], COLORS["muted"], COLORS["sae"], "black"]}
+    sns.pointplot(ratios, x="value", y="autoencoder", hue="measure", linestyle="none", ax=ax, **style)
+    ax.axvline(1, **ZERO)
+    ax.yaxis.grid(True)
+    ax.set(xlabel="ratio to the autoencoder before", ylabel="")
+    ax.get_legend().remove()
+    figure.legend(*ax.get_legend_handles_labels(), ncols=4, **BELOW)
     return figure
 
 
 def reversed_cause(table: pd.DataFrame) -> Figure:
     """Reconstruction improved by other means, and what separation does meanwhile."""
+    import seaborn as sns
+
     figure, axes = panels(3, 1, width=10.2, height=3.3)
     titles = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
     for ax, (change, title) in zip(axes, titles.items(), strict=True):
         part = table[table["change"] == change].sort_values("level")
-        for _, course in part.groupby("seed"):
-            ax.plot(course["explained_variance"], course["separation"], color="#bbbbbb", linewidth=1)
         mean = part.groupby("level")[["explained_variance", "separation"]].mean()
-        ax.plot(mean["explained_variance"], mean["separation"], color=COLORS["sae"], marker="o", markersize=4)
+        style = {"x": "explained_variance", "y": "separation", "sort": False, "estimator": None, "ax": ax}
+        sns.lineplot(part, **style, units="seed", color="#bbbbbb", linewidth=1)
+        sns.lineplot(mean, **style, color=COLORS["sae"], marker="o", markeredgewidth=0)
         for level in (mean.index[0], mean.index[-1]):
-            point = mean.loc[level]
-            ax.annotate(
-                f"{level:g}", (point["explained_variance"], point["separation"]), xytext=(4, 5),
-                textcoords="offset points", fontsize=8.5,
-            )  # fmt: skip
+            ax.annotate(f"{level:g}", mean.loc[level], xytext=(4, 5), textcoords="offset points", fontsize=8.5)
         ax.margins(0.12)
-        ax.set_xlabel("explained variance, held-out text")
-        ax.set_title(title, fontsize=10)
+        ax.set(xlabel="explained variance, held-out text", ylabel="", title=title)
     axes[0].set_ylabel("scale-free separation")
     return figure
 
@@ -309,56 +238,45 @@ def reversed_cause(table: pd.DataFrame) -> Figure:
 def effect_forest(table: pd.DataFrame) -> Figure:
     """Every effect with its interval, in units of the interval's half width so that all fit one axis."""
     figure, ax = panels(1, 1, width=9.6, height=0.24 * len(table) + 0.9)
-    colors = {"supports": COLORS["sae"], "contradicts": COLORS["accent"]}
     # Oriented so that right is where the causal claim points.
     scale = table["claimed"] / ((table["high"] - table["low"]) / 2).replace(0, np.nan)
     centre = (table["estimate"] * scale).clip(-8, 8)
     # The interval of a correlation does not have its estimate in the middle.
     ends = [centre + (table[side] - table["estimate"]) * scale for side in ("low", "high")]
-    for row, (value, low, high, verdict) in enumerate(zip(centre, *ends, table["verdict"], strict=True)):
-        color = colors.get(verdict, COLORS["muted"])
-        ax.plot([low, high], [row, row], color=color, linewidth=2)
-        ax.plot(value, row, "o", color=color, markersize=5)
-    ax.axvline(0, color="#444444", linewidth=1)
-    ax.set_yticks(range(len(table)), [_contrast(r) for r in table.itertuples()], fontsize=7.5)
-    ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlim(-9.2, 9.2)
-    ax.set_xlabel("effect in half-widths of its 95 % interval (right: as the causal claim predicts)")
+    colors = table["verdict"].map({"supports": COLORS["sae"], "contradicts": COLORS["accent"]}).fillna(COLORS["muted"])
+    rows = np.arange(len(table))
+    ax.hlines(rows, *ends, colors, linewidth=2)
+    ax.scatter(centre, rows, color=colors, s=25)
+    ax.axvline(0, **ZERO)
+    names = table["effect"] + "  vs " + table["control"].replace(NAMES)
+    ax.set_yticks(rows, names, fontsize=7.5)
+    label = "effect in half-widths of its 95 % interval (right: as the causal claim predicts)"
+    ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(-9.2, 9.2), xlabel=label)
     return figure
 
 
-def _contrast(row) -> str:
-    return f"{row.effect}  vs {NAMES.get(row.control, row.control)}"
-
-
-def interactive_dose_response(table: pd.DataFrame) -> PlotlyFigure:
+def dose_explorer(curves: pd.DataFrame) -> PlotlyFigure:
     """A plotly figure: pick a concept, hover over any arm's dose to read distance, separation, error and L0."""
     import plotly.graph_objects as go
 
-    dense = _relative(table[~table["preserve_sparsity"].astype(bool)])
-    concepts = list(dict.fromkeys(dense["concept"]))
+    dense = curves[~curves["preserve_sparsity"]]
+    concepts, read = list(dict.fromkeys(dense["concept"])), ["aedp", "separation_scale_free", "l0"]
+    hover = "alpha %{x:.2f}<br>error %{y:.3f} of no edit<br>pole distance %{customdata[0]:.3g}"
+    hover += "<br>scale-free separation %{customdata[1]:.3f}<br>L0 %{customdata[2]:.0f}"
+    style = {"mode": "lines+markers", "marker": {"size": 5}, "hovertemplate": hover}
     figure = go.Figure()
-    for concept in concepts:
-        for arm in ARMS:
-            part = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
-            curve = part.groupby("alpha")[["relative", "aedp", "separation_scale_free", "l0"]].mean().reset_index()
-            figure.add_scatter(
-                x=curve["alpha"], y=curve["relative"], name=NAMES[arm], mode="lines+markers", marker={"size": 5},
-                line={"color": COLORS[arm], "dash": "solid" if arm == "poles" else "dash"},
-                visible=concept == concepts[0], customdata=curve[["aedp", "separation_scale_free", "l0"]].to_numpy(),
-                hovertemplate="alpha %{x:.2f}<br>error %{y:.3f} of no edit<br>pole distance %{customdata[0]:.3g}"
-                "<br>scale-free separation %{customdata[1]:.3f}<br>L0 %{customdata[2]:.0f}",
-            )  # fmt: skip
-    buttons = [
-        {
-            "label": concept, "method": "update",
-            "args": [{"visible": [other == concept for other in concepts for _ in ARMS]}],
-        }
-        for concept in concepts
-    ]  # fmt: skip
-    figure.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}],
-        xaxis_title="dose alpha", yaxis_title="squared error, relative to no edit", yaxis_range=[0.95, 1.8],
-        legend={"orientation": "h", "y": -0.22}, margin={"t": 60, "r": 10}, height=430,
-    )  # fmt: skip
-    return figure
+    for concept, arm in itertools.product(concepts, ARMS):
+        part = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
+        curve = part.groupby("alpha")[["relative", *read]].mean().reset_index()
+        style["line"] = {"color": COLORS[arm], "dash": "solid" if arm == "poles" else "dash"}
+        style["visible"] = concept == concepts[0]
+        figure.add_scatter(
+            x=curve["alpha"], y=curve["relative"], name=NAMES[arm], customdata=curve[read].to_numpy(), **style
+        )
+    shown = {concept: [other == concept for other in concepts for _ in ARMS] for concept in concepts}
+    buttons = [{"label": name, "method": "update", "args": [{"visible": which}]} for name, which in shown.items()]
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}
+    layout = {"updatemenus": [menu], "legend": {"orientation": "h", "y": -0.22}, "margin": {"t": 60, "r": 10}}
+    figure.update_xaxes(title="dose alpha")
+    figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8])
+    return figure.update_layout(height=430, **layout)

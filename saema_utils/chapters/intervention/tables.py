@@ -7,6 +7,7 @@ of the chapter is :mod:`~saema_utils.chapters.intervention.training`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,11 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
-from saema_utils.chapters.activations.language_model import language_model
-from saema_utils.chapters.intervention.training import (
-    natural_variation_table,
-    training_table,
-)
+from saema_utils.chapters.activations.model import language_model
+from saema_utils.chapters.intervention.training import natural_variation_table, separability_training_table
 from saema_utils.chapters.sae.coders import study_sae
 from saema_utils.errors import InterventionError
 from saema_utils.evidence.effects import coefficient_effects, effects
@@ -28,7 +26,7 @@ from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import check_labelled, cluster_means, distance_matrix
 from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.tables import parts, table
+from saema_utils.runs.tables import Parts, Result, parts, table
 from saema_utils.runtime import float64, progress
 from saema_utils.text.concepts import build_prompts
 
@@ -43,10 +41,22 @@ RADIUS = 0.5
 RESTARTS = 2
 SPLICED_DOSES = (-0.5, 0.5)
 SEARCHES = (
-    ("aedp", "raise"), ("aedp", "lower"), ("gromov_wasserstein", "raise"), ("gromov_wasserstein", "lower"),
+    ("aedp", "raise"),
+    ("aedp", "lower"),
+    ("gromov_wasserstein", "raise"),
+    ("gromov_wasserstein", "lower"),
     ("random", "raise"),
-)  # fmt: skip
-WORDS = (concept_tensors, study_sae)
+)
+
+# What tables of one chapter share is said once; ``chapters.columns`` says what more chapters share.
+EDITED = {
+    "arm": "how latents are moved: poles, or a control (random_direction, permuted_labels, global_scaling)",
+    "alpha": "the dose: poles stand at 1 + alpha times their distance",
+    "preserve_sparsity": "whether latents that are off stay off, and none is pushed through zero",
+    "aedp": "average distance of poles, in units of the latents",
+    "separation_scale_free": "share of the latents' scatter that lies between poles, 0 to 1",
+    "mse": "mean squared error a dimension of the reconstruction",
+}
 
 
 @dataclass(frozen=True)
@@ -57,13 +67,21 @@ class WordTokens:
     SAE's own reconstruction.
     """
 
-    concept: str
-    words: tuple[str, ...]
+    activations: ConceptActivations
     vectors: Float[Tensor, "N D"]
     latents: Float[Tensor, "N F"]
     labels: Int[Tensor, " N"]
     prompts: Int[Tensor, " N"]
     decode: Callable[[Tensor], Tensor]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether two words or more have tokens left: one pole has nothing to be apart from."""
+        try:
+            check_labelled(self.latents, self.labels)
+        except InterventionError:
+            return False
+        return True
 
 
 def word_tokens(run: RunDirectory) -> dict[str, WordTokens]:
@@ -76,11 +94,67 @@ def word_tokens(run: RunDirectory) -> dict[str, WordTokens]:
         x = x.to(run.device)
         with torch.no_grad():
             latents = coder.encode(x)
-        found[concept] = WordTokens(
-            concept, activations.prompts.words, x, latents, labels.to(run.device), prompts,
-            lambda z, x=x: coder.decode(z.to(x.dtype), like=x),
-        )  # fmt: skip
+
+        def decode(z: Tensor, x: Tensor = x) -> Tensor:
+            return coder.decode(z.to(x.dtype), like=x)
+
+        found[concept] = WordTokens(activations, x, latents, labels.to(run.device), prompts, decode)
     return found
+
+
+def example_concept(run: RunDirectory) -> tuple[str, WordTokens]:
+    """The months, or else the first concept that can be edited.
+
+    Raises
+    ------
+    InterventionError
+        If no concept of the study has tokens of two words left.
+    """
+    usable = {concept: tokens for concept, tokens in word_tokens(run).items() if tokens.is_usable}
+    if not usable:
+        raise InterventionError(
+            f"no concept of study {run.study.name!r} has tokens of two or more words left; allowed: at least one. "
+            "Add prompts, or look at the masks in chapter 1."
+        )
+    concept = "months" if "months" in usable else next(iter(usable))
+    return concept, usable[concept]
+
+
+# ---- a concept at a time -------------------------------------------------------------------------
+
+Measure = Callable[[RunDirectory, WordTokens], "pd.DataFrame"]
+
+
+def _concepts(run: RunDirectory) -> list[str]:
+    return list(build_prompts(run.study))
+
+
+def _concept_parts(name: str, measure: Measure) -> Parts:
+    """Declare what a measure finds in each concept, kept concept by concept, so that a cut run resumes.
+
+    Where there is nothing to measure, it gives a table without rows.
+    """
+
+    def made(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+        tokens = word_tokens(run)
+        for concept in progress(concepts, name.removeprefix("05_").replace("_", " ")):
+            part = measure(run, tokens[concept])
+            part.insert(0, "concept", concept)
+            yield concept, {name: part}
+
+    made.__doc__ = f"{inspect.getdoc(measure).splitlines()[0]} One concept a part."
+    return parts(name, of=_concepts, needs=(concept_tensors, study_sae))(made)
+
+
+def _concept_table(name: str, measure: Measure, columns: dict[str, str]) -> Result:
+    """Declare a table of what a measure finds in all concepts; the measure's docstring describes it."""
+    by_concept = _concept_parts(name, measure)
+
+    def whole(run: RunDirectory) -> pd.DataFrame:
+        return by_concept(run)
+
+    whole.__doc__ = measure.__doc__
+    return table(name, needs=(by_concept,), columns=columns)(whole)
 
 
 def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
@@ -88,170 +162,112 @@ def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
     return [(arm, seed) for arm in ARMS for seed in (seeds if arm in SEEDED else seeds[:1])]
 
 
-def _each_concept(
-    run: RunDirectory, concepts: list[str], measure: Callable[[RunDirectory, WordTokens], pd.DataFrame], what: str
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    found = {concept: tokens for concept, tokens in word_tokens(run).items() if concept in concepts}
-    for concept, tokens in progress(list(found.items()), what):
-        part = measure(run, tokens)
-        part.insert(0, "concept", concept)
-        yield concept, part
+def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+    """Every arm at every dose, with all latents free and with the support kept."""
+    import pandas as pd
 
-
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
-
-
-def _is_usable(tokens: WordTokens) -> bool:
-    try:
-        check_labelled(tokens.latents, tokens.labels)
-    except InterventionError:
-        return False
-    return True
-
-
-@parts("05_doses", of=_concepts, needs=WORDS)
-def doses_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Every arm at every dose, concept by concept."""
-    for concept, part in _each_concept(run, concepts, _doses, "doses"):
-        yield concept, {"05_doses": part}
-
-
-def _doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
-    parts = []
-    for arm, seed in _arms_and_seeds(run) if _is_usable(tokens) else []:
+    if not tokens.is_usable:
+        return pd.DataFrame()
+    found = []
+    for arm, seed in _arms_and_seeds(run):
         for preserve in (False, True):
             part = dose_response(
-                tokens.latents, tokens.labels, tokens.decode, tokens.vectors, alphas=run.study.intervention.alphas,
-                arms=(arm,), preserve_sparsity=preserve, seed=seed,
-            )  # fmt: skip
-            parts.append(part.assign(seed=seed, preserve_sparsity=preserve))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"alpha": [float("nan")], "arm": [""]})
+                tokens.latents,
+                tokens.labels,
+                tokens.decode,
+                tokens.vectors,
+                alphas=run.study.intervention.alphas,
+                arms=(arm,),
+                preserve_sparsity=preserve,
+                seed=seed,
+            )
+            found.append(part.assign(seed=seed, preserve_sparsity=preserve))
+    return pd.concat(found, ignore_index=True)
 
 
-@parts("05_optimum", of=_concepts, needs=WORDS)
-def optima_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Closed-form best doses, concept by concept."""
-    for concept, part in _each_concept(run, concepts, _optima, "best doses"):
-        yield concept, {"05_optimum": part}
+def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+    """Best dose of each arm from the closed form, with intervals over prompts."""
+    import pandas as pd
 
-
-def _optima(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
+    named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
     rows = []
     for arm, seed in _arms_and_seeds(run):
         for preserve in (False, True):
-            row = {"arm": arm, "seed": seed, "preserve_sparsity": preserve, "reason": ""}
+            choices = {"arm": arm, "seed": seed, "preserve_sparsity": preserve}
+            facts = {"reason": ""}
             try:
-                found = optimum(
-                    tokens.latents, tokens.labels, tokens.decode, tokens.vectors, arm=arm, prompts=tokens.prompts,
-                    preserve_sparsity=preserve, seed=seed,
-                )  # fmt: skip
-                facts = dataclasses.asdict(found)
-                named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
-                row |= {named.get(name, name): value for name, value in facts.items()}
+                found = dataclasses.asdict(optimum(*given, prompts=tokens.prompts, **choices))
+                facts |= {named.get(name, name): value for name, value in found.items()}
             except InterventionError as error:
-                row["reason"] = str(error)
-            rows.append(row)
+                facts["reason"] = str(error)
+            rows.append(choices | facts)
     return pd.DataFrame(rows)
 
 
-@table("05_optimum", needs=(optima_of_concepts,), columns={})
-def optimum_table(run: RunDirectory) -> pd.DataFrame:
-    """Closed-form best dose of each arm with intervals over prompts."""
-    return optima_of_concepts(run)
-
-
-@parts("05_beyond_scaling", of=_concepts, needs=WORDS)
-def joint_doses_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Best doses with a common scaling fitted beside, concept by concept."""
-    for concept, part in _each_concept(run, concepts, _joint_doses, "joint doses"):
-        yield concept, {"05_beyond_scaling": part}
-
-
-def _joint_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
-    rows = []
-    for arm, seed in _arms_and_seeds(run):
-        if arm != "global_scaling" and _is_usable(tokens):
-            found = dose_beyond_scaling(
-                tokens.latents, tokens.labels, tokens.decode, tokens.vectors, arm=arm, prompts=tokens.prompts,
-                seed=seed,
-            )  # fmt: skip
-            rows.append({"arm": arm, "seed": seed, **dataclasses.asdict(found)})
-    return pd.DataFrame(rows or [{"arm": ""}])
-
-
-@table("05_beyond_scaling", needs=(joint_doses_of_concepts,), columns={})
-def beyond_scaling_table(run: RunDirectory) -> pd.DataFrame:
+def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best doses of the arms when a common scaling of all latents is fitted beside."""
-    return _without_empty(joint_doses_of_concepts(run), "arm")
+    import pandas as pd
+
+    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
+    rows = []
+    for arm, seed in _arms_and_seeds(run) if tokens.is_usable else []:
+        if arm != "global_scaling":
+            found = dose_beyond_scaling(*given, arm=arm, prompts=tokens.prompts, seed=seed)
+            rows.append({"arm": arm, "seed": seed, **dataclasses.asdict(found)})
+    return pd.DataFrame(rows)
 
 
-def _without_empty(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Without the rows that stand for a concept in which nothing could be measured."""
-    return table[table[column].fillna("") != ""].reset_index(drop=True)
-
-
-@parts("05_optimised", of=_concepts, needs=WORDS)
-def searches_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Gradient searches, concept by concept."""
-    for concept, part in _each_concept(run, concepts, _searches, "gradient searches"):
-        yield concept, {"05_optimised": part}
-
-
-def _searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
-    if not _is_usable(tokens):
-        return pd.DataFrame({"search": [""]})
-    _, labels, k = check_labelled(tokens.latents, tokens.labels)
-    vectors = float64(tokens.vectors)
-    shape = distance_matrix(cluster_means(vectors, labels.to(vectors.device), k), relative=True)
-    parts = []
-    for objective, direction in SEARCHES:
-        towards = shape if (objective, direction) == ("gromov_wasserstein", "lower") else None
-        found = optimise_separability(
-            tokens.latents, tokens.labels, tokens.decode, tokens.vectors, objective=objective, direction=direction,
-            radius=RADIUS, steps=run.study.intervention.optimise_steps, restarts=RESTARTS, reference=towards,
-            seed=run.study.seed,
-        )  # fmt: skip
-        named = found.history.rename(columns={"objective": "value"})
-        parts.append(named.assign(search=objective, direction=direction, seed=run.study.seed))
-    return pd.concat(parts, ignore_index=True)
-
-
-@table("05_optimised", needs=(searches_of_concepts,), columns={})
-def optimised_table(run: RunDirectory) -> pd.DataFrame:
+def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Gradient searches that raise or lower a measure within one size of edit.
 
     ``gromov_wasserstein``/``lower`` pulls the shape of the poles towards that of the dense residual's poles;
     ``raise`` pushes it away from its own shape before the edit. ``random`` is the control of equal size.
     """
-    return _without_empty(searches_of_concepts(run), "search")
+    import pandas as pd
 
-
-# ---- the language model ------------------------------------------------------------------------
-
-
-@parts("05_language_model", of=_concepts, needs=WORDS)
-def splices_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Edited reconstructions spliced into the model, concept by concept."""
-    activations = concept_activations(run)
-
-    def measure(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
-        return _spliced(run, tokens, activations[tokens.concept])
-
-    for concept, part in _each_concept(run, concepts, measure, "splicing edits"):
-        yield concept, {"05_language_model": part}
+    if not tokens.is_usable:
+        return pd.DataFrame()
+    _, labels, k = check_labelled(tokens.latents, tokens.labels)
+    vectors = float64(tokens.vectors)
+    shape = distance_matrix(cluster_means(vectors, labels.to(vectors.device), k), relative=True)
+    found = []
+    for objective, direction in SEARCHES:
+        search = optimise_separability(
+            tokens.latents,
+            tokens.labels,
+            tokens.decode,
+            tokens.vectors,
+            objective=objective,
+            direction=direction,
+            radius=RADIUS,
+            steps=run.study.intervention.optimise_steps,
+            restarts=RESTARTS,
+            reference=shape if (objective, direction) == ("gromov_wasserstein", "lower") else None,
+            seed=run.study.seed,
+        )
+        history = search.history.rename(columns={"objective": "value"})
+        found.append(history.assign(search=objective, direction=direction, seed=run.study.seed))
+    return pd.concat(found, ignore_index=True)
 
 
 @torch.no_grad()
-def _spliced(run: RunDirectory, tokens: WordTokens, activations: ConceptActivations) -> pd.DataFrame:
+def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+    """Edited reconstructions spliced in at the words of each concept, and what the language model makes of them.
+
+    One row per arm, dose, ``error_term`` (whether the SAE's own error is added back, so that only the
+    edit is felt) and ``position`` (``concept``: predictions made at the word; ``after``: later in the sentence).
+    """
     import pandas as pd
 
     from saema_utils.model.splice import CLEAN, spliced_losses
 
-    if not _is_usable(tokens):
-        return pd.DataFrame({"arm": [""]})
-    z, x, mask = tokens.latents, tokens.vectors, activations.word_mask
-    base, edits = tokens.decode(z), {("unedited", 0.0, False): tokens.decode(z)}
+    if not tokens.is_usable:
+        return pd.DataFrame()
+    z, x, activations = tokens.latents, tokens.vectors, tokens.activations
+    mask = activations.word_mask
+    base = tokens.decode(z)
+    edits = {("unedited", 0.0, False): base}
     for arm in ARMS:
         direction = edit_direction(z, tokens.labels, arm, seed=run.study.seed)
         for alpha in SPLICED_DOSES:
@@ -266,71 +282,144 @@ def _spliced(run: RunDirectory, tokens: WordTokens, activations: ConceptActivati
         whole[mask] = vectors.cpu().to(whole)
         replace["|".join(map(str, name))] = whole[chosen]
     lengths = torch.tensor([len(strings) for strings in activations.token_strings])
-    real = torch.arange(mask.shape[1])[None] < lengths[:, None]
-    last_word = torch.where(mask, torch.arange(mask.shape[1]), -1).amax(1, keepdim=True)
-    after = real & (torch.arange(mask.shape[1])[None] > last_word) & (last_word >= 0)
+    places = torch.arange(mask.shape[1])[None]
+    real = places < lengths[:, None]
+    last_word = torch.where(mask, places, -1).amax(1, keepdim=True)
+    after = real & (places > last_word) & (last_word >= 0)
     losses = spliced_losses(
-        language_model(run), activations.tokens[chosen], run.study.hook_name, replace, where=mask[chosen],
+        language_model(run),
+        activations.tokens[chosen],
+        run.study.hook_name,
+        replace,
+        where=mask[chosen],
         predicted=real[chosen],
-    )  # fmt: skip
+    )
     rows = []
     for position, where in (("concept", mask[chosen]), ("after", after[chosen])):
         clean = losses[CLEAN].mean(where)[0]
         count = int((where & torch.isfinite(losses[CLEAN].cross_entropy)).sum())
         for arm, alpha, error_term in edits:
             cross_entropy, kl = losses[f"{arm}|{alpha}|{error_term}"].mean(where)
-            rows.append(
-                {
-                    "arm": arm, "alpha": alpha, "seed": run.study.seed, "error_term": error_term, "position": position,
-                    "cross_entropy": cross_entropy, "ce_change": cross_entropy - clean, "kl": kl, "tokens": count,
-                }
-            )  # fmt: skip
+            choices = {"arm": arm, "alpha": alpha, "seed": run.study.seed, "error_term": error_term}
+            felt = {"cross_entropy": cross_entropy, "ce_change": cross_entropy - clean, "kl": kl, "tokens": count}
+            rows.append({**choices, "position": position, **felt})
     return pd.DataFrame(rows)
 
 
-@table("05_language_model", needs=(splices_of_concepts,), columns={})
-def language_model_table(run: RunDirectory) -> pd.DataFrame:
-    """Edited reconstructions spliced in at the words of each concept, and what the language model makes of them.
+doses_of_concepts = _concept_parts("05_doses", all_doses)
+optimum_table = _concept_table(
+    "05_optimum",
+    best_doses,
+    EDITED
+    | {
+        "alpha_star": "dose of least error",
+        "alpha_low": "lower end of its 95 % interval over prompts",
+        "alpha_high": "upper end of its 95 % interval over prompts",
+        "curvature": "second derivative of the error by the dose",
+        "curvature_low": "lower end of its 95 % interval",
+        "curvature_high": "upper end of its 95 % interval",
+        "slope": "derivative of the error by the dose at no edit, over the error there",
+        "slope_low": "lower end of its 95 % interval",
+        "slope_high": "upper end of its 95 % interval",
+        "gain": "share of the unedited error that the best dose removes",
+        "mse_at_zero": "mean squared error a dimension without edit",
+        "mse_at_optimum": "mean squared error a dimension at the best dose",
+        "exact": "whether no latent is stopped at zero on the way to the best dose",
+        "n_prompts": "prompts that the intervals draw from",
+    },
+)
+beyond_scaling_table = _concept_table(
+    "05_beyond_scaling",
+    doses_beyond_scaling,
+    EDITED
+    | {
+        "alpha": "best dose of the arm, a common scaling allowed for",
+        "scaling": "best dose of that scaling beside it",
+        "gain": "share of the unedited error that the arm removes beyond the best scaling alone",
+        "gain_scaling": "share of the unedited error that scaling alone removes",
+        "n_prompts": "prompts that the interval draws from",
+    },
+)
+optimised_table = _concept_table(
+    "05_optimised",
+    searches,
+    EDITED
+    | {
+        "restart": "number of the start",
+        "step": "gradient step",
+        "value": "what the search raises or lowers (0 for the random control)",
+        "gromov_wasserstein": "distance of the poles' shape from the one it is compared with",
+        "edit_norm": "size of the edit, in units of the poles' mean distance from their centre",
+        "search": "what is raised or lowered: aedp, gromov_wasserstein, or random (the control)",
+        "direction": "raise or lower",
+    },
+)
+language_model_table = _concept_table(
+    "05_language_model",
+    spliced_edits,
+    EDITED
+    | {
+        "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
+        "position": "where predictions are made: concept (at the word) or after (later in the sentence)",
+        "cross_entropy": "next-token cross-entropy, nats a token",
+        "ce_change": "its difference from the untouched model, nats a token",
+        "kl": "divergence of the predictions from the untouched model's, nats a token",
+        "tokens": "predictions averaged over",
+    },
+)
 
-    One row per arm, dose, ``error_term`` (whether the SAE's own error is added back, so that only the
-    edit is felt) and ``position`` (``concept``: predictions made at the word; ``after``: later in the sentence).
-    """
-    table = _without_empty(splices_of_concepts(run), "arm")
-    return table.astype({"error_term": bool, "seed": int}) if len(table) else table
+
+# ---- all concepts together -----------------------------------------------------------------------
 
 
 @table(
     "05_dose_response",
     needs=(doses_of_concepts, language_model_table),
-    columns={},
+    columns=EDITED
+    | {
+        "fvu": "share of the tokens' variance that the reconstruction leaves unexplained",
+        "ce_loss": "next-token cross-entropy at the word, nats a token, where edits were spliced in",
+    },
 )
 def dose_response_table(run: RunDirectory) -> pd.DataFrame:
-    """Every arm at every dose, dense and with the support kept.
+    """Every arm at every dose, with all latents free and with the support kept.
 
-    ``ce_loss`` is known at the doses that :func:`language_model_table` splices (support not kept).
+    ``ce_loss`` is known at the doses that :func:`spliced_edits` splices (support not kept).
     """
     import pandas as pd
 
-    table = doses_of_concepts(run)
-    if table["arm"].fillna("").eq("").all():
-        raise InterventionError(
-            f"no concept of study {run.study.name!r} has tokens of two or more words left; allowed: at least one. "
-            "Add prompts, or look at the masks in chapter 1."
-        )
+    doses = doses_of_concepts(run)
+    if doses.empty:
+        example_concept(run)  # refuses, and says what to do
     losses = language_model_table(run)
     known = losses[(losses["position"] == "concept") & ~losses["error_term"]]
     known = known.set_index(["concept", "arm", "alpha", "seed"])["cross_entropy"].to_dict()
-    out = table[table["arm"].fillna("") != ""].astype({"seed": int, "preserve_sparsity": bool})
-    keys = zip(out["concept"], out["arm"], out["alpha"], out["seed"], strict=True)
-    spliced = pd.Series([known.get(k, float("nan")) for k in keys], index=out.index, dtype=float)
-    out["ce_loss"] = spliced.where(~out["preserve_sparsity"])
-    return out.reset_index(drop=True)
+    keys = zip(doses["concept"], doses["arm"], doses["alpha"], doses["seed"], strict=True)
+    spliced = pd.Series([known.get(k, float("nan")) for k in keys], index=doses.index, dtype=float)
+    return doses.assign(ce_loss=spliced.where(~doses["preserve_sparsity"]))
 
 
-@table("05_correlation", needs=(dose_response_table,), columns={})
+@table(
+    "05_correlation",
+    needs=(dose_response_table,),
+    columns=EDITED
+    | {
+        "range": "which doses",
+        "n": "doses",
+        "r": "Pearson correlation of the poles' average distance with the error over these doses",
+        "r_scale_free": "the same with the scale-free separation; empty where that does not move",
+    },
+)
 def correlation_table(run: RunDirectory) -> pd.DataFrame:
     """The paper's statistic over all doses, and over parts of the same curve."""
     return separation_error_correlation(dose_response_table(run))
+
+
+TESTED = {
+    "d": "Cohen's d of the paired differences",
+    "p": "p-value of the test behind the interval",
+    "p_holm": "p-value adjusted for all rows of the table (Holm)",
+}
 
 
 @table(
@@ -339,18 +428,35 @@ def correlation_table(run: RunDirectory) -> pd.DataFrame:
         dose_response_table,
         optimum_table,
         language_model_table,
-        training_table,
+        separability_training_table,
         natural_variation_table,
         beyond_scaling_table,
     ),
-    columns={},
+    columns=TESTED
+    | {
+        "effect": "what is compared",
+        "control": "with what",
+        "claimed": "sign that the causal claim predicts",
+        "unit": "what one of n is",
+        "verdict": "whether the interval leaves zero out on the claimed side, on the other, or not",
+        "survives": "whether that also stands after the adjustment",
+    },
 )
 def effects_table(run: RunDirectory) -> pd.DataFrame:
-    """Every effect beside its control, with an interval and a verdict (see :mod:`~saema_utils.evidence.effects`)."""
+    """Every effect beside its control, with an interval and a verdict."""
     return effects(*(part(run) for part in effects_table.needs))
 
 
-@table("05_coefficient_effects", needs=(training_table,), columns={})
+@table(
+    "05_coefficient_effects",
+    needs=(separability_training_table,),
+    columns=TESTED
+    | {
+        "coefficient": "weight of the separation term in the loss, compared with weight 0",
+        "measure": "what changes: a column of 05_separability_training",
+        "n": "seeds",
+    },
+)
 def coefficient_effects_table(run: RunDirectory) -> pd.DataFrame:
     """What each coefficient of the separation term changes against coefficient 0, paired by seed."""
-    return coefficient_effects(training_table(run))
+    return coefficient_effects(separability_training_table(run))

@@ -15,13 +15,9 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import corpus_activations
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
+from saema_utils.chapters.intervention.measures import MEASURED, Split, measure_trained
 from saema_utils.chapters.sae.coders import study_sae
-from saema_utils.geometry.clusters import find_local_representations
-from saema_utils.geometry.dimension import intrinsic_dimension
-from saema_utils.geometry.matching import procrustes_disparity
-from saema_utils.geometry.pole_measures import mst_weight_scale_free
-from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.intervention.training import (
     LabelledTokens,
     SeparableTopKTrainingSAE,
@@ -35,16 +31,14 @@ from saema_utils.intervention.training import (
 from saema_utils.model.residual_stream import label_words
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
-from saema_utils.runtime import float64, progress
-from saema_utils.saes.coders import SaeCoder
-from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity
+from saema_utils.runtime import progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from sae_lens import SAE
     from torch import Tensor
 
-SWEEP_SEEDS = 3
+TRAINED_SEEDS = 3
 BATCH = 384
 FRESH_BATCH = 768  # a step costs nearly the same: most of it is spent on the weights, not on the tokens
 CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains too little to be called an autoencoder
@@ -127,12 +121,12 @@ class Bench:
     def train(self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, **options: Any) -> SAE:
         """Train a run from the common start, or (without ``tokens``) one from fresh weights that nobody separates."""
         continued = self.warm and tokens is not None
-        options = {
+        usual = {
             "steps": self.finetune_steps if continued else self.fresh_steps,
             "learning_rate": self.learning_rate * (WARM_RATE if continued else 1.0),
-            "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)), **options,
-        }  # fmt: skip
-        return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **options)
+            "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)),
+        }
+        return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **usual | options)
 
 
 def bench(run: RunDirectory) -> Bench:
@@ -141,25 +135,42 @@ def bench(run: RunDirectory) -> Bench:
     heldout = corpus.heldout[: run.study.intervention.judged_tokens].to(run.device).float()
     recipe = run.study.intervention
     return Bench(
-        sae, corpus.train, heldout, split_tokens(run), activation_scale(corpus.train), recipe.finetune_steps,
-        recipe.fresh_steps, run.study.sae.learning_rate, recipe.start == "warm" and can_continue(sae),
-    )  # fmt: skip
+        sae,
+        corpus.train,
+        heldout,
+        split_tokens(run),
+        activation_scale(corpus.train),
+        recipe.finetune_steps,
+        recipe.fresh_steps,
+        run.study.sae.learning_rate,
+        recipe.start == "warm" and can_continue(sae),
+    )
 
 
 def _seeds(run: RunDirectory) -> list[str]:
-    return [str(seed) for seed in run.study.seeds[:SWEEP_SEEDS]]
+    return [str(seed) for seed in run.study.seeds[:TRAINED_SEEDS]]
 
 
 @parts("05_training", of=_seeds, needs=TRAINED_ON)
 def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """The coefficient sweep, seed by seed."""
+    """Autoencoders trained with each coefficient of the separation term. One seed a part."""
     shared = bench(run)
     for seed in progress(seeds, "separability-trained SAEs"):
-        yield seed, {"05_training": _sweep(run, shared, int(seed))}
+        yield seed, {"05_training": _all_coefficients(run, shared, int(seed))}
 
 
-@table("05_separability_training", needs=(training_of_seeds,), columns={})
-def training_table(run: RunDirectory) -> pd.DataFrame:
+@table(
+    "05_separability_training",
+    needs=(training_of_seeds,),
+    columns={
+        **MEASURED,
+        "coefficient": "weight of the separation term in the loss: the share of variance that a unit of it is worth",
+        "start": "warm (the study's own SAE) or fresh (random weights)",
+        "steps": "training steps from there",
+        "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
+    },
+)
+def separability_training_table(run: RunDirectory) -> pd.DataFrame:
     """Autoencoders trained with each coefficient of the separation term, paired by seed.
 
     ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
@@ -168,7 +179,7 @@ def training_table(run: RunDirectory) -> pd.DataFrame:
     return training_of_seeds(run)
 
 
-def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
+def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     rows, spliced = [], {}
@@ -184,7 +195,7 @@ def _sweep(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
-        return judge(plain, shared.heldout, shared.split), whole
+        return measure_trained(plain, shared.heldout, shared.split), whole
 
     for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
         facts, spliced[str(coefficient)] = trained(coefficient)
@@ -204,7 +215,15 @@ def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[st
     return [(means["zero"] - means[name]) / (means["zero"] - means["clean"]) for name in spliced]
 
 
-@table("05_gaming", needs=(training_table, *TRAINED_ON), columns={})
+@table(
+    "05_gaming",
+    needs=(separability_training_table, *TRAINED_ON),
+    columns={
+        **MEASURED,
+        "autoencoder": "what was done to it",
+        "start": "where trainings begin: warm (the study's own SAE) or fresh (random weights)",
+    },
+)
 def gaming_table(run: RunDirectory) -> pd.DataFrame:
     """What AEDP rewards that is not separation.
 
@@ -216,7 +235,7 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
-    sweep = training_table(run)
+    trained = separability_training_table(run)
     shared = bench(run)
     aedp = {"separation_coefficient": coefficient, "separation_measure": "aedp"}
 
@@ -231,10 +250,10 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
         "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
     }
     rows = [
-        {"autoencoder": name, "start": shared.start, **judge(make(), shared.heldout, shared.split)}
+        {"autoencoder": name, "start": shared.start, **measure_trained(make(), shared.heldout, shared.split)}
         for name, make in makers.items()
     ]
-    paired = sweep[sweep["seed"] == seed].set_index("coefficient")
+    paired = trained[trained["seed"] == seed].set_index("coefficient")
     for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
         rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
     return pd.DataFrame(rows)
@@ -253,7 +272,7 @@ def _doubled(plain: SAE) -> SAE:
     return other
 
 
-@table("05_natural_variation", needs=TRAINED_ON, columns={})
+@table("05_natural_variation", needs=TRAINED_ON, columns={**MEASURED, "step": "training step of the checkpoint"})
 def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     """Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on."""
     import pandas as pd
@@ -263,38 +282,42 @@ def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     for seed in progress(run.study.seeds, "fresh SAEs"):
 
         def watch(step: int, plain: SAE, seed: int = seed) -> None:
-            rows.append({"seed": seed, "step": step, **judge(plain, shared.heldout, shared.split)})
+            rows.append({"seed": seed, "step": step, **measure_trained(plain, shared.heldout, shared.split)})
 
         shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
     return pd.DataFrame(rows)
 
 
-@table("parts/05_reversed", needs=TRAINED_ON)
-def reversed_trainings(run: RunDirectory) -> pd.DataFrame:
-    """The trainings of ``05_reversed_cause`` that no other table of the chapter holds."""
+@parts("05_reversed", of=lambda run: _seeds(run)[:2], needs=TRAINED_ON)
+def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """The trainings of ``05_reversed_cause`` that no other table of the chapter holds. One seed a part."""
     import pandas as pd
 
-    shared, rows = bench(run), []
+    shared = bench(run)
     cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
     jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
     jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
-    for seed in run.study.seeds[:2]:
+
+    def measured(change: str, level: int, seed: int) -> dict[str, float]:
+        """A function, so that one autoencoder is gone before the next is trained."""
+        if change == "k":
+            plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
+        else:
+            plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
+        return measure_trained(plain, shared.heldout, shared.split)
+
+    for name in seeds:
+        seed, rows = int(name), []
         for change, level in progress(jobs, f"reversed cause, seed {seed}"):
-
-            def trained(change: str = change, level: int = level, seed: int = seed) -> SAE:
-                if change == "k":
-                    return shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
-                return shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
-
-            facts = judge(trained(), shared.heldout, shared.split)
-            rows.append({"change": change, "level": level, "seed": seed, **facts})
-    return pd.DataFrame(rows)
+            rows.append({"change": change, "level": level, "seed": seed, **measured(change, level, seed)})
+        yield name, {"05_reversed": pd.DataFrame(rows)}
 
 
 @table(
     "05_reversed_cause",
-    needs=(reversed_trainings, training_table, natural_variation_table, study_sae),
+    needs=(reversed_of_seeds, separability_training_table, natural_variation_table, study_sae),
     columns={
+        **MEASURED,
         "change": "k: the start fine-tuned with more or fewer active latents; width: fresh weights of another width; "
         "steps: fresh weights trained longer",
         "level": "the number of active latents, of latents, or of steps",
@@ -305,110 +328,11 @@ def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     # Runs that other tables of the chapter already hold are taken from there.
-    table, sweep = reversed_trainings(run), training_table(run)
-    usual = sweep[(sweep["coefficient"] == 0) & sweep["seed"].isin(table["seed"])]
+    table, trained = reversed_of_seeds(run), separability_training_table(run)
+    usual = trained[(trained["coefficient"] == 0) & trained["seed"].isin(table["seed"])]
     usual = usual.assign(change="k", level=getattr(study_sae(run).cfg, "k", 32))
     natural = natural_variation_table(run)
     steps = natural.rename(columns={"step": "level"}).assign(change="steps")
     full = natural[natural["step"] == natural["step"].max()].rename(columns={"step": "level"})
     full = full.assign(change="width", level=study_sae(run).cfg.d_sae)
     return pd.concat([table, usual[table.columns], full[full["seed"].isin(table["seed"])], steps], ignore_index=True)
-
-
-SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled concept tokens: those that training sees, unseen words, unseen sentences of seen words."""
-
-    train: LabelledTokens
-    words: LabelledTokens
-    sentences: LabelledTokens
-
-    @property
-    def all(self) -> LabelledTokens:
-        parts = (self.train, self.words, self.sentences)
-        return LabelledTokens(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "clusters", "concepts"))
-        )
-
-
-@torch.no_grad()
-def judge(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]:
-    """Reconstruction of corpus and concepts, and separation of concepts, on what training did not see.
-
-    ``explained_variance``, ``cosine``, ``mse``, ``l0``, ``dead_fraction`` are of the held-out corpus; ``ev_*`` of
-    concept tokens; ``separation_*`` (scale-free), ``aedp``, and chapter 4's ``mst_weight_scale_free``,
-    ``procrustes_disparity`` (to the dense residual's poles), ``n_local`` (direct clustering of the word tokens)
-    and ``intrinsic_dimension`` are means over concepts.
-    """
-    coder, tokens = SaeCoder(sae), split.all
-    found = measure_fidelity(coder, heldout)
-    latents = coder.encode(tokens.vectors)
-    decoded, first = coder.decode(latents, like=tokens.vectors), 0
-    row = {
-        "explained_variance": found.explained_variance, "cosine": found.cosine, "mse": found.mse, "l0": found.l0,
-        "dead_fraction": found.dead_fraction,
-    }  # fmt: skip
-    for name in ("train", "words", "sentences"):
-        part: LabelledTokens = getattr(split, name)
-        rows = slice(first, first := first + len(part.vectors))
-        row[f"ev_{name}"] = explained_variance(part.vectors, decoded[rows])
-        row[f"cosine_{name}"] = mean_cosine(part.vectors, decoded[rows])
-        row[f"separation_{name}"] = _mean_over_concepts(latents[rows], part, separation_scale_free)
-    row["separation"] = _mean_over_concepts(latents, tokens, separation_scale_free)
-    row["aedp"] = _mean_over_concepts(latents, tokens, _pole_distance)
-    row["latent_rms"] = float(float64(latents.square().sum(1)).mean().sqrt())
-    row["mst_weight_scale_free"] = _mean_over_concepts(latents, tokens, _tree)
-    shapes = [_poles(latents, tokens, i) for i in tokens.concepts.unique()]
-    dense = [_poles(tokens.vectors, tokens, i) for i in tokens.concepts.unique()]
-    pairs = [procrustes_disparity(a, b) for a, b in zip(shapes, dense, strict=True) if len(a) > 2]
-    row["procrustes_disparity"] = sum(pairs) / len(pairs) if pairs else float("nan")
-    row["n_local"] = _mean_over_concepts(latents, tokens, _clusters)
-    row["intrinsic_dimension"] = _mean_over_concepts(latents, tokens, lambda z, _: intrinsic_dimension(z).estimate)
-    return row
-
-
-def _clusters(latents: Tensor, clusters: Tensor) -> float:
-    if len(latents) <= SMALLEST_CLUSTER:
-        return float("nan")
-    return find_local_representations(latents, method="direct", min_cluster_size=SMALLEST_CLUSTER).n_local
-
-
-def _mean_over_concepts(latents: Tensor, tokens: LabelledTokens, measure: Any) -> float:
-    values = []
-    for concept in tokens.concepts.unique():
-        here = tokens.concepts == concept
-        sizes = tokens.clusters[here].unique(return_counts=True)[1]
-        # One token a word has no scatter to compare the poles with.
-        if len(sizes) > 1 and int(sizes.max()) > 1:
-            values.append(float(measure(_in_use(latents[here]), tokens.clusters[here])))
-    values = [value for value in values if value == value]
-    return sum(values) / len(values) if values else float("nan")
-
-
-def _in_use(latents: Tensor) -> Tensor:
-    """Without latents that are off on all rows: no distance sees them, and they are nine tenths of the work."""
-    used = (latents != 0).any(0)
-    return latents[:, used] if bool(used.any()) else latents
-
-
-def _means(latents: Tensor, clusters: Tensor) -> Tensor:
-    names, labels = clusters.unique(return_inverse=True)
-    points = float64(latents)
-    return cluster_means(points, labels.to(points.device), len(names))
-
-
-def _poles(latents: Tensor, tokens: LabelledTokens, concept: Tensor) -> Tensor:
-    here = tokens.concepts == concept
-    return _means(_in_use(latents[here]), tokens.clusters[here])
-
-
-def _pole_distance(latents: Tensor, clusters: Tensor) -> Tensor:
-    return mean_pole_distance(_means(latents, clusters))
-
-
-def _tree(latents: Tensor, clusters: Tensor) -> float:
-    spread = float64((latents - latents.mean(0)).square().sum(1)).mean().sqrt()
-    return mst_weight_scale_free(_means(latents, clusters), float(spread))

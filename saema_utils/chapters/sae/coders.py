@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saema_utils.chapters.activations.corpus import corpus_activations
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import UNFINISHED, user_path
 from saema_utils.runs.freshness import file_digest

@@ -8,7 +8,7 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import CorpusActivations, corpus_activations
-from saema_utils.chapters.activations.language_model import language_model
+from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.sae.coders import control_tensors, study_coders, study_sae
 from saema_utils.model.residual_stream import ConceptActivations
 from saema_utils.model.splice import spliced_losses
@@ -63,13 +63,23 @@ def sae_evaluation(run: RunDirectory) -> pd.DataFrame:
         spliced, kl = losses[name]
         rows.append(
             {
-                "representation": name, "n_latents": coder.n_latents, "l0": found.l0,
-                "explained_variance": found.explained_variance, "fvu": found.fvu, "cosine": found.cosine,
-                "mse": found.mse, "dead_fraction": found.dead_fraction, "ce_clean": clean, "ce_spliced": spliced,
-                "ce_zero_ablated": zero, "ce_recovered": (zero - spliced) / (zero - clean), "kl": kl,
-                "tokens": len(heldout), "ce_tokens": losses["tokens"],
+                "representation": name,
+                "n_latents": coder.n_latents,
+                "l0": found.l0,
+                "explained_variance": found.explained_variance,
+                "fvu": found.fvu,
+                "cosine": found.cosine,
+                "mse": found.mse,
+                "dead_fraction": found.dead_fraction,
+                "ce_clean": clean,
+                "ce_spliced": spliced,
+                "ce_zero_ablated": zero,
+                "ce_recovered": (zero - spliced) / (zero - clean),
+                "kl": kl,
+                "tokens": len(heldout),
+                "ce_tokens": losses["tokens"],
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 
@@ -129,10 +139,12 @@ def latent_density(run: RunDirectory) -> pd.DataFrame:
             seen += len(part)
     return pd.DataFrame(
         {
-            "latent": range(coder.n_latents), "firing_rate": (fired / seen).cpu(),
-            "mean_active": (summed / fired.clamp_min(1)).cpu(), "tokens": seen,
+            "latent": range(coder.n_latents),
+            "firing_rate": (fired / seen).cpu(),
+            "mean_active": (summed / fired.clamp_min(1)).cpu(),
+            "tokens": seen,
         }
-    )  # fmt: skip
+    )
 
 
 @table(
@@ -206,12 +218,18 @@ def concept_latents(run: RunDirectory, top: int = 8) -> pd.DataFrame:
         for rank, latent in enumerate(best.tolist()):
             rows += [
                 {
-                    "concept": concept, "rank": rank, "latent": latent, "score": float(score[latent]),
-                    "concept_rate": float(rate[latent]), "text_rate": float(text_rate[latent]), "word": word,
-                    "activation": float(latents[words == index, latent].mean()), "tokens": strongest[latent],
+                    "concept": concept,
+                    "rank": rank,
+                    "latent": latent,
+                    "score": float(score[latent]),
+                    "concept_rate": float(rate[latent]),
+                    "text_rate": float(text_rate[latent]),
+                    "word": word,
+                    "activation": float(latents[words == index, latent].mean()),
+                    "tokens": strongest[latent],
                 }
                 for index, word in enumerate(concepts[concept].prompts.words)
-            ]  # fmt: skip
+            ]
     return pd.DataFrame(rows)
 
 

@@ -12,13 +12,15 @@ from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.evidence.rank import (
     EVERY_CONCEPT,
     ONE_RMS,
-    STRONGEST,
+    TOLERANCES,
     controls_table,
     ranks_at,
     stratification_table,
     tolerance_table,
 )
+from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.rulers.strata import false_alarm_and_sensitivity, rank_recovery
+from saema_utils.rulers.strata import tucker_tensor as tucker_tensor
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.stratification.anatomy import (
@@ -55,7 +57,7 @@ LEVELS = {
     "noise": "standard deviation of the noise in each dimension",
     "noise_rms": "the same over the RMS of one coordinate of the stream",
 }
-SWEPT = LEVELS | {
+RANKED = LEVELS | {
     "rank": RANK,
     "effective_rank": EFFECTIVE_RANK,
     "participation_ratio": "squared sum of the eigenvalues over the sum of their squares",
@@ -63,13 +65,13 @@ SWEPT = LEVELS | {
 TESTED = {
     "mode": MODE,
     "rank_clean": "rank without noise",
-    "rank_min": "smallest rank over noise levels, median of seeds",
-    "rank_max": "largest rank over noise levels, median of seeds",
+    "rank_min": "smallest rank over noise levels and seeds",
+    "rank_max": "largest rank over noise levels and seeds",
     "effective_rank_clean": "effective rank without noise",
-    "effective_rank_max": "largest effective rank over noise levels",
-    "first_noise": "smallest noise level at which the rank is another",
+    "effective_rank_max": "largest effective rank over noise levels and seeds",
+    "first_noise": "lowest noise level at which most seeds' rank is another, in activation units; empty: never",
     "first_noise_rms": "the same over the stream's RMS",
-    "moved": "largest change of the rank, as a share of the clean one",
+    "moved": "largest share of seeds whose rank is another at one noise level",
     "n_seeds": "noise seeds",
 }
 COMPARED = {
@@ -112,63 +114,64 @@ def _concepts(run: RunDirectory) -> list[str]:
     return list(build_prompts(run.study))
 
 
-@parts("03_noise_rank", of=_concepts, needs=MEASURED)
-def noise_sweep(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+@parts(
+    "03_noise_rank",
+    of=_concepts,
+    needs=MEASURED,
+    columns=RANKED | {f"rank@{rtol:g}": f"eigenvalues above {rtol:g} of the largest" for rtol in TOLERANCES},
+)
+def ranks_by_concept(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Everything that one pass over noise gives: every representation, all tokens or distinct ones, every tolerance."""
     clouds = [cloud for cloud in token_clouds(run) if cloud.concept in concepts]
-    # A few concepts at a time: one encoding serves them all, and what is finished is kept.
-    for start in range(0, len(clouds), 3):
-        group = clouds[start : start + 3]
-        swept = _sweep(run, group, f"noise {start + 1}-{start + len(group)} of {len(clouds)} concepts")
-        for concept, part in swept.groupby("concept", sort=False):
-            yield concept, {"03_noise_rank": part}
-
-
-def _sweep(run: RunDirectory, clouds: list[TokenCloud], description: str) -> pd.DataFrame:
     encoders = representations(run)
     derived = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
     derived |= {name + DISTINCT: (name, only_distinct) for name in ANATOMY if name in encoders}
-    return sweep_clouds(
-        clouds,
-        encoders,
-        noise_levels=run.study.noise_levels,
-        seeds=run.study.seeds,
-        derived=derived,
-        measure=ranks_at(),
-        description=description,
-    )
+    # A few concepts at a time: one encoding serves them all, and what is finished is kept.
+    for start in range(0, len(clouds), 3):
+        group = clouds[start : start + 3]
+        measured = sweep_clouds(
+            group,
+            encoders,
+            noise_levels=run.study.noise_levels,
+            seeds=run.study.seeds,
+            derived=derived,
+            measure=ranks_at(),
+            description=f"noise {start + 1}-{start + len(group)} of {len(clouds)} concepts",
+        )
+        for concept, part in measured.groupby("concept", sort=False):
+            yield concept, {"03_noise_rank": part}
 
 
-@table("03_noise_rank", needs=(noise_sweep,), columns=SWEPT)
+@table("03_noise_rank", needs=(ranks_by_concept,), columns=RANKED)
 def noise_rank_table(run: RunDirectory) -> pd.DataFrame:
     """Ranks of every concept, representation, mode, noise level and seed.
 
     Representations: residual, sae, pca (as many components as reconstruct like the SAE), random_dictionary
     (as wide and as sparse as the SAE), shuffled (the SAE's latents with features permuted token by token).
     """
-    swept = noise_sweep(run)
-    whole = swept[~swept["representation"].str.endswith(DISTINCT)]
+    ranks = ranks_by_concept(run)
+    whole = ranks[~ranks["representation"].str.endswith(DISTINCT)]
     return whole[[c for c in whole if not c.startswith("rank@")]]
 
 
-@table("03_distinct", needs=(noise_sweep,), columns=SWEPT)
-def distinct_contexts(run: RunDirectory) -> pd.DataFrame:
-    """The same ranks with one token for each distinct context."""
-    swept = noise_sweep(run)
-    alone = swept[swept["representation"].str.endswith(DISTINCT)]
+@table("03_distinct", needs=(ranks_by_concept,), columns=RANKED)
+def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
+    """Ranks of ``03_noise_rank`` with one token for each distinct context."""
+    ranks = ranks_by_concept(run)
+    alone = ranks[ranks["representation"].str.endswith(DISTINCT)]
     alone = alone.assign(representation=alone["representation"].str.removesuffix(DISTINCT))
     return alone[[c for c in alone if not c.startswith("rank@")]]
 
 
 @table(
     "03_tolerance",
-    needs=(noise_sweep,),
+    needs=(ranks_by_concept,),
     columns=TESTED | {"rtol": "share of the largest eigenvalue below which an eigenvalue counts as zero"},
 )
-def tolerance_sweep(run: RunDirectory) -> pd.DataFrame:
+def ranks_by_tolerance(run: RunDirectory) -> pd.DataFrame:
     """The verdict of each concept, representation and mode at each tolerance."""
-    swept = noise_sweep(run)
-    return tolerance_table(swept[~swept["representation"].str.endswith(DISTINCT)])
+    ranks = ranks_by_concept(run)
+    return tolerance_table(ranks[~ranks["representation"].str.endswith(DISTINCT)])
 
 
 @table("03_stratification", needs=(noise_rank_table,), columns=TESTED)
@@ -186,9 +189,9 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 @table(
     "03_on_manifold",
     needs=(noise_rank_table, *MEASURED),
-    columns=SWEPT | {"kind": "noise alike in all directions (isotropic), or shaped by the activations' covariance"},
+    columns=RANKED | {"kind": "noise alike in all directions (isotropic), or shaped by the activations' covariance"},
 )
-def on_manifold(run: RunDirectory) -> pd.DataFrame:
+def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     """Isotropic noise against noise shaped by the activations' covariance.
 
     Equal norm token by token; feature mode; every representation; four levels up to one RMS, the largest of them
@@ -220,10 +223,10 @@ def on_manifold(run: RunDirectory) -> pd.DataFrame:
 
 @table(
     "03_manifold_controls",
-    needs=(on_manifold,),
+    needs=(ranks_by_noise_kind,),
     columns=COMPARED | {"kind": "kind of noise", "largest_noise_rms": "largest level looked at, over the stream's RMS"},
 )
-def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
+def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     """The test against controls for each kind of noise, over all concepts.
 
     Under noise shaped like the activations the residual keeps the shape of its covariance by construction,
@@ -232,7 +235,7 @@ def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     judged = []
-    for kind, part in on_manifold(run).groupby("kind", sort=False):
+    for kind, part in ranks_by_noise_kind(run).groupby("kind", sort=False):
         found = controls_table(part, seed=run.study.seed)
         largest = float(part["noise_rms"].max())
         judged.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind, largest_noise_rms=largest))
@@ -247,10 +250,11 @@ def manifold_verdicts(run: RunDirectory) -> pd.DataFrame:
         "angle_mean": "mean principal angle to the leading subspace without noise, degrees",
         "angle_max": "largest of these angles, degrees",
         "support_kept": "Jaccard overlap of a token's active latents with those without noise",
+        "new_share": "share of the variance on latents that are silent at every token without noise",
     },
 )
-def drift(run: RunDirectory) -> pd.DataFrame:
-    """Principal angles of each mode's leading subspace to noise zero."""
+def subspace_drift_table(run: RunDirectory) -> pd.DataFrame:
+    """How far noise turns each mode's leading subspace, and which latents stay active."""
     names = representations(run)
     return subspace_drift(
         token_clouds(run),
@@ -269,12 +273,15 @@ def drift(run: RunDirectory) -> pd.DataFrame:
         "index": "number of the prompt or position",
         "n_tokens": "tokens there",
         "n_distinct": "distinct contexts among them",
-        "rank_clean": "rank without noise",
-        "rank_noisy": "rank with noise",
-        "rank_gain": "their difference",
+        "noise": LEVELS["noise"],
+        "rank_clean": "feature-mode rank of their latents without noise",
+        "rank_noisy": "the same with noise",
+        "rank_gain": "rank with noise minus rank without",
+        "effective_rank_clean": "effective rank without noise",
+        "effective_rank_noisy": "effective rank with noise",
     },
 )
-def where(run: RunDirectory) -> pd.DataFrame:
+def rank_gain_by_place(run: RunDirectory) -> pd.DataFrame:
     """Which prompts and positions gain rank, at the noise level nearest to a tenth of the RMS."""
     clouds, names = token_clouds(run), representations(run)
     levels = [level for level in run.study.noise_levels if level > 0]
@@ -295,8 +302,8 @@ def where(run: RunDirectory) -> pd.DataFrame:
         "typical_norm": "median norm of the unmasked tokens",
     },
 )
-def sinks(run: RunDirectory) -> pd.DataFrame:
-    """Ranks without noise when one attention sink, or every sink, is left in the tensor."""
+def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
+    """Ranks without noise when one attention sink, or every sink, is left in the tensor; no rows without a sink."""
     import pandas as pd
 
     encoders = {name: f for name, f in representations(run).items() if name in ("residual", "sae")}
@@ -306,31 +313,30 @@ def sinks(run: RunDirectory) -> pd.DataFrame:
         hidden = ~found.mask & (norms > 0)
         if not hidden.any():
             continue
+        typical = norms[found.mask].median()
         one = found.mask.clone()
         one.view(-1)[norms.masked_fill(~hidden, 0).argmax()] = True
-        all_of_them = found.mask | (hidden & (norms > 5 * norms[found.mask].median()))
+        all_of_them = found.mask | (hidden & (norms > SINK_FACTOR * typical))
         for kept, mask in (("masked", found.mask), ("one sink", one), ("all sinks", all_of_them)):
             cloud = TokenCloud.of(found.residual.to(run.device), mask, concept)
             for name, encode in encoders.items():
                 grams = cloud_grams(encode(cloud.points), cloud, range(len(MODES)))
                 spectra = eigenvalues([gram for gram, _, _ in grams.values()], [f for _, f, _ in grams.values()])
                 for (mode, (_, _, length)), spectrum in zip(grams.items(), spectra, strict=True):
-                    measured = measure_spectrum(spectrum[:length])
-                    rows.append({
-                        "concept": concept, "representation": name, "mode": mode, "mode_name": MODES[mode],
-                        "kept": kept, "rank": measured["rank"], "effective_rank": measured["effective_rank"],
-                        "sink_norm": float(norms[hidden].max()),
-                        "typical_norm": float(norms[found.mask].median()),
-                    })  # fmt: skip
-    return pd.DataFrame(rows)
+                    ranks = measure_spectrum(spectrum[:length])
+                    sizes = (float(norms[hidden].max()), float(typical))
+                    rows.append(
+                        (concept, name, mode, MODES[mode], kept, ranks["rank"], ranks["effective_rank"], *sizes)
+                    )
+    return pd.DataFrame(rows, columns=["concept", "representation", *ranks_with_sinks.columns])
 
 
 @table(
     "03_laboratory",
     columns={
         "test": "which rule decides",
-        "world": "what the world is like",
-        "truth": "whether it is stratified",
+        "world": "kind of world",
+        "truth": "what noise does to it by construction",
         "n": "worlds drawn",
         "flagged": "share of them that the rule calls stratified",
         "more": "share in which the rank moves more than the controls'",
@@ -339,7 +345,7 @@ def sinks(run: RunDirectory) -> pd.DataFrame:
         "kind": "false alarm or missed effect",
     },
 )
-def laboratory(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
+def error_rates(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
     """False alarms and sensitivity of the verdicts on worlds whose answer is known."""
     return false_alarm_and_sensitivity(n_seeds)
 
@@ -355,68 +361,6 @@ def laboratory(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
         "recovered": "whether they agree",
     },
 )
-def recovery(run: RunDirectory) -> pd.DataFrame:
-    """Prescribed multilinear ranks and what was measured."""
+def recovered_ranks(run: RunDirectory) -> pd.DataFrame:
+    """Tensors of prescribed multilinear ranks, and the ranks that were measured."""
     return rank_recovery()
-
-
-def _largest_spread(tolerances: pd.DataFrame) -> float:
-    """Largest ratio, over concepts, of the first noise levels that change one concept's rank at different tolerances.
-
-    1 where the tolerance changes nothing; tolerances at which the rank never changes are left out.
-    """
-    first = tolerances.groupby("concept")["first_noise_rms"]
-    largest = float((first.max() / first.min()).max())
-    return 1.0 if math.isnan(largest) else largest
-
-
-def gains_that_are_repeats(places: pd.DataFrame) -> tuple[int, int]:
-    """Places of ``03_where`` that gain exactly as much rank as they have repeats, of all with a gain or a repeat."""
-    gains, repeats = places["rank_gain"], places["n_tokens"] - places["n_distinct"]
-    either = (gains != 0) | (repeats != 0)
-    return int((gains == repeats)[either].sum()), int(either.sum())
-
-
-def findings(run: RunDirectory) -> dict[str, object]:
-    """The numbers that the chapter's sentences quote, by name, from the tables of this chapter.
-
-    Counts are of concepts in the feature mode unless named otherwise.
-    """
-    import numpy as np
-
-    ranks, distinct = stratification_verdicts(run), stratification_table(distinct_contexts(run))
-    ranks, distinct = (t[t["mode"] == 2].set_index(["representation", "concept"]) for t in (ranks, distinct))
-    places = where(run).query("axis == 'position' and representation == 'residual'")
-    same, either = gains_that_are_repeats(places)
-    tests = control_verdicts(run).query("concept == @EVERY_CONCEPT").set_index(["statistic", "control"])
-    shaped = manifold_verdicts(run).query("kind == 'on_manifold' and statistic == 'excursion'").set_index("control")
-    tolerances = tolerance_sweep(run).query("representation == 'sae' and mode == 2")
-    turned = drift(run).query("mode == 2 and noise_rms <= 1")
-    turned = turned[turned["noise"] == turned["noise"].max()].groupby("representation").mean(numeric_only=True)
-    left = sinks(run).query("mode == 2 and representation == 'sae'").groupby("kept")["effective_rank"]
-    sink_rank = left.apply(lambda r: float(np.exp(np.log(r).mean())))
-    found: dict[str, object] = {
-        "n_concepts": len(concept_activations(run)), "n_seeds": run.study.n_seeds,
-        "contexts_explain": int(
-            (ranks.loc["residual", "rank_clean"] == distinct.loc["residual", "rank_clean"]).sum()
-        ),
-        "gain_is_repeats": same, "gain_or_repeats": either,
-        "tolerance_flips": int((tolerances.groupby("concept")["verdict"].nunique() > 1).sum()),
-        "first_noise_spread": _largest_spread(tolerances),
-        "shaped_noise_rms": float(shaped["largest_noise_rms"].iloc[0]),
-        "drift_noise_rms": float(turned["noise_rms"].iloc[0]) if len(turned) else float("nan"),
-        "sink_rank_masked": sink_rank.get("masked"), "sink_rank_one": sink_rank.get("one sink"),
-    }  # fmt: skip
-    for name in ANATOMY:
-        found[f"stratified_{name}"] = int((ranks.loc[name, "verdict"] == "stratified").sum())
-        found[f"stratified_distinct_{name}"] = int((distinct.loc[name, "verdict"] == "stratified").sum())
-        if name in turned.index:
-            found[f"drift_{name}"] = float(turned.loc[name, "angle_mean"])
-            found[f"support_{name}"] = float(turned.loc[name, "support_kept"])
-    for label, row in (
-        ("more", tests.loc["excursion", STRONGEST]), ("residual", tests.loc["excursion", "residual"]),
-        ("random", tests.loc["excursion", "random_dictionary"]), ("sooner", tests.loc["onset", STRONGEST]),
-        ("shaped_random", shaped.loc["random_dictionary"]), ("shaped_residual", shaped.loc["residual"]),
-    ):  # fmt: skip
-        found |= {f"{label}_{field}": row[field] for field in ("difference", "low", "high", "p", "verdict")}
-    return found

@@ -1,0 +1,132 @@
+"""What chapter 3's sentences rest on: tables in, counts and differences out, each short enough for one line.
+
+Counts are of concepts in the feature mode, unless named otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saema_utils.evidence.rank import EVERY_CONCEPT, ONE_RMS
+from saema_utils.figures import NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of how many."""
+
+    n: int
+    of: int
+
+    @classmethod
+    def true(cls, values: pd.Series) -> Count:
+        return cls(int(values.sum()), len(values))
+
+    @property
+    def all(self) -> bool:
+        return 0 < self.of == self.n
+
+    def __str__(self) -> str:
+        return f"{self.n} of {self.of}"
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """By how much the SAE moves more (or sooner) than a control over all concepts, and what the rule decides."""
+
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+    def decides(self, verdict: str) -> bool | None:
+        """Whether the rule decides so; None where it decides nothing."""
+        return None if self.verdict == "inconclusive" else self.verdict == verdict
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+
+def in_short(found: Mapping[str, object], form: Callable[[object], str] = str) -> str:
+    """Names and what was found for them, in one line."""
+    return " · ".join(f"{NAMES.get(name, name)} {form(value)}" for name, value in found.items())
+
+
+def recovered_by_noise(recovered: pd.DataFrame) -> dict[float, Count]:
+    """Tensors of ``03_recovery`` whose prescribed ranks came back, by the noise added to them."""
+    return {noise: Count.true(part) for noise, part in recovered.groupby("noise")["recovered"]}
+
+
+def flagged_by_test(rates: pd.DataFrame, world: str) -> dict[str, float]:
+    """Share of the worlds of one kind that each test of ``03_laboratory`` calls stratified."""
+    return dict(rates[rates["world"] == world].set_index("test")["flagged"])
+
+
+def rank_by_sinks(ranks: pd.DataFrame, representation: str = "sae") -> dict[str, float]:
+    """Geometric mean over concepts of the feature mode's effective rank, by what ``03_sinks`` let into the tensor."""
+    rows = ranks[(ranks["mode"] == 2) & (ranks["representation"] == representation)]
+    return {
+        kept: float(np.exp(np.log(part).mean())) for kept, part in rows.groupby("kept", sort=False)["effective_rank"]
+    }
+
+
+def stratified_concepts(verdicts: pd.DataFrame) -> dict[str, Count]:
+    """Concepts whose rank noise changes, by representation (rows of ``stratification_table``)."""
+    rows = verdicts[verdicts["mode"] == 2]
+    return {
+        name: Count.true(part == "stratified") for name, part in rows.groupby("representation", sort=False)["verdict"]
+    }
+
+
+def gains_that_are_repeats(places: pd.DataFrame, representation: str = "residual") -> Count:
+    """Positions that gain exactly as much rank as they have repeated contexts, of all with a gain or a repeat."""
+    places = places[(places["axis"] == "position") & (places["representation"] == representation)]
+    gains, repeats = places["rank_gain"], places["n_tokens"] - places["n_distinct"]
+    return Count.true((gains == repeats)[(gains != 0) | (repeats != 0)])
+
+
+def tolerances_matter(verdicts: pd.DataFrame, representation: str = "sae") -> tuple[Count, float]:
+    """What a tolerance decides (rows of ``03_tolerance``).
+
+    Returns
+    -------
+    Concepts whose verdict is not the same at all tolerances; and the largest ratio, over concepts, of the first noise
+    levels that change one concept's rank at different tolerances: 1 where the tolerance changes nothing. Tolerances
+    at which the rank never changes are left out of the ratio.
+    """
+    rows = verdicts[(verdicts["mode"] == 2) & (verdicts["representation"] == representation)].groupby("concept")
+    first = rows["first_noise_rms"]
+    return Count.true(rows["verdict"].nunique() > 1), float((first.max() / first.min()).fillna(1.0).max())
+
+
+def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str, Advantage]:
+    """The SAE against each control over all concepts (rows of ``controls_table``)."""
+    rows = verdicts[(verdicts["concept"] == EVERY_CONCEPT) & (verdicts["statistic"] == statistic)]
+    return {
+        row.control: Advantage(row.difference, row.low, row.high, row.verdict) for row in rows.itertuples(index=False)
+    }
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean angle by which leading feature directions turn, in degrees, and mean share of the support that stays."""
+
+    angle: float
+    support: float
+
+    def __str__(self) -> str:
+        return f"{self.angle:.0f}° and {self.support:.0%}"
+
+
+def drift_near_one_rms(drift: pd.DataFrame) -> dict[str, Drift]:
+    """By representation, at the largest noise level of ``03_subspace_drift`` up to one RMS; empty without one."""
+    rows = drift[(drift["mode"] == 2) & (drift["noise_rms"] <= ONE_RMS)]
+    rows = rows[rows["noise"] == rows["noise"].max()].groupby("representation", sort=False)
+    return {name: Drift(part["angle_mean"].mean(), part["support_kept"].mean()) for name, part in rows}
