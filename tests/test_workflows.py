@@ -116,7 +116,7 @@ def published(tmp_path) -> Path:
     origin, clone = tmp_path / "origin.git", tmp_path / "clone"
     git(tmp_path, "init", "--bare", str(origin))
     git(tmp_path, "clone", str(origin), str(clone))
-    for path in [ROOT / "saema_utils/address.py", *(p for glob in address.FOLLOWERS for p in ROOT.glob(glob))]:
+    for path in [ROOT / address.HERE, *(p for glob in address.FOLLOWERS for p in ROOT.glob(glob))]:
         copy = clone / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

@@ -1,9 +1,8 @@
 """Where the book lives on the web. The owner and name below stand here and nowhere else.
 
 Badges, launch buttons, the setup cell, the citation and source links follow from it. After a fork,
-``python -m saema_utils.publishing.address OWNER/NAME`` rewrites this line and every committed follower;
-with ``--release``
-it refuses a tree that cannot be published from there.
+``python -m saema_utils.publishing.address OWNER/NAME`` rewrites this line and every committed follower; with
+``--release`` it refuses a tree that cannot be published from there.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from saema_utils.errors import BookError
+from saema_utils.errors import BookError, one_line
 
 REPOSITORY = "OWNER/saema-book"
 VERSION = "0.1.0"
 # Badges, launch buttons and source links open what the setup cell installs, so that notebook and package agree.
 BRANCH = f"v{VERSION}"
+HERE = "saema_utils/publishing/address.py"
 # Committed files that quote the address; a test checks that they agree with it.
 FOLLOWERS = ("notebooks/*.ipynb", "README.md", "CITATION.cff", "CONTRIBUTING.md", "book/cite.md")
 
@@ -66,7 +66,7 @@ def move_repository(root: Path, new: str) -> list[Path]:
 
 def _moved(root: Path, new: str) -> dict[Path, str]:
     """What the files that quote the address would hold if it were ``new``; only those that would change."""
-    paths = [root / "saema_utils" / "address.py", *(p for glob in FOLLOWERS for p in sorted(root.glob(glob)))]
+    paths = [root / HERE, *(p for glob in FOLLOWERS for p in sorted(root.glob(glob)))]
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
     return {
         path: text.replace(REPOSITORY, new) for path, text in texts.items() if text.replace(REPOSITORY, new) != text
@@ -85,7 +85,7 @@ def check_release(root: Path, repository: str) -> None:
         If committed files name another repository than the one that publishes, or the release's tag is not there.
     """
     stale = [path.relative_to(root).as_posix() for path in _moved(root, repository)]
-    stale = stale or _git(root, "diff", "--name-only", "HEAD", "--", "saema_utils/address.py", *FOLLOWERS).split()
+    stale = stale or _git(root, "diff", "--name-only", "HEAD", "--", HERE, *FOLLOWERS).split()
     if stale:
         raise BookError(
             f"{len(stale)} committed files do not name {repository} ({stale[0]}), and Colab would look elsewhere. "
@@ -101,7 +101,7 @@ def check_release(root: Path, repository: str) -> None:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BookError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())}. Run it in a clone.")
+        raise BookError(f"git {arguments[0]} failed in {root}: {one_line(done.stderr)}. Run it in a clone.")
     return done.stdout.strip()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import BookError, one_line
+from saema_utils.runs.freshness import PACKAGE_DIR
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -75,7 +76,7 @@ def clean_notebook(notebook: NotebookNode, *, build_paths: Iterable[str | Path] 
 
 def default_build_paths() -> list[Path]:
     """Folders of this machine that a published page must not mention."""
-    return [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(__file__).resolve().parent.parent]
+    return [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), PACKAGE_DIR.parent]
 
 
 def _folders(paths: Iterable[str | Path]) -> list[str]:
@@ -91,7 +92,11 @@ def _refuse_paths(text: str, forbidden: list[str], where: str) -> None:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """Outputs with neighbouring pieces of one stream joined: how text was cut is a matter of timing."""
+    """Outputs with neighbouring pieces of one stream joined: how text was cut is a matter of timing.
+
+    nbclient's own would move text across figures and hide progress bars; that of myst_nb comes too late for two
+    executions to be compared.
+    """
     joined: list[Any] = []
     for output in outputs:
         before = joined[-1] if joined else None

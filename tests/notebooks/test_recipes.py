@@ -33,7 +33,6 @@ def insert(path: Path, name: str, text: str) -> None:
 def copy(tmp_path: Path) -> Path:
     for name in ("saema_utils", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    (tmp_path / "tests" / "unit").mkdir(parents=True)
     return tmp_path
 
 
@@ -56,6 +55,7 @@ def test_recipe(name: str, copy: Path):
             with open(copy / target, "a", encoding="utf-8") as file:
                 file.write("\n\n" + text)
         elif action == "file":
+            (copy / target).parent.mkdir(parents=True, exist_ok=True)
             (copy / target).write_text(text, encoding="utf-8")
         else:
             command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euc", text]

@@ -30,7 +30,7 @@ SEARCHES = {
     "how to cite": "book/cite",
     "limitations": "book/limitations",
     "covariance_spectrum": "book/api/stratification",
-    "attention sink": ("notebooks/01", "book/glossary", "book/api/activations"),
+    "attention sink": ("notebooks/01", "book/glossary", "book/api/model"),
     "train sparse dictionary": "notebooks/02",
 }
 FACTS = """async () => {

@@ -272,7 +272,7 @@ def test_every_follower_quotes_the_one_address():
 
 
 def test_no_other_module_spells_the_address():
-    for path in (ROOT / "saema_utils").glob("*.py"):
+    for path in (ROOT / "saema_utils").rglob("*.py"):
         if path.name != "address.py":
             assert address.REPOSITORY not in path.read_text(encoding="utf-8"), path.name
 
@@ -285,9 +285,9 @@ def test_badges_point_at_notebooks_that_exist():
 
 
 def test_a_fork_moves_every_follower(tmp_path):
-    (tmp_path / "saema_utils").mkdir()
+    (tmp_path / "saema_utils" / "publishing").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    names = ["saema_utils/address.py", "CITATION.cff"] + [
+    names = [address.HERE, "CITATION.cff"] + [
         f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb")
     ]
     for name in names:
