@@ -20,7 +20,7 @@ import torch
 from saema_utils.runs.directory import RunDirectory, read_manifest
 from saema_utils.runs.files import UNFINISHED
 from saema_utils.study import STUDIES
-from saema_utils.sweeps.tasks import STAGES, _call
+from saema_utils.sweeps.tasks import make_chapter
 
 KILLS, KILLS_OF_THE_COMMAND = 17, 3
 KILLED_CHAPTER = 5  # the one with the most parts
@@ -56,13 +56,13 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     _warm_up(folder)
     started = time.monotonic()
-    assert run_study(folder / "whole", [c for c in STAGES if c < KILLED_CHAPTER])
+    assert run_study(folder / "whole", range(1, KILLED_CHAPTER))
     shutil.copytree(folder / "whole", folder / "begun")
     assert run_study(folder / "whole")
     return folder / "whole", folder / "begun", time.monotonic() - started
 
 
-def run_study(path, chapters=tuple(STAGES), seconds=600):
+def run_study(path, chapters=range(1, 7), seconds=600):
     """Chapters of the study in a child process, killed without warning after ``seconds``; True when it finished."""
     child = os.fork()
     if child == 0:
@@ -72,8 +72,7 @@ def run_study(path, chapters=tuple(STAGES), seconds=600):
             run = RunDirectory(path, TINY)
             with run.locked():
                 for chapter in chapters:
-                    for stage in STAGES[chapter]:
-                        _call(stage, run)
+                    make_chapter(run, chapter)
             status = 0
         finally:
             os._exit(status)
