@@ -94,14 +94,14 @@ def test_what_cells_say_holds_no_formula(notebook):
 
 
 def test_parameters_are_four_literals(number, notebook):
-    assert parameter_names(notebook, NOTEBOOKS[number].stem) == ["study", "run_dir", "device", "seed"]
+    assert parameter_names(NOTEBOOKS[number]) == ["study", "run_dir", "device", "seed"]
     (cell,) = code(notebook, "parameters")
     assert cell is code(notebook)[0], "parameters come before any other code"
 
 
-def test_unknown_parameters_are_refused(number, notebook):
+def test_unknown_parameters_are_refused(number):
     with pytest.raises(BookError, match=r"no parameter of .* named 'sed'. Did you mean 'seed'"):
-        check_parameters(notebook, NOTEBOOKS[number].stem, {"study": "smoke", "sed": 1})
+        check_parameters(NOTEBOOKS[number], {"study": "smoke", "sed": 1})
 
 
 def test_setup_is_the_same_everywhere(notebook):
