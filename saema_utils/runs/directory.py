@@ -183,7 +183,7 @@ class RunDirectory:
                 "code": source_digest(),
                 "version": _version(),
                 "model": self.model,
-                "written": _now(),
+                "written": now(),
                 **facts,
             }
 
@@ -445,7 +445,7 @@ def _birth_certificate(study: Study) -> dict[str, Any]:
         "format_version": 1,
         "study": study.as_dict(),
         "study_digest": study.digest,
-        "created": _now(),
+        "created": now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
@@ -455,6 +455,6 @@ def _birth_certificate(study: Study) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
+def now() -> str:
     """The time in UTC, as manifests write it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
