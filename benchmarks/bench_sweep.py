@@ -41,10 +41,16 @@ def scaling(tasks: list[Timed], startup: float = STARTUP) -> pd.DataFrame:
         share, chain = startup + total / workers, startup + longest
         limit = "number of workers" if share >= chain else "longest chain"
         speedup = alone / seconds
-        rows.append({
-            "workers": workers, "makespan": seconds, "speedup": speedup, "efficiency": speedup / workers,
-            "lower_bound": max(share, chain), "limited_by": limit,
-        })  # fmt: skip
+        rows.append(
+            {
+                "workers": workers,
+                "makespan": seconds,
+                "speedup": speedup,
+                "efficiency": speedup / workers,
+                "lower_bound": max(share, chain),
+                "limited_by": limit,
+            }
+        )
     return pd.DataFrame(rows)
 
 

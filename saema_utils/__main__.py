@@ -190,9 +190,14 @@ def studies() -> None:
         recipe = study.sae
         trained = f"trained: {recipe.architecture} {recipe.d_sae}, k {recipe.k}"
         listing.add_row(
-            study.name, study.model, str(study.layer), trained if recipe.source == "train" else recipe.source,
-            f"{study.corpus.tokens:,}", study.hardware, f"{seconds / 60:.1f} min" if seconds else "not run here",
-        )  # fmt: skip
+            study.name,
+            study.model,
+            str(study.layer),
+            trained if recipe.source == "train" else recipe.source,
+            f"{study.corpus.tokens:,}",
+            study.hardware,
+            f"{seconds / 60:.1f} min" if seconds else "not run here",
+        )
     Console().print(listing)
 
 

@@ -130,9 +130,16 @@ class Batches(Iterator):
     """
 
     def __init__(
-        self, sae: SeparableTopKTrainingSAE, corpus: Float[Tensor, "M D"], tokens: LabelledTokens | None,
-        *, batch: int, seed: int, most_labelled: int = 64, concepts_per_step: int = 2,
-    ):  # fmt: skip
+        self,
+        sae: SeparableTopKTrainingSAE,
+        corpus: Float[Tensor, "M D"],
+        tokens: LabelledTokens | None,
+        *,
+        batch: int,
+        seed: int,
+        most_labelled: int = 64,
+        concepts_per_step: int = 2,
+    ):
         self.sae, self.corpus, self.tokens, self.batch = sae, corpus, tokens, batch
         self.most, self.per_step = most_labelled, concepts_per_step
         self.draws = generator(seed, "separability batches")
@@ -195,12 +202,16 @@ def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) 
         )
     new = SeparableTopKTrainingSAE(
         SeparableTopKConfig(
-            d_in=cfg.d_in, d_sae=cfg.d_sae, k=k or cfg.k, device=str(sae.W_dec.device),
+            d_in=cfg.d_in,
+            d_sae=cfg.d_sae,
+            k=k or cfg.k,
+            device=str(sae.W_dec.device),
             apply_b_dec_to_input=cfg.apply_b_dec_to_input,
             rescale_acts_by_decoder_norm=cfg.rescale_acts_by_decoder_norm,
-            normalize_activations="expected_average_only_in", **choices,
+            normalize_activations="expected_average_only_in",
+            **choices,
         )
-    )  # fmt: skip
+    )
     # TopK is positively homogeneous: scaling inputs and biases scales latents and outputs alike.
     with torch.no_grad():
         new.W_enc.copy_(sae.W_enc)
@@ -241,10 +252,15 @@ def train_separable(
 
     batches = Batches(sae, corpus, tokens, batch=batch, seed=seed)
     config = SAETrainerConfig(
-        total_training_samples=steps * batch, train_batch_size_samples=batch, device=str(sae.W_dec.device),
-        lr=learning_rate, lr_end=learning_rate, lr_warm_up_steps=max(1, steps // 20), dead_feature_window=1000,
+        total_training_samples=steps * batch,
+        train_batch_size_samples=batch,
+        device=str(sae.W_dec.device),
+        lr=learning_rate,
+        lr_end=learning_rate,
+        lr_warm_up_steps=max(1, steps // 20),
+        dead_feature_window=1000,
         logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
+    )
     trainer = SAETrainer(config, sae, batches)
     trainer.activation_scaler.scaling_factor = scale
     for group in trainer.optimizer.param_groups:

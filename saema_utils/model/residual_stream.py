@@ -312,10 +312,17 @@ def _assemble(
     starts, ends = batch.offsets[..., 0], batch.offsets[..., 1]
     in_word = (starts < spans[:, 1:]) & (ends > spans[:, :1])
     return ConceptActivations(
-        prompts=prompts, residual=residual, tokens=batch.tokens, mask=mask, word_mask=mask & in_word,
-        token_strings=strings, n_special=int(batch.special.sum()), n_sinks=int(sinks.sum()),
-        n_padding=int((~batch.real).sum()), median_norm=median,
-    )  # fmt: skip
+        prompts=prompts,
+        residual=residual,
+        tokens=batch.tokens,
+        mask=mask,
+        word_mask=mask & in_word,
+        token_strings=strings,
+        n_special=int(batch.special.sum()),
+        n_sinks=int(sinks.sum()),
+        n_padding=int((~batch.real).sum()),
+        median_norm=median,
+    )
 
 
 def pack(activations: Mapping[str, ConceptActivations]) -> dict[str, Tensor]:
@@ -354,8 +361,12 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, ConceptActivations]:
         found[concept] = ConceptActivations(
             ConceptPrompts(concept, tuple(Prompt(*fields) for fields in facts["prompts"])),
             *(tensors[f"{concept}.{name}"] for name in ("residual", "tokens", "mask", "word_mask")),
-            facts["strings"], special, sinks, padding, facts["median_norm"],
-        )  # fmt: skip
+            facts["strings"],
+            special,
+            sinks,
+            padding,
+            facts["median_norm"],
+        )
     return found
 
 

@@ -164,11 +164,7 @@ def _run_stacked(
 
 
 def _replaced(
-    activations: Float[Tensor, "B T D"],
-    new: Replacement,
-    where: Bool[Tensor, "B T"] | None,
-    name: str,
-    hook_name: str,
+    activations: Float[Tensor, "B T D"], new: Replacement, where: Bool[Tensor, "B T"] | None, name: str, hook_name: str
 ) -> Float[Tensor, "B T D"]:
     replacement = new(activations) if callable(new) else new
     if replacement.shape != activations.shape:

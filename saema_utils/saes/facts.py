@@ -44,9 +44,11 @@ def read_facts(folder: Path) -> SaeFacts:
         raise ArtifactError(f"{folder / 'cfg.json'} does not say how many latents the SAE has (d_sae). {remedy}")
     metadata = config.get("metadata") or {}
     return SaeFacts(
-        architecture=config.get("architecture", "standard"), d_sae=config["d_sae"], k=config.get("k"),
+        architecture=config.get("architecture", "standard"),
+        d_sae=config["d_sae"],
+        k=config.get("k"),
         prepend_bos=metadata.get("prepend_bos") is not False,
-    )  # fmt: skip
+    )
 
 
 def sae_facts(run: RunDirectory) -> SaeFacts:

@@ -208,9 +208,13 @@ def _training_sae(recipe: SaeRecipe, d_in: int, steps: int, device: torch.device
             # On activations of unit mean square sae_lens's default bandwidth lets the penalty reach almost no
             # latent in a short run; this wide one, also passed to the encoder, does.
             config = sae_lens.JumpReLUTrainingSAEConfig(
-                l0_coefficient=coefficient, l0_warm_up_steps=warm_up, jumprelu_init_threshold=0.1,
-                jumprelu_bandwidth=2.0, jumprelu_ste_to_input=True, **common,
-            )  # fmt: skip
+                l0_coefficient=coefficient,
+                l0_warm_up_steps=warm_up,
+                jumprelu_init_threshold=0.1,
+                jumprelu_bandwidth=2.0,
+                jumprelu_ste_to_input=True,
+                **common,
+            )
             return sae_lens.JumpReLUTrainingSAE(config)
     raise SaeError(unknown_name("SAE architecture", recipe.architecture, ARCHITECTURES))
 

@@ -70,9 +70,11 @@ def test_two_processes_make_the_same_tables(tmp_path):
         folder = tmp_path / hash_seed
         folder.mkdir()
         subprocess.run(
-            [sys.executable, str(HERE), str(folder)], check=True, capture_output=True,
+            [sys.executable, str(HERE), str(folder)],
+            check=True,
+            capture_output=True,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        )  # fmt: skip
+        )
         made.append({path.name: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))})
     assert len(made[0]) >= 10
     assert made[0].keys() == made[1].keys()
@@ -90,8 +92,9 @@ def test_two_trainings_for_separability_give_the_same_bits_on_two_threads():
     corpus = torch.randn(4000, 48, generator=draws) + 0.5
     tokens = LabelledTokens(
         corpus[:6].repeat_interleave(64, 0) + torch.randn(384, 48, generator=draws),
-        torch.arange(6).repeat_interleave(64), torch.arange(2).repeat_interleave(192),
-    )  # fmt: skip
+        torch.arange(6).repeat_interleave(64),
+        torch.arange(2).repeat_interleave(192),
+    )
 
     def weights() -> dict[str, torch.Tensor]:
         sae = fresh(48, 4608, 32, seed=3, separation_coefficient=0.3)

@@ -45,9 +45,10 @@ def tokens(corpus):
     draws = torch.Generator().manual_seed(1)
     centres = corpus[:8].repeat_interleave(10, 0)
     return LabelledTokens(
-        centres + torch.randn(80, D, generator=draws), torch.arange(8).repeat_interleave(10),
+        centres + torch.randn(80, D, generator=draws),
+        torch.arange(8).repeat_interleave(10),
         torch.arange(2).repeat_interleave(40),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

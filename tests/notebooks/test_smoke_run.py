@@ -23,13 +23,30 @@ TABLES = {
     "02_sae_training": set(),
     "02_sae_eval": {"representation", "explained_variance", "l0"},
     "03_noise_rank": {
-        "concept", "representation", "mode", "noise", "noise_rms", "seed",
-        "rank", "effective_rank", "participation_ratio", "l0",
+        "concept",
+        "representation",
+        "mode",
+        "noise",
+        "noise_rms",
+        "seed",
+        "rank",
+        "effective_rank",
+        "participation_ratio",
+        "l0",
     },
     "03_stratification": {"concept", "representation", "mode"},
     "04_geometry": {
-        "concept", "protocol", "representation", "seed", "n_local", "betti0", "intrinsic_dimension",
-        "mst_weight", "mst_weight_scale_free", "average_geodesic_distance", "procrustes_disparity",
+        "concept",
+        "protocol",
+        "representation",
+        "seed",
+        "n_local",
+        "betti0",
+        "intrinsic_dimension",
+        "mst_weight",
+        "mst_weight_scale_free",
+        "average_geodesic_distance",
+        "procrustes_disparity",
     },
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
@@ -37,7 +54,7 @@ TABLES = {
     "08_ruler": {"family", "L0", "recovery"},
     "08_families": {"architecture", "seed", "l0", "explained_variance"},
     "08_layers": {"layer", "concept", "representation"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -329,10 +329,14 @@ def test_the_digest_of_a_module_follows_its_imports(tmp_path, monkeypatch):
     files.modules_behind.cache_clear()
     types_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .unused import T\n"
     write_modules(
-        tmp_path, stage9="from .upper import f\nfrom .stage1 import g\n",
+        tmp_path,
+        stage9="from .upper import f\nfrom .stage1 import g\n",
         upper=f"{types_only}def f():\n    from . import lower\n",
-        lower="from .upper import f\nfrom .errors import E\n", stage1="", unused="", errors="",
-    )  # fmt: skip
+        lower="from .upper import f\nfrom .errors import E\n",
+        stage1="",
+        unused="",
+        errors="",
+    )
     try:
         assert files.modules_behind("stage9") == ("lower", "stage9", "upper")
         before = source_digest("stage9")
