@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saema_utils.chapters import declared_results
+from saema_utils.chapters.columns import COMMON
 from saema_utils.errors import BookError
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.freshness import PACKAGE_DIR
+from saema_utils.runs.files import write_figure
+from saema_utils.runs.freshness import PACKAGE_DIR, package_modules
 from saema_utils.saes.facts import SaeFacts, sae_facts
 from saema_utils.study import Study
 
@@ -20,21 +23,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from nbformat import NotebookNode
 
+    from saema_utils.runs.tables import Result
+
 WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEROES = ("04_circles", "01_word_circles")
-TABLES = {
-    "01_concepts": "The prompts of each concept, and the tokens that were masked: special, padding, attention sinks.",
-    "02_sae_training": "The SAE's training history.",
-    "02_sae_eval": "How well each coder reconstructs held-out activations, and what it costs the language model.",
-    "03_noise_rank": "Rank measures of every unfolding at every noise level, representation and seed.",
-    "03_stratification": "The verdict of the rank test for each concept, representation and mode.",
-    "04_geometry": "Local and global geometry of each concept, before and after sparse coding.",
-    "05_dose_response": "Effect of moving poles apart, for all arms.",
-    "05_optimum": "The optimum of the dose response in closed form, for each arm.",
-    "06_claims": "The claims, their evidence and the verdicts.",
-}
+MAIN = ("01_concepts", "02_sae_eval", "03_noise_rank", "03_stratification", "04_geometry", "05_dose_response")
+GRAPH = "results_graph"
 
 
 def numbers(run: RunDirectory) -> dict[str, str]:
@@ -43,17 +39,29 @@ def numbers(run: RunDirectory) -> dict[str, str]:
     manifest = run.manifest()
     records = manifest.get("chapters", {}).values()
     chosen: dict[str, Any] = {
-        "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
-        "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
-        "sae": _sae_in_words(study, sae), "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs,
+        "study": study.name,
+        "study_title": study.title,
+        "model": _model_name(study.model),
+        "layer": study.layer,
+        "n_concepts": len(study.concepts),
+        "concepts": ", ".join(study.concepts),
+        "templates": study.templates,
+        "sae": _sae_in_words(study, sae),
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "epochs": study.sae.epochs,
         "n_seeds": study.n_seeds,
-        "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
-        "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
-        "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),
+        "corpus_tokens": study.corpus.tokens,
+        "heldout_tokens": study.corpus.heldout_tokens,
+        "n_noise_levels": len(study.noise_levels),
+        "created": manifest.get("created", "")[:10],
+        "python": manifest.get("python", ""),
+        "run_time": duration(sum(r.get("seconds", 0) for r in records)),
         "peak_gib": max((r.get("peak_memory", 0) for r in records), default=0) / 2**30,
-        "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})), "version": address.VERSION,
+        "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})),
+        "version": address.VERSION,
         "repository": address.repository_url(),
-    }  # fmt: skip
+    }
     return {name: format_number(value) for name, value in {**chosen, **run.numbers()}.items()}
 
 
@@ -113,6 +121,8 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "hero": lambda: hero(staging),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
+        "folders": folders_table,
+        "graph": lambda: graph_of_results(staging / "figures"),
     }
     for name, make in makers.items():
         (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
@@ -130,10 +140,16 @@ def execution_table(run: RunDirectory, notebooks: Path) -> str:
     records = run.manifest().get("chapters", {})
     chapters = {name: records[name] for name in chapter_titles(notebooks) if name in records}
     rows = [
-        [f"[{title}](../notebooks/{name}.ipynb)", duration(r["seconds"]), f"{r['peak_memory'] / 2**30:.2f} GiB",
-         r["hardware"], r["finished"].replace("T", " ").rstrip("Z")]
-        for name, title in chapter_titles(notebooks).items() if (r := chapters.get(name))
-    ]  # fmt: skip
+        [
+            f"[{title}](../notebooks/{name}.ipynb)",
+            duration(r["seconds"]),
+            f"{r['peak_memory'] / 2**30:.2f} GiB",
+            r["hardware"],
+            r["finished"].replace("T", " ").rstrip("Z"),
+        ]
+        for name, title in chapter_titles(notebooks).items()
+        if (r := chapters.get(name))
+    ]
     total = sum(r["seconds"] for r in chapters.values())
     peak = max((r["peak_memory"] for r in chapters.values()), default=0)
     rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
@@ -162,10 +178,13 @@ def chapter_list(run: RunDirectory, notebooks: Path) -> str:
     """The chapters: what each does, how long it takes, and where to open it."""
     chapters = run.manifest().get("chapters", {})
     rows = [
-        [f"[{title}](../notebooks/{name}.ipynb)", duration(chapters[name]["seconds"]) if name in chapters else "",
-         f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})"]
+        [
+            f"[{title}](../notebooks/{name}.ipynb)",
+            duration(chapters[name]["seconds"]) if name in chapters else "",
+            f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})",
+        ]
         for name, title in chapter_titles(notebooks).items()
-    ]  # fmt: skip
+    ]
     return markdown_table(["Chapter", "Runs in", "Open"], rows)
 
 
@@ -216,31 +235,109 @@ def scorecard(tables: Path) -> str:
     if not path.exists():
         return "*(The verdicts stand here once chapter 6 has run.)*"
     rows = [
-        [row.statement, f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
-         format_number(row.margin), f"**{row.verdict}**"]
+        [
+            row.statement,
+            f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
+            format_number(row.margin),
+            f"**{row.verdict}**",
+        ]
         for row in pd.read_csv(path).itertuples()
-    ]  # fmt: skip
+    ]
     return markdown_table(["Claim", "Effect (95 % interval)", "Margin", "Verdict"], rows)
 
 
 def results_tables(tables: Path) -> str:
-    """The main tables of the run with their first rows, then every table as a link to its CSV."""
+    """The main tables of the run with their first rows, then every table: what it is, its columns, its CSV."""
     import pandas as pd
 
-    main, rows = [], []
+    declared, main, rows = declared_results(), [], []
     for path in sorted(tables.glob("[0-9][0-9]_*.csv")):
-        table = pd.read_csv(path)
+        table, made = pd.read_csv(path), declared.get(f"tables/{path.name}")
         link = f"{{download}}`CSV <../tables/{path.name}>`"
-        columns = ", ".join(table.columns[:8]) + (", ..." if len(table.columns) > 8 else "")
-        rows.append([path.stem, f"{len(table):,}", TABLES.get(path.stem, f"Columns: {columns}"), link])
-        if path.stem in TABLES and path.stem != "06_claims":
+        description = made.description if made else "Made by its notebook."
+        meanings = [f"`{c}` {meaning}" for c in table.columns if (meaning := meaning_of(made, c))]
+        rows.append([f"`{path.stem}`", f"{len(table):,}", f"{description} *{'; '.join(meanings)}*", link])
+        if path.stem in MAIN:
             shown = f" The first {ROWS_SHOWN} are shown." if len(table) > ROWS_SHOWN else ""
             main.append(
-                f"### {path.stem}\n\n{TABLES[path.stem]} {len(table):,} rows.{shown} {link}\n\n"
+                f"### {path.stem}\n\n{description} {len(table):,} rows.{shown} {link}\n\n"
                 f"{frame_table(table.head(ROWS_SHOWN))}"
             )
-    listing = markdown_table(["Table", "Rows", "What it holds", "All of it"], rows)
+    listing = markdown_table(["Table", "Rows", "What it holds, and what its columns mean", "All of it"], rows)
     return "\n".join(["## Main tables\n", *main, "## Every table\n", listing])
+
+
+def meaning_of(made: Result | None, column: str) -> str:
+    """What a column of a declared table means; empty where nobody says it."""
+    return (made.columns if made else {}).get(column) or COMMON.get(column, "")
+
+
+def folders_table() -> str:
+    """The package from the ground up: each folder and module at the top with the question that it answers."""
+    rows = [[f"`{name}`", summary_of(name)] for name in ("errors", "study", "runtime", "statistics", "distances")]
+    rows += [[f"`{name}`", summary_of(name)] for name in ("figures", "interactive")]
+    folders = ("runs/", "notebook", "text/", "model/", "saes/", "stratification/", "geometry/", "intervention/")
+    rows += [[f"`{name}`", summary_of(name)] for name in (*folders, "evidence/", "rulers/", "exercises")]
+    rows += [[f"`{name}`", summary_of(name)] for name in ("chapters/", "publishing/", "sweeps/", "checks", "__main__")]
+    return markdown_table(["From the ground up", "What it answers"], rows)
+
+
+def summary_of(name: str) -> str:
+    """The first sentence of a module's or folder's docstring; ``name`` ends with a slash for a folder."""
+    import ast
+
+    path = PACKAGE_DIR / (f"{name}__init__.py" if name.endswith("/") else f"{name}.py")
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].replace("``", "`").split())
+
+
+def graph_of_results(figures: Path) -> str:
+    """A picture of what every table is made from, drawn from the registry."""
+    from saema_utils.figures import panels
+
+    declared = [made for made in declared_results().values() if "parts/" not in made.place]
+    columns: dict[int, list[Result]] = {}
+    for made in declared:
+        columns.setdefault(made.chapter, []).append(made)
+    place = {
+        made.place: (number, -(row + 0.5) / len(rows))
+        for number, (_, rows) in enumerate(sorted(columns.items()))
+        for row, made in enumerate(rows)
+    }
+    figure, axes = panels(width=11, height=7.5)
+    for made in declared:
+        x, y = place[made.place]
+        for need in {n for direct in made.needs for n in _without_parts(direct)}:
+            from_x, from_y = place[need.place]
+            axes.plot([from_x + 0.02, x - 0.02], [from_y, y], color="#0072B2", linewidth=0.6, alpha=0.35)
+        axes.text(
+            x,
+            y,
+            made.name[3:],
+            fontsize=7,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#9a9a9a", "linewidth": 0.6},
+        )
+    for number, chapter in enumerate(sorted(columns)):
+        axes.text(number, 0.03, f"chapter {chapter}", fontsize=9, weight="bold", ha="center")
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-1, 0.07))
+    axes.axis("off")
+    figures.mkdir(parents=True, exist_ok=True)
+    write_figure(figures / f"{GRAPH}.svg", figure, GRAPH)
+    return (
+        f"```{{figure}} ../figures/{GRAPH}.svg\n:name: fig-results-graph\n"
+        ":alt: One column a chapter with the names of its results; lines join each with those that it is made from.\n\n"
+        "What is made from what? Every result of a run, a column a chapter; a line leads to a result from each that it "
+        "needs. Drawn from the declarations themselves.\n```"
+    )
+
+
+def _without_parts(made: Result) -> set[Result]:
+    """A result, or, for one that is only a part of others, what it needs in its place."""
+    if "parts/" not in made.place:
+        return {made}
+    return {found for need in made.needs for found in _without_parts(need)}
 
 
 def frame_table(table: pd.DataFrame) -> str:
@@ -257,25 +354,34 @@ def _plain(value: Any) -> Any:
 
 
 def write_api_pages(folder: Path) -> list[str]:
-    """One page for each module, filled from its docstrings; returns the names of the modules."""
-    import ast
-
+    """One page for each folder and each module at the top, filled from docstrings; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names, rows = [], []
-    for path in sorted(PACKAGE_DIR.glob("*.py")):
-        if path.stem.startswith("_"):
-            continue
-        summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
-        names.append(path.stem)
-        rows.append([f"[{path.stem}](api/{path.stem}.rst)", " ".join(summary.replace("``", "`").split())])
+    pages: dict[str, list[str]] = {}
+    for module in package_modules():
+        _, *inside = module.split(".")
+        if inside and not inside[-1].startswith("_"):
+            page = ".".join(inside[:2] if inside[0] == "chapters" else inside[:1])
+            pages.setdefault(page, []).append(module)
+    rows = []
+    for page, modules in pages.items():
+        path = page.replace(".", "/")
+        source = f"{path}/" if (PACKAGE_DIR / path).is_dir() else path
+        summary = summary_of(source)
+        rows.append([f"[{source}](api/{page}.rst)", summary])
         # reStructuredText, in which docstrings are written: their footnotes do not survive inside Markdown.
-        (folder / f"{path.stem}.rst").write_text(
-            f"{path.stem}\n{'=' * len(path.stem)}\n\n"
-            f"`On the web <{address.source_url(f'saema_utils/{path.name}')}>`__\n\n"
-            f".. automodule:: saema_utils.{path.stem}\n   :members:\n   :ignore-module-all:\n",
-            encoding="utf-8",
-        )
+        text = f"{source}\n{'=' * len(source)}\n\n"
+        if source.endswith("/"):
+            text += summary.replace("`", "``") + "\n\n"
+            modules = [module for module in modules if module != f"saema_utils.{page}"]
+        for module in modules:
+            name = module.rpartition(".")[2]
+            title = f"{name}\n{'-' * len(name)}\n\n" if source.endswith("/") else ""
+            link = address.source_url(f"{module.replace('.', '/')}.py")
+            text += (
+                f"{title}`On the web <{link}>`__\n\n.. automodule:: {module}\n   :members:\n   :ignore-module-all:\n\n"
+            )
+        (folder / f"{page}.rst").write_text(text, encoding="utf-8")
     fragments = folder.parent / "fragments"
     fragments.mkdir(exist_ok=True)
-    (fragments / "api.md").write_text(markdown_table(["Module", "What it is for"], rows), encoding="utf-8")
-    return names
+    (fragments / "api.md").write_text(markdown_table(["Folder or module", "What it is for"], rows), encoding="utf-8")
+    return list(pages)
