@@ -292,44 +292,51 @@ def summary_of(name: str) -> str:
 
 
 def graph_of_results(figures: Path) -> str:
-    """A picture of what every table is made from, drawn from the registry."""
-    from saema_utils.figures import panels
+    """A picture of what every table is made from, drawn from the registry: a column for each step from the model."""
+    import networkx as nx
+    from matplotlib.patches import ConnectionPatch
+
+    from saema_utils.figures import CLASS_COLORS, panels
 
     declared = [made for made in declared_results().values() if "parts/" not in made.place]
-    columns: dict[int, list[Result]] = {}
-    for made in declared:
-        columns.setdefault(made.chapter, []).append(made)
-    place = {
-        made.place: (number, -(row + 0.5) / len(rows))
-        for number, (_, rows) in enumerate(sorted(columns.items()))
-        for row, made in enumerate(rows)
-    }
-    figure, axes = panels(width=11, height=7.5)
-    for made in declared:
-        x, y = place[made.place]
-        for need in {n for direct in made.needs for n in _without_parts(direct)}:
-            from_x, from_y = place[need.place]
-            axes.plot([from_x + 0.02, x - 0.02], [from_y, y], color="#0072B2", linewidth=0.6, alpha=0.35)
-        axes.text(
-            x,
-            y,
-            made.name[3:],
-            fontsize=7,
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#9a9a9a", "linewidth": 0.6},
+    graph = nx.DiGraph()
+    graph.add_nodes_from(declared)
+    graph.add_edges_from((n, made) for made in declared for need in made.needs for n in _without_parts(need))
+    graph = nx.transitive_reduction(graph)  # what follows from other lines is not drawn
+    figure, axes = panels(width=12, height=8.5)
+    place = {}
+    for column, generation in enumerate(nx.topological_generations(graph)):
+        rows = sorted(generation, key=lambda made: made.name)
+        place |= {made: (column, -(row + 0.5) / len(rows)) for row, made in enumerate(rows)}
+    for start, end in graph.edges:
+        (x0, y0), (x1, y1) = place[start], place[end]
+        bend = f"arc3,rad={0.08 if y1 < y0 else -0.08}"
+        axes.add_artist(
+            ConnectionPatch(
+                (x0 + 0.3, y0),
+                (x1 - 0.3, y1),
+                "data",
+                "data",
+                connectionstyle=bend,
+                color="#9a9a9a",
+                linewidth=0.8,
+                alpha=0.7,
+            )
         )
-    for number, chapter in enumerate(sorted(columns)):
-        axes.text(number, 0.03, f"chapter {chapter}", fontsize=9, weight="bold", ha="center")
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-1, 0.07))
+    for made, (x, y) in place.items():
+        color = CLASS_COLORS[made.chapter % len(CLASS_COLORS)]
+        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 1.2}
+        axes.text(x, y, made.name, fontsize=8, ha="center", va="center", bbox=box)
+    axes.set(xlim=(-0.6, max(x for x, _ in place.values()) + 0.6), ylim=(-1.01, 0.01))
     axes.axis("off")
     figures.mkdir(parents=True, exist_ok=True)
     write_figure(figures / f"{GRAPH}.svg", figure, GRAPH)
     return (
         f"```{{figure}} ../figures/{GRAPH}.svg\n:name: fig-results-graph\n"
-        ":alt: One column a chapter with the names of its results; lines join each with those that it is made from.\n\n"
-        "What is made from what? Every result of a run, a column a chapter; a line leads to a result from each that it "
-        "needs. Drawn from the declarations themselves.\n```"
+        ":alt: Names of all results of a run in columns from left to right; lines lead to each from those it is "
+        "made from. Those of chapter 1 stand at the left, the claims of chapter 6 at the right.\n\n"
+        "What is made from what? Every result of a run, one colour a chapter; lines lead from left to right to a "
+        "result from those that it needs. Drawn from the declarations themselves.\n```"
     )
 
 
