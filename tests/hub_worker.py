@@ -56,9 +56,9 @@ def plain_residual(folder: str, layer: int, tokens: torch.Tensor) -> torch.Tenso
 
 
 def facts_of(name: str, folder: Path) -> dict[str, Any]:
-    from saema_utils.chapters.activations import tables as stage1_activations
+    from saema_utils.chapters.activations import concept_activations, corpus_activations, language_model
     from saema_utils.chapters.families.recipes import comparable_recipe
-    from saema_utils.chapters.sae import tables as stage2_sae
+    from saema_utils.chapters.sae import sae_evaluation, study_sae
     from saema_utils.model.loading import model_folder
     from saema_utils.runs.directory import RunDirectory
     from saema_utils.saes.coders import SaeCoder
@@ -66,20 +66,20 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
 
     study = tiny(name)
     run = RunDirectory(folder / name, study, device="cpu")
-    concepts = stage1_activations.concept_activations(run)
-    corpus = stage1_activations.corpus_activations(run)
-    model = stage1_activations.language_model(run)
+    concepts = concept_activations(run)
+    corpus = corpus_activations(run)
+    model = language_model(run)
     months = concepts["months"]
     whole = months.tokens[:1, : len(months.token_strings[0])]
     plain = plain_residual(str(model_folder(study.model)), study.layer, whole)[0, 1:]
     captured = months.residual[0, 1 : whole.shape[1]]
-    sae = stage2_sae.study_sae(run)
+    sae = study_sae(run)
     coder = SaeCoder(sae)
     x = corpus.heldout.float()
     z = coder.encode(x)
     once, twice = coder.decode(z), coder.decode(z)
     again = coder.decode(z, like=x)
-    evaluation = stage2_sae.sae_evaluation(run).set_index("representation")
+    evaluation = sae_evaluation(run).set_index("representation")
     weights = {key: value.tolist() for key, value in sae.state_dict().items()}
     return {
         "bos_per_row": (months.tokens == model.tokenizer.bos_token_id)[:, :1].sum().item() / len(months.tokens),

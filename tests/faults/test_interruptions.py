@@ -210,7 +210,7 @@ def _assert_equal_tables(a, b, name):
 def _warm_up(tmp_path):
     """Import and compile in the parent, so that children start at the study itself."""
     import saema_utils as saema
-    from saema_utils.chapters.activations.corpus import language_model
+    from saema_utils.chapters.activations.model import language_model
 
     torch.set_num_threads(1)
     language_model(RunDirectory(tmp_path / "warm", TINY))
