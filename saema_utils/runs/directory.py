@@ -76,7 +76,7 @@ class RunDirectory:
         if known is not None and known != study.digest:
             raise ArtifactError(
                 f"{self.path} belongs to study {manifest.get('study', {}).get('name')!r} with other choices "
-                f"(digest {known}, this one has {study.digest}). Choose another --run-dir or pass --force."
+                f"(digest {known}, this one has {study.digest}). Choose another folder, or empty this one (--force)."
             )
         if known is None:
             self._update_manifest(lambda m: m.update(_birth_certificate(study)))

@@ -222,7 +222,7 @@ def test_a_sweep_and_a_run_of_one_folder_keep_out_of_each_others_way(workplace, 
 def test_no_scheduler_at_the_address_is_one_line(workplace):
     refused = sweep(workplace, "--scheduler", "tcp://127.0.0.1:9")
     assert refused.returncode == 2
-    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in refused.stderr
+    assert "tcp://127.0.0.1:9" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
 
