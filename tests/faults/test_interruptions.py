@@ -26,13 +26,25 @@ KILLS, KILLS_OF_THE_COMMAND = 17, 3
 KILLED_CHAPTER = 5  # the one with the most parts
 TINY = STUDIES["smoke"].changed(
     **{
-        "name": "tiny", "concepts": ["days", "color"], "templates": 3, "noise_levels": [0.0, 0.5, 2.0], "n_seeds": 2,
-        "corpus.tokens": 1000, "corpus.heldout_tokens": 500, "corpus.context": 32,
-        "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 2, "sae.batch": 64, "geometry.bootstrap": 20,
-        "intervention.alphas": [-0.5, 0.0, 0.5], "intervention.coefficients": [0.0, 0.1],
-        "intervention.finetune_steps": 4, "intervention.optimise_steps": 3,
+        "name": "tiny",
+        "concepts": ["days", "color"],
+        "templates": 3,
+        "noise_levels": [0.0, 0.5, 2.0],
+        "n_seeds": 2,
+        "corpus.tokens": 1000,
+        "corpus.heldout_tokens": 500,
+        "corpus.context": 32,
+        "sae.d_sae": 64,
+        "sae.k": 8,
+        "sae.epochs": 2,
+        "sae.batch": 64,
+        "geometry.bootstrap": 20,
+        "intervention.alphas": [-0.5, 0.0, 0.5],
+        "intervention.coefficients": [0.0, 0.1],
+        "intervention.finetune_steps": 4,
+        "intervention.optimise_steps": 3,
     }
-)  # fmt: skip
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -155,9 +167,12 @@ def test_the_command_killed_with_its_kernel_redoes_no_finished_part(tmp_path, wh
 def saema_run(folder):
     arguments = ["--study", "tiny.json", "--run-dir", "run", "--chapters", str(KILLED_CHAPTER), "--device", "cpu"]
     return subprocess.Popen(
-        [sys.executable, "-m", "saema_utils", "run", *arguments], cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "saema_utils", "run", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def wait_for_tables(folder, number, running, seconds=400):

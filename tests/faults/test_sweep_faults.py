@@ -17,10 +17,19 @@ pytest.importorskip("distributed")
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 TINY = {
-    "base": "smoke", "name": "tiny", "concepts": ["days"], "templates": 2, "n_seeds": 1,
-    "corpus.tokens": 1000, "corpus.heldout_tokens": 500, "corpus.context": 32,
-    "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 1, "sae.batch": 64,
-}  # fmt: skip
+    "base": "smoke",
+    "name": "tiny",
+    "concepts": ["days"],
+    "templates": 2,
+    "n_seeds": 1,
+    "corpus.tokens": 1000,
+    "corpus.heldout_tokens": 500,
+    "corpus.context": 32,
+    "sae.d_sae": 64,
+    "sae.k": 8,
+    "sae.epochs": 1,
+    "sae.batch": 64,
+}
 SEEDS = "base: tiny.json\ngrid: {seed: [0, 1]}\nchapters: 1-2\n"
 POISONED = "base: tiny.json\ngrid: {seed: [0, 1]}\ncases: [{layer: 15}, {layer: 99}]\nchapters: 1-2\n"
 
