@@ -34,7 +34,7 @@ def make_tables(folder: Path) -> None:
         ConceptPrompts("days", tuple(Prompt(t.replace("{}", w), w, t, "days", t.index("{}")) for w, t in sentences)),
         "blocks.1.hook_resid_post",
     )
-    points = found.points()
+    points, words = found.points(), found.prompt_words[found.point_prompts]
     trained = train_sae(points, points, SaeRecipe(d_sae=64, k=8, epochs=2, batch=64), 3, "cpu")
     coder = SaeCoder(trained.sae)
     latents = coder.encode(points)
@@ -43,7 +43,7 @@ def make_tables(folder: Path) -> None:
         "ranks": saema.noise_rank_sweep(
             found.residual, coder.encode, mask=found.mask, noise_levels=[0.0, 0.5, 2.0], seeds=[3, 4], concept="days"
         ),
-        "doses": saema.dose_response(latents, found.point_words, coder.decode, points, alphas=[-0.5, 0.0, 1.0], seed=3),
+        "doses": saema.dose_response(latents, words, coder.decode, points, alphas=[-0.5, 0.0, 1.0], seed=3),
         "latents": pd.DataFrame(latents.numpy()).add_prefix("z"),
     }
     for name, space in (("residual", points), ("sae", latents)):
