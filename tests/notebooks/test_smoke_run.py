@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from saema_utils.chapters import declared_results
+from saema_utils.chapters.columns import COMMON
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
 from saema_utils.runs.directory import RunDirectory
@@ -72,6 +73,15 @@ def test_every_table_is_there_with_its_columns(smoke_run, name):
     table = smoke_run.run.table(name)
     assert len(table) > 0
     assert TABLES[name] <= set(table.columns), TABLES[name] - set(table.columns)
+
+
+def test_every_declared_table_is_made_and_every_column_has_a_meaning(smoke_run):
+    declared = [made for place, made in declared_results().items() if re.fullmatch(r"tables/[^/]+", place)]
+    for made in declared:
+        columns = smoke_run.run.table(made.name).columns
+        unexplained = [c for c in columns if not (made.columns.get(c) or COMMON.get(c))]
+        assert not unexplained, f"{made.name}: {unexplained}"
+        assert made.description.endswith("."), made.name
 
 
 @pytest.mark.parametrize("name", ["03_noise_rank", "04_geometry"])
