@@ -5,7 +5,10 @@ Prose quotes a number as ``{{ name }}``; larger pieces are included from ``book/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +32,7 @@ WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEROES = ("04_circles", "01_word_circles")
-MAIN = ("01_concepts", "02_sae_eval", "03_noise_rank", "03_stratification", "04_geometry", "05_dose_response")
-GRAPH = "results_graph"
+ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
 
 
 def numbers(run: RunDirectory) -> dict[str, str]:
@@ -117,7 +119,8 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
     makers: dict[str, Callable[[], str]] = {
         "execution": lambda: execution_table(run, staging / "notebooks"),
         "versions": lambda: versions_table(run),
-        "results": lambda: results_tables(staging / "tables"),
+        "results": lambda: results_tables(staging),
+        "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
@@ -128,11 +131,12 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table. Bars in cells are escaped."""
-    cells = [header, ["---"] * len(header), *[[str(cell).replace("|", "\\|") for cell in row] for row in rows]]
-    body = "\n".join("| " + " | ".join(row) + " |" for row in cells)
-    return f"{body}\n"
+    import pandas as pd
+
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return pd.DataFrame(cells, columns=list(header)).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def execution_table(run: RunDirectory, notebooks: Path) -> str:
@@ -246,25 +250,36 @@ def scorecard(tables: Path) -> str:
     return markdown_table(["Claim", "Effect (95 % interval)", "Margin", "Verdict"], rows)
 
 
-def results_tables(tables: Path) -> str:
-    """The main tables of the run with their first rows, then every table: what it is, its columns, its CSV."""
+def results_tables(staging: Path) -> str:
+    """Every table of the run, chapter by chapter: what it is, what its columns mean, and its first rows."""
     import pandas as pd
 
-    declared, main, rows = declared_results(), [], []
-    for path in sorted(tables.glob("[0-9][0-9]_*.csv")):
-        table, made = pd.read_csv(path), declared.get(f"tables/{path.name}")
-        link = f"{{download}}`CSV <../tables/{path.name}>`"
-        description = made.description if made else "Made by its notebook."
-        meanings = [f"`{c}` {meaning}" for c in table.columns if (meaning := meaning_of(made, c))]
-        rows.append([f"`{path.stem}`", f"{len(table):,}", f"{description} *{'; '.join(meanings)}*", link])
-        if path.stem in MAIN:
-            shown = f" The first {ROWS_SHOWN} are shown." if len(table) > ROWS_SHOWN else ""
-            main.append(
-                f"### {path.stem}\n\n{description} {len(table):,} rows.{shown} {link}\n\n"
-                f"{frame_table(table.head(ROWS_SHOWN))}"
-            )
-    listing = markdown_table(["Table", "Rows", "What it holds, and what its columns mean", "All of it"], rows)
-    return "\n".join(["## Main tables\n", *main, "## Every table\n", listing])
+    from saema_utils.chapters import declared_results
+    from saema_utils.chapters.columns import COMMON
+
+    declared, titles = declared_results(), chapter_titles(staging / "notebooks")
+    parts, chapter = [], ""
+    for path in sorted((staging / "tables").glob("[0-9][0-9]_*.csv")):
+        title = next((title for name, title in titles.items() if name[:2] == path.name[:2]), f"Chapter {path.name[:2]}")
+        if title != chapter:
+            chapter = title
+            parts.append(f"## {title}\n")
+        frame, result = pd.read_csv(path), declared.get(f"tables/{path.name}")
+        meanings = {**COMMON, **(result.columns if result else {})}
+        columns = [[f"`{name}`", in_markdown(meanings.get(name, ""))] for name in frame]
+        first = f"First {ROWS_SHOWN} rows" if len(frame) > ROWS_SHOWN else "All rows"
+        parts.append(
+            f"### {path.stem}\n\n{in_markdown(result.description) if result else ''} {len(frame):,} rows. "
+            f"{{download}}`CSV <../tables/{path.name}>`\n\n"
+            f":::{{dropdown}} What the columns mean\n{markdown_table(['Column', 'Meaning'], columns)}:::\n\n"
+            f":::{{dropdown}} {first}\n{frame_table(frame.head(ROWS_SHOWN))}:::\n"
+        )
+    return "\n".join(parts)
+
+
+def in_markdown(docstring: str) -> str:
+    """A piece of a docstring, which is reStructuredText, as Markdown: code in single ticks, roles as their targets."""
+    return ROLE.sub(r"`\1`", docstring).replace("``", "`")
 
 
 def meaning_of(made: Result | None, column: str) -> str:
@@ -360,35 +375,73 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def write_api_pages(folder: Path) -> list[str]:
-    """One page for each folder and each module at the top, filled from docstrings; returns their names."""
+def graph_figure(figures: Path) -> str:
+    """The picture of what comes from what, drawn from the registry."""
+    from saema_utils.publishing.graph import draw_results, graph_of_results
+
+    graph = graph_of_results()
+    figures.mkdir(parents=True, exist_ok=True)
+    draw_results(graph, figures / "graph_of_results.svg")
+    alt = (
+        f"The {len(graph)} results of a run as boxes in one band a chapter, with a line from each to those made from "
+        "it. Most lines start at the activations of concepts and of the corpus or at the autoencoder, and run right."
+    )
+    caption = (
+        "What is made from what? Every result of a run, in one band a chapter; a line leads from a result to those "
+        "that are made from it. What stands at the left edge needs no other result."
+    )
+    return f"```{{figure}} ../figures/graph_of_results.svg\n:name: fig-graph\n:alt: {alt}\n\n{caption}\n```"
+
+
+# ---- the package -----------------------------------------------------------------------------------
+
+
+def write_api_pages(folder: Path, root: Path) -> list[str]:
+    """A page for each folder and each module beside them, filled from docstrings; returns the names of the pages.
+
+    ``fragments/folders.md`` lists them from the ground up. Sphinx's autosummary would name pages that the table of
+    contents does not list, and jupyter-book builds no others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pages: dict[str, list[str]] = {}
-    for module in package_modules():
-        _, *inside = module.split(".")
-        if inside and not inside[-1].startswith("_"):
-            page = ".".join(inside[:2] if inside[0] == "chapters" else inside[:1])
-            pages.setdefault(page, []).append(module)
     rows = []
-    for page, modules in pages.items():
-        path = page.replace(".", "/")
-        source = f"{path}/" if (PACKAGE_DIR / path).is_dir() else path
-        summary = summary_of(source)
-        rows.append([f"[{source}](api/{page}.rst)", summary])
+    for place in from_the_ground_up(root):
+        path = PACKAGE_DIR.joinpath(*place.split("."))
+        modules = sorted(path.glob("[!_]*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        page, summary = place.replace(".", "-"), _docstring(path / "__init__.py" if path.is_dir() else modules[0])
+        inside = ", ".join(f"`{module.stem}`" for module in modules if path.is_dir())
+        rows.append([f"[{place}](api/{page}.rst)", in_markdown(" ".join(summary.split("\n\n")[0].split())), inside])
         # reStructuredText, in which docstrings are written: their footnotes do not survive inside Markdown.
-        text = f"{source}\n{'=' * len(source)}\n\n"
-        if source.endswith("/"):
-            text += summary.replace("`", "``") + "\n\n"
-            modules = [module for module in modules if module != f"saema_utils.{page}"]
+        text = [place, "=" * len(place), "", *([summary, ""] if path.is_dir() else [])]
         for module in modules:
-            name = module.rpartition(".")[2]
-            title = f"{name}\n{'-' * len(name)}\n\n" if source.endswith("/") else ""
-            link = address.source_url(f"{module.replace('.', '/')}.py")
-            text += (
-                f"{title}`On the web <{link}>`__\n\n.. automodule:: {module}\n   :members:\n   :ignore-module-all:\n\n"
-            )
-        (folder / f"{page}.rst").write_text(text, encoding="utf-8")
+            name = ".".join(module.relative_to(PACKAGE_DIR.parent).with_suffix("").parts)
+            link = f"`On the web <{address.source_url(module.relative_to(PACKAGE_DIR.parent).as_posix())}>`__"
+            heading = [module.stem, "-" * len(module.stem), ""] if path.is_dir() else []
+            text += [*heading, link, "", f".. automodule:: {name}", "   :members:"]
+            text += ["   :ignore-module-all:", ""]
+        (folder / f"{page}.rst").write_text("\n".join(text), encoding="utf-8")
     fragments = folder.parent / "fragments"
     fragments.mkdir(exist_ok=True)
-    (fragments / "api.md").write_text(markdown_table(["Folder or module", "What it is for"], rows), encoding="utf-8")
-    return list(pages)
+    table = markdown_table(["Folder", "What it answers", "Its modules"], rows)
+    (fragments / "folders.md").write_text(table, encoding="utf-8")
+    return [row[0].partition("(api/")[2].removesuffix(".rst)") for row in rows]
+
+
+def from_the_ground_up(root: Path) -> list[str]:
+    """Folders and modules of the package as the contract in ``pyproject.toml`` lists them, the lowest first.
+
+    The folder of each chapter follows ``chapters``.
+    """
+    file = root / "pyproject.toml"
+    text = (file if file.exists() else PACKAGE_DIR.parent / "pyproject.toml").read_text(encoding="utf-8")
+    found = []
+    for contract in tomllib.loads(text)["tool"]["importlinter"]["contracts"][:2]:
+        inside = contract["containers"][0].removeprefix("saema_utils").lstrip(".")
+        names = [name for layer in reversed(contract["layers"]) for name in re.findall(r"\w+", layer)]
+        found.append([f"{inside}.{name}".lstrip(".") for name in names if not name.startswith("_")])
+    folders, chapters = found
+    after = folders.index("chapters") + 1
+    return [*folders[:after], *(c for c in chapters if (PACKAGE_DIR / c.replace(".", "/")).is_dir()), *folders[after:]]
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
