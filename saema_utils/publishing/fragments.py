@@ -12,21 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.chapters import declared_results
-from saema_utils.chapters.columns import COMMON
 from saema_utils.errors import BookError
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import write_figure
-from saema_utils.runs.freshness import PACKAGE_DIR, package_modules
+from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts, sae_facts
 from saema_utils.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
     from nbformat import NotebookNode
-
-    from saema_utils.runs.tables import Result
 
 WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
@@ -124,8 +119,6 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "hero": lambda: hero(staging),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
-        "folders": folders_table,
-        "graph": lambda: graph_of_results(staging / "figures"),
     }
     for name, make in makers.items():
         (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
@@ -280,86 +273,6 @@ def results_tables(staging: Path) -> str:
 def in_markdown(docstring: str) -> str:
     """A piece of a docstring, which is reStructuredText, as Markdown: code in single ticks, roles as their targets."""
     return ROLE.sub(r"`\1`", docstring).replace("``", "`")
-
-
-def meaning_of(made: Result | None, column: str) -> str:
-    """What a column of a declared table means; empty where nobody says it."""
-    return (made.columns if made else {}).get(column) or COMMON.get(column, "")
-
-
-def folders_table() -> str:
-    """The package from the ground up: each folder and module at the top with the question that it answers."""
-    rows = [[f"`{name}`", summary_of(name)] for name in ("errors", "study", "runtime", "statistics", "distances")]
-    rows += [[f"`{name}`", summary_of(name)] for name in ("figures", "interactive")]
-    folders = ("runs/", "notebook", "text/", "model/", "saes/", "stratification/", "geometry/", "intervention/")
-    rows += [[f"`{name}`", summary_of(name)] for name in (*folders, "evidence/", "rulers/", "exercises")]
-    rows += [[f"`{name}`", summary_of(name)] for name in ("chapters/", "publishing/", "sweeps/", "checks", "__main__")]
-    return markdown_table(["From the ground up", "What it answers"], rows)
-
-
-def summary_of(name: str) -> str:
-    """The first sentence of a module's or folder's docstring; ``name`` ends with a slash for a folder."""
-    import ast
-
-    path = PACKAGE_DIR / (f"{name}__init__.py" if name.endswith("/") else f"{name}.py")
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].replace("``", "`").split())
-
-
-def graph_of_results(figures: Path) -> str:
-    """A picture of what every table is made from, drawn from the registry: a column for each step from the model."""
-    import networkx as nx
-    from matplotlib.patches import ConnectionPatch
-
-    from saema_utils.figures import CLASS_COLORS, panels
-
-    declared = [made for made in declared_results().values() if "parts/" not in made.place]
-    graph = nx.DiGraph()
-    graph.add_nodes_from(declared)
-    graph.add_edges_from((n, made) for made in declared for need in made.needs for n in _without_parts(need))
-    graph = nx.transitive_reduction(graph)  # what follows from other lines is not drawn
-    figure, axes = panels(width=12, height=8.5)
-    place = {}
-    for column, generation in enumerate(nx.topological_generations(graph)):
-        rows = sorted(generation, key=lambda made: made.name)
-        place |= {made: (column, -(row + 0.5) / len(rows)) for row, made in enumerate(rows)}
-    for start, end in graph.edges:
-        (x0, y0), (x1, y1) = place[start], place[end]
-        bend = f"arc3,rad={0.08 if y1 < y0 else -0.08}"
-        axes.add_artist(
-            ConnectionPatch(
-                (x0 + 0.3, y0),
-                (x1 - 0.3, y1),
-                "data",
-                "data",
-                connectionstyle=bend,
-                color="#9a9a9a",
-                linewidth=0.8,
-                alpha=0.7,
-            )
-        )
-    for made, (x, y) in place.items():
-        color = CLASS_COLORS[made.chapter % len(CLASS_COLORS)]
-        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 1.2}
-        axes.text(x, y, made.name, fontsize=8, ha="center", va="center", bbox=box)
-    axes.set(xlim=(-0.6, max(x for x, _ in place.values()) + 0.6), ylim=(-1.01, 0.01))
-    axes.axis("off")
-    figures.mkdir(parents=True, exist_ok=True)
-    write_figure(figures / f"{GRAPH}.svg", figure, GRAPH)
-    return (
-        f"```{{figure}} ../figures/{GRAPH}.svg\n:name: fig-results-graph\n"
-        ":alt: Names of all results of a run in columns from left to right; lines lead to each from those it is "
-        "made from. Those of chapter 1 stand at the left, the claims of chapter 6 at the right.\n\n"
-        "What is made from what? Every result of a run, one colour a chapter; lines lead from left to right to a "
-        "result from those that it needs. Drawn from the declarations themselves.\n```"
-    )
-
-
-def _without_parts(made: Result) -> set[Result]:
-    """A result, or, for one that is only a part of others, what it needs in its place."""
-    if "parts/" not in made.place:
-        return {made}
-    return {found for need in made.needs for found in _without_parts(need)}
 
 
 def frame_table(table: pd.DataFrame) -> str:
