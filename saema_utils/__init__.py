@@ -19,7 +19,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "study": ["STUDIES", "Study", "get_study"],
         "errors": ["SaemaError"],
         "runs": ["RunDirectory"],
-        "notebook": ["finding", "open_run", "say", "show", "table"],
+        "notebook": ["finding", "open_run", "show", "table"],
         "exercises": ["check"],
         "text": ["ConceptPrompts", "build_prompts"],
         "model": ["ConceptActivations", "capture_concept", "capture_residual_stream", "load_language_model"],

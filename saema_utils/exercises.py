@@ -206,7 +206,7 @@ def _code_without_a_circle(answer: Callable[[Any], Any]) -> None:
     import numpy as np
     import torch
 
-    from saema_utils.geometry.clouds import pairwise_distances
+    from saema_utils.distances import pairwise_distances
     from saema_utils.rulers.shapes import ordered_circle
 
     x = torch.as_tensor(ordered_circle(np.random.default_rng(4), 12, 0.0, 2))

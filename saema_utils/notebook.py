@@ -1,8 +1,7 @@
-"""What every notebook calls: open the run, show a figure, say a sentence with measured numbers."""
+"""What every notebook calls: open the run, show a figure, a table, a finding."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from saema_utils.errors import StudyError
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import user_path
+from saema_utils.runs.freshness import digest
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
 
 if TYPE_CHECKING:
@@ -125,13 +125,6 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
     )
 
 
-def say(text: str) -> Any:
-    """A sentence of the page, in Markdown, whose numbers come from the tables in scope."""
-    from IPython.display import Markdown
-
-    return Markdown(text)
-
-
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
     """A small table of the page, rounded for reading; the CSV keeps every digit.
 
@@ -141,21 +134,18 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
 
     from IPython.display import HTML
 
-    def shown(value: float) -> str:
-        return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
+    def shown(value: Any) -> Any:
+        if isinstance(value, float):
+            return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
+        return escape(value).replace("_", "_<wbr>") if isinstance(value, str) else value
 
-    def breakable(text: Any) -> Any:
-        return escape(text).replace("_", "_<wbr>") if isinstance(text, str) else text
-
-    plain = [name for name in frame if frame[name].dtype.kind == "O" and name not in html_columns]
-    safe = frame.assign(**{name: frame[name].map(breakable) for name in plain})
-    safe.columns = [breakable(str(name)) for name in frame]
-    body = safe.to_html(index=False, border=0, classes="saema-table", float_format=shown, na_rep="–", escape=False)
-    numeric = [kind.kind in "iuf" for kind in frame.dtypes]
-    position = itertools.count()  # cells come row by row, the header's first
-    body = re.sub(
-        r"<t([dh])>", lambda m: f"<t{m[1]} class='number'>" if numeric[next(position) % len(numeric)] else m[0], body
-    )
+    numeric = [f"tr > :nth-child({n})" for n, kind in enumerate(frame.dtypes, 1) if kind.kind in "iuf"]
+    styler = frame.reset_index(drop=True).style.hide(axis="index").format_index(shown, axis="columns")
+    styler = styler.format({name: None if name in html_columns else shown for name in frame}, na_rep="–")
+    to_the_right = "text-align: right !important; white-space: nowrap; min-width: 0"
+    styler = styler.set_table_styles([{"selector": place, "props": to_the_right} for place in numeric])
+    styler.cell_ids = False
+    body = styler.to_html(table_uuid=digest([caption, frame.to_csv()]), table_attributes="class='saema-table'")
     title = f"<p class='saema-table-caption'>{caption}</p>" if caption else ""
     return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")
 
@@ -168,7 +158,6 @@ __all__ = [
     "open_run",
     "parse_chapters",
     "resolve_study",
-    "say",
     "show",
     "table",
 ]

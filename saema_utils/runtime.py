@@ -50,6 +50,25 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def visible_gpus(device: str = "auto") -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none when ``device`` is the CPU."""
+    import torch
+
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [name.strip() for name in named.split(",")][:count]
+
+
+def limit_threads(threads: int) -> None:
+    """Let mathematics use so many threads (0 leaves them): sums depend on how many add them up."""
+    if threads:
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
+
+
 def choose_dtype(device: torch.device, n_parameters: int) -> torch.dtype:
     """Float32, except for models above a billion parameters on CUDA, which get bfloat16."""
     import torch
@@ -101,12 +120,7 @@ def batch_size(bytes_per_item: int, device: torch.device, largest: int = 4096) -
     return int(max(1, min(largest, _SHARE_OF_FREE_MEMORY * free_memory(device) // max(1, bytes_per_item))))
 
 
-def run_in_batches(
-    work: Callable[[int, int], None],
-    n_items: int,
-    size: int,
-    description: str = "",
-) -> None:
+def run_in_batches(work: Callable[[int, int], None], n_items: int, size: int, description: str = "") -> None:
     """Call ``work(start, stop)`` over consecutive slices of ``range(n_items)``.
 
     When the device runs out of memory the slice is retried at half the size, down to one item;

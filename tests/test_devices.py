@@ -15,9 +15,10 @@ import torch
 from accelerator import KINDS, accelerator
 
 from saema_utils.chapters.intervention.measures import Split, measure_trained
-from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum, separation
+from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum
 from saema_utils.intervention.edits import apply_edit
 from saema_utils.intervention.search import optimise_separability
+from saema_utils.intervention.separation import distance_matrix
 from saema_utils.intervention.training import LabelledTokens, activation_scale, fresh, train_separable
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
@@ -28,16 +29,27 @@ from saema_utils.stratification.spectra import unfold
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE = ROOT / "saema_utils"
-HOT = ("token_grams", "stratification", "noise_engine", "topk_latents", "sparse_topk", "coders", "splice",
-       "activations", "separation", "edits")  # fmt: skip
+HOT = (
+    "distances",
+    "grams",
+    "spectra",
+    "noise",
+    "topk_latents",
+    "sparse_topk",
+    "coders",
+    "splice",
+    "residual_stream",
+    "separation",
+    "edits",
+)
 SYNCS = {"item", "cpu", "tolist", "numpy"}
 ALLOWED = {
     # function: why each turn of its loop may wait for the device
-    "activations.capture_residual_stream": "captured batches belong on the CPU, where memory is large",
-    "activations.capture_concept": "token ids, once a prompt, for the tokenizer",
-    "activations.unpack": "reads JSON; runs once a study",
-    "token_grams.gram_of_rows": "energy of one large block, which decides the rounding floor",
-    "noise_engine._solved": "l0 is a number of the table, one a spectrum",
+    "residual_stream.capture_residual_stream": "captured batches belong on the CPU, where memory is large",
+    "residual_stream.capture_concept": "token ids, once a prompt, for the tokenizer",
+    "residual_stream.unpack": "reads JSON; runs once a study",
+    "grams.gram_of_rows": "energy of one large block, which decides the rounding floor",
+    "noise._solved": "l0 is a number of the table, one a spectrum",
     "separation.gromov_wasserstein": "POT solves on the CPU; a handful of poles",
 }
 
@@ -56,7 +68,7 @@ def meta(*shape: int) -> torch.Tensor:
         (lambda: PcaCoder(meta(8), meta(3, 8), meta(8)).encode(meta(4, 8)), (4, 3)),
         (lambda: PcaCoder(meta(8), meta(3, 8), meta(8)).decode(meta(4, 3)), (4, 8)),
         (lambda: apply_edit(meta(4, 60), meta(4, 60), 0.5, preserve_sparsity=True), (4, 60)),
-        (lambda: separation.distance_matrix(meta(5, 60)), (5, 5)),
+        (lambda: distance_matrix(meta(5, 60)), (5, 5)),
     ],
 )
 def test_results_stay_on_the_device_of_the_input(call, shape):
@@ -67,7 +79,7 @@ def test_results_stay_on_the_device_of_the_input(call, shape):
 
 
 def trees(names=None):
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         if names is None or path.stem in names:
             yield path, ast.parse(path.read_text(encoding="utf-8"))
 
@@ -219,12 +231,20 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
     environment = {
-        **os.environ, "SAEMA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg",
-    }  # fmt: skip
+        **os.environ,
+        "SAEMA_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+    }
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), "01,02,03,04,05,08", kind],
-        env=environment, capture_output=True, text=True, timeout=1500, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == []

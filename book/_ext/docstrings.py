@@ -1,12 +1,33 @@
-"""Sphinx extension: give the footnotes of each docstring names of their own.
+"""Sphinx extension: how the package's docstrings become pages.
 
-NumPy style numbers references from 1 in every docstring; on a page with several docstrings the
-numbers would clash.
+NumPy style numbers references from 1 in every docstring; on a page with several docstrings the numbers would clash, so
+each gets names of its own. A declared result is called like the function that makes it, and is documented as that.
 """
 
 from __future__ import annotations
 
 import re
+
+from sphinx.ext.autodoc import FunctionDocumenter
+
+
+class ResultDocumenter(FunctionDocumenter):
+    """A result that :mod:`saema_utils.runs.tables` keeps: its function's signature and docstring."""
+
+    objtype = "result"
+    directivetype = "function"
+    priority = FunctionDocumenter.priority + 10
+
+    @classmethod
+    def can_document_member(cls, member, membername, isattr, parent):
+        from saema_utils.runs.tables import Result
+
+        return isinstance(member, Result)
+
+    def import_object(self, raiseerror=False):
+        found = super().import_object(raiseerror)
+        self.object = getattr(self.object, "__wrapped__", self.object)
+        return found
 
 
 def rename_footnotes(app, what, name, obj, options, lines):
@@ -23,5 +44,6 @@ def rename_footnotes(app, what, name, obj, options, lines):
 
 
 def setup(app):
+    app.add_autodocumenter(ResultDocumenter)
     app.connect("autodoc-process-docstring", rename_footnotes, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saema_utils.errors import ClaimError, one_line, unknown_name
+from saema_utils.errors import ClaimError, unknown_name
 from saema_utils.evidence.rank import ONE_RMS, movement
+from saema_utils.evidence.verdicts import lies
 from saema_utils.plain import check_fields, from_plain
+from saema_utils.runs.files import read_yaml
 from saema_utils.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -54,16 +56,7 @@ class Claim:
 
 def load_claims(path: Path = CLAIMS_FILE) -> tuple[Claim, ...]:
     """Read and validate the claims; a missing or unknown field raises ClaimError."""
-    import yaml
-
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClaimError(f"cannot read claims file {path} ({error.strerror or error}). Check the path.") from error
-    except Exception as error:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        raise ClaimError(
-            f"claims file {path} is not YAML ({type(error).__name__}: {one_line(error)}). Correct it."
-        ) from error
+    entries = read_yaml(path, "claims file", ClaimError)
     if not isinstance(entries, list):
         raise ClaimError(f"claims file {path} is no list of claims; allowed: '- id: ...' and its fields, for each.")
     claims = [from_plain(Claim, entry, f"claim {n} in {path.name}", ClaimError) for n, entry in enumerate(entries, 1)]
@@ -74,14 +67,11 @@ def load_claims(path: Path = CLAIMS_FILE) -> tuple[Claim, ...]:
 
 def decide(interval: Interval, direction: str, margin: float, minimum_units: int) -> str:
     """The verdict: where the interval lies with respect to the margin, given enough units."""
-    if interval.n < minimum_units or interval.low != interval.low:
+    if interval.n < minimum_units:
         return "inconclusive"
-    beyond, short = (
-        (interval.low > margin, interval.high <= margin)
-        if direction == "greater"
-        else (interval.high < margin, interval.low >= margin)
-    )
-    return "supported" if beyond else "not supported" if short else "inconclusive"
+    short_of = {"most": margin} if direction == "greater" else {"least": margin}
+    where = lies(interval.low, interval.high, **short_of)
+    return {"across": "inconclusive", "within": "not supported"}.get(where, "supported")
 
 
 @dataclass(frozen=True)
@@ -94,14 +84,8 @@ class Judgement:
     reason: str = ""
 
 
-def judge(claim: Claim, table: pd.DataFrame, *, seed: int = 0) -> tuple[Interval, str]:
-    """Interval over units and verdict of one claim on its table."""
-    found = judgement(claim, table, seed=seed)
-    return found.interval, found.verdict
-
-
 def judgement(claim: Claim, table: pd.DataFrame, *, seed: int = 0) -> Judgement:
-    """:func:`judge`, with the units that were left out.
+    """Interval over units and verdict of one claim on its table, with the units that were left out.
 
     The interval is Student's where units are few (:func:`~saema_utils.statistics.mean_interval`).
     """
@@ -110,9 +94,11 @@ def judgement(claim: Claim, table: pd.DataFrame, *, seed: int = 0) -> Judgement:
     dropped = len(per_unit) - interval.n
     why = "no value, or a control that leaves no room" if claim.statistic in BOUNDED else "no value"
     return Judgement(
-        interval, decide(interval, claim.direction, claim.margin, claim.minimum_units), dropped,
+        interval,
+        decide(interval, claim.direction, claim.margin, claim.minimum_units),
+        dropped,
         f"{dropped} of {len(per_unit)} {claim.unit}s left out: {why}" if dropped else "",
-    )  # fmt: skip
+    )
 
 
 # ---- statistics: table and claim in, one value per unit out (NaN where a unit decides nothing) ----
@@ -242,7 +228,13 @@ def training_effect(table: pd.DataFrame, claim: Claim) -> pd.Series:
 STATISTICS: dict[str, Callable[[pd.DataFrame, Claim], pd.Series]] = {
     function.__name__: function
     for function in (
-        rank_change_share, rank_excursion, log_ratio, log_count_ratio, pole_error_correlation, best_dose, best_gain,
+        rank_change_share,
+        rank_excursion,
+        log_ratio,
+        log_count_ratio,
+        pole_error_correlation,
+        best_dose,
+        best_gain,
         training_effect,
     )
-}  # fmt: skip
+}

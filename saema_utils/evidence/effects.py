@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.statistics import FEW, cohens_d_paired, holm, paired_interval, paired_permutation_test
+from saema_utils.evidence.verdicts import lies
+from saema_utils.statistics import (
+    FEW,
+    cohens_d_paired,
+    holm,
+    jackknife_error,
+    paired_interval,
+    paired_permutation_test,
+    paired_t_test,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +30,17 @@ CONTROLS = ("random_direction", "permuted_labels")
 
 #: What a coefficient is asked about: separation, and reconstruction of running text and of concept words.
 SWEPT = (
-    "separation_train", "separation_words", "separation_sentences", "explained_variance", "ev_train", "ev_words",
-    "ev_sentences", "cosine", "cosine_words", "ce_recovered",
-)  # fmt: skip
+    "separation_train",
+    "separation_words",
+    "separation_sentences",
+    "explained_variance",
+    "ev_train",
+    "ev_words",
+    "ev_sentences",
+    "cosine",
+    "cosine_words",
+    "ce_recovered",
+)
 LEVEL = 0.95
 
 
@@ -88,17 +105,8 @@ def paired_p(differences: np.ndarray) -> float:
     As :func:`saema_utils.statistics.paired_interval`. Three pairs have eight patterns of signs: their smallest p is
     0.25 however clear the effect, and no adjustment for many tests could then agree with any interval.
     """
-    d = np.asarray(differences, dtype=float)
-    d = d[np.isfinite(d)]
-    if len(d) >= FEW:
-        return paired_permutation_test(d)
-    if len(d) < 2:
-        return float("nan")
-    if d.std(ddof=1) == 0:
-        return 2.0 ** (1 - len(d)) if d.mean() else 1.0  # no spread to judge by: the least that signs alone can give
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(d, 0.0).pvalue)
+    n = np.isfinite(differences).sum()
+    return paired_permutation_test(differences) if n >= FEW else paired_t_test(differences)
 
 
 def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit: str) -> dict[str, object]:
@@ -106,18 +114,25 @@ def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit:
     d = d[np.isfinite(d)]
     estimate, low, high = paired_interval(d)
     return {
-        "effect": effect, "control": control, "claimed": claimed, "estimate": estimate, "low": low, "high": high,
-        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_p(d),
-    }  # fmt: skip
+        "effect": effect,
+        "control": control,
+        "claimed": claimed,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "d": cohens_d_paired(d),
+        "n": len(d),
+        "unit": unit,
+        "p": paired_p(d),
+    }
 
 
 def _verdict(row) -> str:
     """By the interval: it leaves zero out on the claimed side, on the other side, or not at all."""
-    if not np.isfinite(row.low) or not np.isfinite(row.high):
+    if not np.isfinite([row.low, row.high]).all():
         return "no interval"
-    if row.low <= 0 <= row.high:
-        return "undecided"
-    return "supports" if np.sign(row.estimate) == row.claimed else "contradicts"
+    sign = {"above": 1, "below": -1}.get(lies(row.low, row.high, 0, 0))
+    return "undecided" if sign is None else "supports" if sign == row.claimed else "contradicts"
 
 
 def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -189,9 +204,8 @@ def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
             partial_correlation(natural[natural["seed"] != s], "separation", "explained_variance", "step")[0]
             for s in seeds
         ]
-        z = np.arctanh(np.clip(left_out, -0.999999, 0.999999))
-        error = np.sqrt((len(z) - 1) / len(z) * ((z - z.mean()) ** 2).sum())
-        centre = np.arctanh(np.clip(r, -0.999999, 0.999999))
+        centre, *z = np.arctanh(np.clip([r, *left_out], -0.999999, 0.999999))
+        error = jackknife_error(z, len(z))
         low, high = (float(np.tanh(centre + side * 1.96 * error)) for side in (-1, 1))
         rng, null = np.random.default_rng(0), []
         pair = ["separation", "explained_variance"]
@@ -204,11 +218,18 @@ def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
         p = float((np.sum(np.abs(null) >= abs(r) - 1e-12) + 1) / (n_resamples + 1))
     return [
         {
-            "effect": "separation with explained variance, training step held fixed", "control": "no relation",
-            "claimed": 1, "estimate": r, "low": low, "high": high, "d": float("nan"), "n": freedom,
-            "unit": "degrees of freedom", "p": p,
+            "effect": "separation with explained variance, training step held fixed",
+            "control": "no relation",
+            "claimed": 1,
+            "estimate": r,
+            "low": low,
+            "high": high,
+            "d": float("nan"),
+            "n": freedom,
+            "unit": "degrees of freedom",
+            "p": p,
         }
-    ]  # fmt: skip
+    ]
 
 
 def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.evidence.verdicts import lies
 from saema_utils.statistics import holm, mean_interval, paired_permutation_test
 
 if TYPE_CHECKING:
@@ -52,19 +53,28 @@ def compare_representations(
         for against in AGAINST:
             family = []
             for table, measures, effect in (
-                (geometry, RATIOS, "log ratio"), (merging, DIFFERENCES[protocol], "difference"),
-            ):  # fmt: skip
+                (geometry, RATIOS, "log ratio"),
+                (merging, DIFFERENCES[protocol], "difference"),
+            ):
                 for measure in measures:
                     if protocol == "words" and measure in ("n_local", "effective_rank"):
                         continue  # as many as there are words, and as few tokens each as there are sentences
                     changes = paired_changes(table, protocol, measure, against, effect)
                     interval = mean_interval(changes, n_resamples=n_resamples, seed=seed)
-                    family.append({
-                        "protocol": protocol, "measure": measure, "against": against, "effect": effect,
-                        "estimate": interval.estimate, "low": interval.low, "high": interval.high,
-                        "ratio": np.exp(interval.estimate) if effect == "log ratio" else np.nan,
-                        "p_value": paired_permutation_test(changes, seed=seed), "n_concepts": interval.n,
-                    })  # fmt: skip
+                    family.append(
+                        {
+                            "protocol": protocol,
+                            "measure": measure,
+                            "against": against,
+                            "effect": effect,
+                            "estimate": interval.estimate,
+                            "low": interval.low,
+                            "high": interval.high,
+                            "ratio": np.exp(interval.estimate) if effect == "log ratio" else np.nan,
+                            "p_value": paired_permutation_test(changes, seed=seed),
+                            "n_concepts": interval.n,
+                        }
+                    )
             for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
                 rows.append(row | {"p_holm": p, "verdict": verdict(row, p)})
     return pd.DataFrame(rows)
@@ -92,6 +102,5 @@ def verdict(row: dict, p_holm: float) -> str:
     """One phrase: a direction needs an interval that excludes no change and a corrected p below 0.05."""
     if row["n_concepts"] < LEAST_CONCEPTS:
         return "too few concepts"
-    if p_holm < 0.05 and (row["low"] > 0 or row["high"] < 0):
-        return "SAE higher" if row["estimate"] > 0 else "SAE lower"
-    return "no clear difference"
+    where = lies(row["low"], row["high"], 0, 0) if p_holm < 0.05 else "across"
+    return {"above": "SAE higher", "below": "SAE lower"}.get(where, "no clear difference")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saema_utils.errors import SaemaError
-from saema_utils.statistics import Interval, holm, mean_interval, paired_permutation_test
+from saema_utils.evidence.verdicts import lies
+from saema_utils.statistics import Interval, holm, mean_interval, paired_permutation_test, paired_t_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,30 +34,7 @@ ONE_RMS = 1.0
 ALPHA = 0.05
 STRONGEST = "strongest control"
 EVERY_CONCEPT = "all concepts"
-IN_WORDS = {
-    "more": "moves more than", "less": "moves less than", "sooner": "moves sooner than", "later": "moves later than",
-    "no difference": "moves no differently from",
-    "inconclusive": "is not clearly different, by an amount that matters, from",
-}  # fmt: skip
 _KEYS = ["concept", "representation", "mode"]
-
-
-def paired_t_test(differences: np.ndarray, alternative: str = "greater") -> float:
-    """P-value that the mean of paired differences is above zero, or is not zero (``two-sided``); NaN below two.
-
-    For differences that vary like normal ones (Student, 1908). Some that do not vary at all have no t; they get the
-    least that a sign-flip test of as many could give, :math:`2^{-n}` (twice that two-sided), or 1.
-    """
-    from scipy.stats import ttest_1samp
-
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()):
-        flat = abs(values.mean()) <= 1e-12
-        return 1.0 if flat else paired_permutation_test(np.full(len(values), values[0]), alternative=alternative)
-    return float(ttest_1samp(values, 0, alternative=alternative).pvalue)
 
 
 def seeds_needed(n_concepts: int, alpha: float = ALPHA) -> int:
@@ -66,22 +44,6 @@ def seeds_needed(n_concepts: int, alpha: float = ALPHA) -> int:
     smallest of m is multiplied by m.
     """
     return math.floor(math.log2(n_concepts / alpha)) + 1
-
-
-def first_change(table: pd.DataFrame, column: str = "rank") -> float:
-    """Lowest noise level at which most seeds' rank differs from the clean one; NaN if there is none.
-
-    Parameters
-    ----------
-    table
-        Rows of one concept, representation and mode with columns noise, seed and ``column``; noise 0 included.
-
-    Raises
-    ------
-    SaemaError
-        If there is no row without noise to compare with.
-    """
-    return float(_first_changes(_moved(table.assign(_=0), ["_"], column)).iloc[0])
 
 
 def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
@@ -104,7 +66,8 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     Returns
     -------
     Columns concept, representation, mode, rank_clean, rank_min, rank_max, effective_rank_clean,
-    effective_rank_max, first_noise and first_noise_rms (:func:`first_change`, in activation units and in RMS),
+    effective_rank_max, first_noise and first_noise_rms (the lowest level at which most seeds' rank differs
+    from the clean one, NaN if there is none, in activation units and in RMS),
     moved (largest share of seeds whose rank differs at one level), n_seeds, verdict: ``stratified`` when the
     rank changes at some level for most seeds, ``smooth`` when it does not.
     """
@@ -189,11 +152,10 @@ def advantage(moves: pd.DataFrame, statistic: str, treatment: str = "sae") -> pd
 def verdict_of(interval: Interval, p_adjusted: float, margin: float, more: str = "more", less: str = "less") -> str:
     """``more`` or ``less`` when the interval clears the margin and p agrees, ``no difference`` when it lies
     within, else ``inconclusive``."""
-    if not math.isfinite(interval.low):
-        return "inconclusive"
-    if p_adjusted < ALPHA and (interval.low > margin or interval.high < -margin):
-        return more if interval.low > margin else less
-    return "no difference" if interval.low >= -margin and interval.high <= margin else "inconclusive"
+    where = lies(interval.low, interval.high, -margin, margin)
+    if where == "within":
+        return "no difference"
+    return {"above": more, "below": less}.get(where if p_adjusted < ALPHA else "across", "inconclusive")
 
 
 def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0, correct: bool = True) -> pd.DataFrame:
@@ -232,7 +194,7 @@ def concept_rows(
 ) -> list[dict[str, object]]:
     """The rows of one statistic and control, one a concept, from its differences by seed."""
     p_values = [
-        paired_t_test(values, "two-sided") if statistic == "excursion" else paired_permutation_test(values, seed=seed)
+        paired_t_test(values) if statistic == "excursion" else paired_permutation_test(values, seed=seed)
         for values in units.values()
     ]
     adjusted = holm(p_values) if correct else p_values
@@ -264,7 +226,15 @@ def _row(
     interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
     words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
     return {
-        "concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate,
-        "low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm,
-        "margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words),
-    }  # fmt: skip
+        "concept": concept,
+        "statistic": statistic,
+        "control": control,
+        "difference": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "p": p,
+        "p_holm": p_holm,
+        "margin": margin,
+        "verdict": verdict_of(interval, p_holm, margin, *words),
+    }

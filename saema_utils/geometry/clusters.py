@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.distances import check_points, pairwise_distances
 from saema_utils.errors import GeometryError, unknown_name
-from saema_utils.geometry.clouds import check_points, pairwise_distances
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from saema_utils.geometry.clouds import Distances, Points
+    from saema_utils.distances import Distances, Points
 
 METHODS = ("paper", "direct")
 UMAP_COMPONENTS = 50
@@ -89,9 +89,13 @@ def umap_embedding(
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn.manifold")
         warnings.filterwarnings("ignore", message="using precomputed metric")
         return umap.UMAP(
-            n_components=max(1, min(n_components, n - 2)), n_neighbors=min(n_neighbors, n - 1), n_epochs=n_epochs,
-            metric="precomputed", random_state=seed, n_jobs=1,
-        ).fit_transform(distances)  # fmt: skip
+            n_components=max(1, min(n_components, n - 2)),
+            n_neighbors=min(n_neighbors, n - 1),
+            n_epochs=n_epochs,
+            metric="precomputed",
+            random_state=seed,
+            n_jobs=1,
+        ).fit_transform(distances)
 
 
 def find_local_representations(

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import first_copies, known_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import check_labels, first_copies, known_distances
+from saema_utils.geometry.clouds import check_labels
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from saema_utils.geometry.clouds import Distances, Labels, Points
+    from saema_utils.distances import Distances, Points
+    from saema_utils.geometry.clouds import Labels
 
 DISCARD_FRACTION = 0.1
 

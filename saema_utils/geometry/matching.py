@@ -1,7 +1,7 @@
 """Which pole answers to which, how alike two configurations are, and which words share a cluster.
 
-Cluster numbers mean nothing: two clusterings are matched by the concept word behind each pole, or by
-the assignment that shares the most tokens. Nothing here looks at the order of labels.
+Cluster numbers mean nothing: two clusterings are matched by the assignment that shares the most tokens. Nothing here
+looks at the order of labels.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import check_points
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import check_labels, check_points
+from saema_utils.geometry.clouds import check_labels
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Int
 
-    from saema_utils.geometry.clouds import Distances, Labels, Points
+    from saema_utils.distances import Distances, Points
+    from saema_utils.geometry.clouds import Labels
 
 
 def procrustes_disparity(a: Points, b: Points) -> float:
@@ -101,17 +103,6 @@ def procrustes_test(a: Points, b: Points, *, n_resamples: int = 199, seed: int =
     null = np.array([_disparity(ka, kb[rng.permutation(len(kb))]) for _ in range(n_resamples)])
     p = (np.sum(null <= disparity + 1e-12) + 1) / (n_resamples + 1)
     return ProcrustesTest(disparity, float(null.mean()), float(p), len(ka))
-
-
-def match_by_word(words_a: Sequence, words_b: Sequence) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Rows of two lists of poles that stand for the same word (words that only one has are left out)."""
-    for words in (words_a, words_b):
-        if len(set(words)) != len(words):
-            raise GeometryError(f"a word names two poles in {sorted(map(str, words))[:12]}; allowed: each once.")
-    rows_b = {word: row for row, word in enumerate(words_b)}
-    pairs = [(row, rows_b[word]) for row, word in enumerate(words_a) if word in rows_b]
-    matched = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return matched[:, 0], matched[:, 1]
 
 
 def contingency(labels_a: Labels, labels_b: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

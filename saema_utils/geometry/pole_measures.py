@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.distances import check_points, known_distances, pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import check_labels, check_points, known_distances, pairwise_distances, spanning_tree
+from saema_utils.geometry.clouds import check_labels, spanning_tree
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from saema_utils.geometry.clouds import Distances, Labels, Points
+    from saema_utils.distances import Distances, Points
+    from saema_utils.geometry.clouds import Labels
 
 # ---- poles and the global representation -------------------------------------------------------
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import pairwise_distances, rms_radius_of
+from saema_utils.geometry.clouds import rms_radius_of
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.concept import ConceptClouds, geometry_row
 from saema_utils.geometry.dimension import local_dimensions, mean_dimension
 from saema_utils.geometry.pole_measures import mean_distance, pole_distances, scale_free_tree
-from saema_utils.statistics import errors_to_bound
+from saema_utils.statistics import errors_to_bound, jackknife_error
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -47,35 +48,18 @@ def drawn_prompts(words: Int[np.ndarray, " P"], n_resamples: int, seed: int) -> 
         yield np.concatenate([rng.choice(own, len(own)) for own in members])
 
 
-def dropped_prompts(
-    n_prompts: int, n_resamples: int, seed: int, share: float = DROPPED_SHARE
-) -> Iterator[Bool[np.ndarray, " P"]]:
-    """Boolean rows of prompts to keep, each without a random ``share`` of them."""
+def dropped(n_prompts: int) -> int:
+    """How many prompts each resample without replacement leaves out."""
+    return max(1, round(DROPPED_SHARE * n_prompts))
+
+
+def dropped_prompts(n_prompts: int, n_resamples: int, seed: int) -> Iterator[Bool[np.ndarray, " P"]]:
+    """Boolean rows of prompts to keep, each without a random fifth of them."""
     rng = np.random.default_rng(seed)
-    n_dropped = max(1, round(share * n_prompts))
     for _ in range(n_resamples):
         keep = np.ones(n_prompts, dtype=bool)
-        keep[rng.choice(n_prompts, n_dropped, replace=False)] = False
+        keep[rng.choice(n_prompts, dropped(n_prompts), replace=False)] = False
         yield keep
-
-
-def delete_error(values: Sequence[float], n: int, share: float = DROPPED_SHARE) -> float:
-    r"""Standard error from estimates that each left out d of n units, a ``share`` of them (jackknife [1]_).
-
-    .. math:: \mathrm{se}^2 = \frac{n - d}{d}\, \operatorname{var}(\text{estimates})
-
-    With d = 1 and every unit left out once it is the plain jackknife. NaN from fewer than two estimates.
-
-    References
-    ----------
-    .. [1] Shao and Wu, Annals of Statistics 17, 1989.
-    """
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    if len(known) < 2:
-        return NAN
-    d = max(1, round(share * n))
-    return float(np.sqrt((n - d) / d * known.var()))
 
 
 def interval_row(own: float, resampled: Sequence[float], templates: Int[np.ndarray, " P"], drawn: bool) -> dict:
@@ -84,19 +68,26 @@ def interval_row(own: float, resampled: Sequence[float], templates: Int[np.ndarr
     ``drawn`` says how prompts were resampled that share no templates: with replacement, or by leaving some out.
     """
     known = [value for value in resampled if np.isfinite(value)]
+    n = reach = len(templates)
     if shared_templates(templates):
-        n = len(np.unique(templates))
-        method, unit, error, reach = "one left out", "template", delete_error(known, n, 1 / n), len(known)
+        error = jackknife_error(known, len(np.unique(templates)))
+        method, unit, reach = "one left out", "template", len(known)
     elif drawn:
         error = float(np.std(known)) if len(known) > 2 else NAN
-        method, unit, reach = "drawn with replacement", "prompt", len(templates)
+        method, unit = "drawn with replacement", "prompt"
     else:
-        method, unit, error, reach = "a fifth left out", "prompt", delete_error(known, len(templates)), len(templates)
+        error = jackknife_error(known, n, dropped(n))
+        method, unit = "a fifth left out", "prompt"
     half = errors_to_bound(reach) * error
     return {
-        "method": method, "unit": unit, "estimate": own, "error": error, "low": own - half, "high": own + half,
+        "method": method,
+        "unit": unit,
+        "estimate": own,
+        "error": error,
+        "low": own - half,
+        "high": own + half,
         "n_resamples": len(known),
-    }  # fmt: skip
+    }
 
 
 def pole_rows(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.distances import first_copies, known_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import first_copies, known_distances, spanning_tree
+from saema_utils.geometry.clouds import spanning_tree
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from saema_utils.geometry.clouds import Distances, Points
+    from saema_utils.distances import Distances, Points
 
 COMPONENT_GAP = 2.5  # a gap between components is this many times the longest link inside one
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line, unknown_name
-from saema_utils.runs.files import UNFINISHED, cache_dir, sweep_up, user_path, write_json
+from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, user_path, write_json
 from saema_utils.runs.freshness import digest, file_digest
 from saema_utils.runtime import choose_device, choose_dtype
 from saema_utils.study import EMBEDDED_MODEL, Study
@@ -177,7 +177,7 @@ def _embedded_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _is_whole(folder):  # another process may have made it meanwhile
-                sweep_up(folder.parent)
+                clear_unfinished(folder.parent)
                 _convert_wheel(folder)
     except OSError as error:
         raise ModelError(
@@ -302,15 +302,11 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns while it is imported
         from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-        from transformers.utils import logging as transformers_logging
+        from transformers.utils import logging as ours
 
-    verbosity, bars, hub_bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-        not are_progress_bars_disabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    verbosity, bars, hub_bars = ours.get_verbosity(), ours.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    ours.set_verbosity_error()
+    ours.disable_progress_bar()
     disable_progress_bars()
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -320,9 +316,9 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-        transformers_logging.set_verbosity(verbosity)
+        ours.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            ours.enable_progress_bar()
         if hub_bars:
             enable_progress_bars()
 

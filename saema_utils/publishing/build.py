@@ -147,7 +147,7 @@ def stage(
     _copy_plotly(staging / "book" / "static" / "plotly.min.js")
     toc = _stage_notebooks(run, root, staging, None if chapters is None else set(chapters), allow_stale, say)
     fragments.write_fragments(run, staging / "book" / "fragments", staging)
-    api_pages = fragments.write_api_pages(staging / "book" / "api")
+    api_pages = fragments.write_api_pages(staging / "book" / "api", root)
     for part in toc["parts"]:
         for entry in part["chapters"]:
             if entry["file"] == "book/api":
@@ -172,12 +172,7 @@ def _copy_plotly(target: Path) -> None:
 
 
 def _stage_notebooks(
-    run: RunDirectory,
-    root: Path,
-    staging: Path,
-    wanted: set[int] | None,
-    allow_stale: bool,
-    say: Callable[[str], None],
+    run: RunDirectory, root: Path, staging: Path, wanted: set[int] | None, allow_stale: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Clean and copy the executed chapters; returns the table of contents that lists exactly these.
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import ArtifactError, BookError, unknown_name
+from saema_utils.errors import ArtifactError, BookError, one_line, unknown_name
 from saema_utils.interactive import PUBLISHING
 from saema_utils.publishing import address
-from saema_utils.runs.directory import RunDirectory, chapter_of, read_manifest
-from saema_utils.runs.files import cannot_write, write_json
+from saema_utils.runs.directory import RunDirectory, now, read_manifest
+from saema_utils.runs.files import atomic_path, write_json
 from saema_utils.runs.freshness import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest
 from saema_utils.runtime import PROGRESS_FILE
 from saema_utils.study import STUDIES
@@ -65,11 +65,10 @@ def chapter_stamp(run: RunDirectory, root: Path, chapter: int) -> str:
     """Digest of everything a chapter's outputs depend on."""
     sources = chapter_notebooks(root)
     pins = [root / name for name in ("requirements.txt", "constraints.txt")]
-    data = sorted([*PACKAGE_DIR.glob("*.yaml"), *PACKAGE_DIR.glob("*.json")])
     return digest(
         {
             "study": run.study.digest,
-            "package": [source_digest(), *map(file_digest, data)],
+            "package": source_digest(),
             "pins": [file_digest(path) for path in pins if path.exists()],
             "notebooks": [(path.name, file_digest(path)) for n, path in sources.items() if n <= chapter],
             "outside": outside_digest(*run.study.outside),
@@ -93,20 +92,11 @@ def _tables_beside(run: RunDirectory, chapter: int) -> dict[str, dict[str, str]]
 def is_done(run: RunDirectory, root: Path, chapter: int) -> bool:
     """Whether a chapter was executed from exactly these sources and its files are still whole."""
     name = chapter_notebooks(root)[chapter].stem
-    manifest = run.manifest()
-    record = manifest.get("chapters", {}).get(name, {})
+    record = run.manifest().get("chapters", {}).get(name, {})
     executed = run.path / "notebooks" / f"{name}.ipynb"
     if record.get("stamp") != chapter_stamp(run, root, chapter) or not executed.exists():
         return False
-    if file_digest(executed) != record.get("sha256"):
-        return False
-    made_here = [a for a in manifest.get("artifacts", {}) if chapter_of(a) == chapter]
-    try:
-        for artifact in made_here:
-            run.check(artifact)
-    except ArtifactError:
-        return False
-    return True
+    return file_digest(executed) == record.get("sha256") and run.is_whole(chapter)
 
 
 def run_notebooks(
@@ -176,12 +166,15 @@ def run_notebooks(
             # What a chapter takes is what it took when its tables had to be made: later executions find them.
             before = run.manifest().get("chapters", {}).get(source.stem, {})
             run.record_chapter(
-                source.stem, stamp=stamp, sha256=file_digest(result.path),
+                source.stem,
+                stamp=stamp,
+                sha256=file_digest(result.path),
                 seconds=max(round(result.seconds, 1), before.get("seconds", 0)),
                 peak_memory=max(result.peak_memory, before.get("peak_memory", 0)),
-                device=str(run.device), hardware=describe_hardware(run.device),
-                finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            )  # fmt: skip
+                device=str(run.device),
+                hardware=describe_hardware(run.device),
+                finished=now(),
+            )
             results.append(result)
     return results
 
@@ -208,7 +201,6 @@ def describe_hardware(device: Any) -> str:
 
 
 OnProgress = Callable[[int, int, int, str, int, int], None]
-SECONDS_BETWEEN_SAVES = 10
 KERNEL_ENVIRONMENT = {
     PUBLISHING: "1",
     "TQDM_DISABLE": "1",
@@ -251,12 +243,10 @@ def execute(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    notebook = read_notebook(source)
-    check_parameters(notebook, source.stem, parameters)
+    check_parameters(source, parameters)
     folder.mkdir(parents=True, exist_ok=True)
-    working, finished = folder / f".{source.stem}.running.ipynb", folder / source.name
-    failed = folder / f"{source.stem}.failed.ipynb"
-    watch = _Watch(chapter, notebook, folder / f".{source.stem}.progress", report)
+    finished, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
+    watch = _Watch(chapter, read_notebook(source), folder / f".{source.stem}.progress", report)
     started = time.perf_counter()
     try:
         with (
@@ -264,27 +254,30 @@ def execute(
             _without_library_logs(),
             _environment({**KERNEL_ENVIRONMENT, PROGRESS_FILE: str(watch.file), "PYTHONPATH": _import_path()}),
         ):
-            papermill.execute_notebook(
-                source, working, parameters=dict(parameters), engine_name=_register_engine(), kernel_name="python3",
-                cwd=Path.cwd(), progress_bar=False, log_output=False, start_timeout=180,
-                execution_timeout=timeout, on_cell=watch.cell_started, extra_arguments=["--log-level=CRITICAL"],
-            )  # fmt: skip
-        os.replace(working, finished)
+            # Papermill itself would write the whole notebook, figures and all, twice a cell.
+            done = papermill.execute_notebook(
+                source,
+                None,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=180,
+                execution_timeout=timeout,
+                on_notebook_start=watch.notebook_started,
+                on_cell_start=watch.cell_started,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
     except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
-        if working.exists():
-            os.replace(working, failed)
+        _write_notebook(watch.notebook, failed)
         raise BookError(
             f"chapter {chapter} ({source.stem}), cell {watch.cell} ({watch.cell_id}): {_reason(error, timeout)} "
             f"| What it had shown: {failed}. Correct the cause and run the same command again."
         ) from error
-    except OSError as error:
-        raise ArtifactError(cannot_write(working, error)) from error
     except RuntimeError as error:  # jupyter_client's word for a kernel that does not answer
         raise BookError(
             f"the kernel of chapter {chapter} did not start ({error}). Run the same command again."
         ) from error
-    finally:
-        working.unlink(missing_ok=True)
+    _write_notebook(done, finished)
     failed.unlink(missing_ok=True)
     return ChapterResult(chapter, source.stem, finished, time.perf_counter() - started, watch.peak, skipped=False)
 
@@ -297,8 +290,7 @@ def _reason(error: Exception, timeout: int) -> str:
         return "its Python process died, most often for lack of memory. Close other programs or use a smaller study."
     if isinstance(error, CellTimeoutError):
         return f"it ran longer than {timeout} s."
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).split())
-    return f"{error.ename}: {text if len(text) <= 600 else text[:597] + '...'}"
+    return f"{error.ename}: {one_line(error.evalue, 600)}"
 
 
 def _import_path() -> str:
@@ -338,45 +330,12 @@ def _without_library_logs() -> Iterator[None]:
         papermill.disabled = before
 
 
-def _register_engine() -> str:
-    """A papermill engine that says which cell starts, and saves now and then; returns its name.
-
-    Papermill's own writes the whole notebook, figures and all, twice a cell.
-    """
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class Watched(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, on_cell=None, **options):
-            start, save = nb_man.cell_start, nb_man.save
-            saved = time.monotonic()
-
-            def save_now_and_then(**more):
-                nonlocal saved
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    save(**more)
-                    saved = time.monotonic()
-
-            def cell_start(cell, cell_index=None, **more):
-                if on_cell is not None and cell.cell_type == "code":
-                    on_cell(cell)
-                return start(cell, cell_index, **more)
-
-            nb_man.cell_start, nb_man.save = cell_start, save_now_and_then
-            try:
-                return super().execute_managed_notebook(nb_man, kernel_name, **options)
-            finally:
-                save()
-
-    papermill_engines.register("saema", Watched)
-    return "saema"
-
-
 class _Watch:
     """Watches a running kernel from a thread: its progress file and its peak memory."""
 
     def __init__(self, chapter: int, notebook: NotebookNode, file: Path, report: OnProgress):
         self.chapter, self.file, self.report = chapter, file, report
+        self.notebook = notebook
         self.numbers = {cell.get("id"): number for number, cell in enumerate(notebook.cells, start=1)}
         self.n_cells = len(notebook.cells)
         self.cell, self.cell_id, self.peak = 0, "start", 0
@@ -395,7 +354,12 @@ class _Watch:
         if kind is None:
             self.report(self.chapter, self.n_cells, self.n_cells, "", 0, 0)
 
-    def cell_started(self, cell: Any) -> None:
+    def notebook_started(self, notebook: NotebookNode) -> None:
+        self.notebook = notebook
+
+    def cell_started(self, cell: NotebookNode, cell_index: int) -> None:
+        if cell.cell_type != "code":
+            return
         self.cell = self.numbers.get(cell.get("id"), self.cell)
         self.cell_id = cell.get("id") if cell.get("id") in self.numbers else "parameters"
         self.file.unlink(missing_ok=True)
@@ -430,6 +394,13 @@ def _peak_of_kernel() -> int:
     return peak
 
 
+def _write_notebook(notebook: NotebookNode, path: Path) -> None:
+    import nbformat
+
+    with atomic_path(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
 def read_notebook(path: Path) -> NotebookNode:
     """A notebook of format 4, or BookError: nbformat raises whatever its parts do."""
     import nbformat
@@ -438,44 +409,41 @@ def read_notebook(path: Path) -> NotebookNode:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BookError(f"{path} is not a notebook ({type(error).__name__}: {reason}). Restore it.") from error
+        raise BookError(f"{path} is not a notebook ({type(error).__name__}: {one_line(error)}). Restore it.") from error
     return notebook
 
 
-def parameter_names(notebook: NotebookNode, name: str) -> list[str]:
+def parameter_names(path: Path) -> list[str]:
     """Names that a notebook's one ``parameters`` cell assigns, which must be literals."""
     import ast
 
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
+    import papermill
+
+    tagged = [cell for cell in read_notebook(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
         raise BookError(
-            f"{name} has {len(cells)} cells tagged 'parameters'; allowed: exactly one. Tag the first code cell."
+            f"{path.stem} has {len(tagged)} cells tagged 'parameters'; allowed: exactly one. Tag the first code cell."
         )
     try:
-        statements = ast.parse(cells[0].source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        found = papermill.inspect_notebook(path)
+    except Exception as error:  # papermill raises whatever its parts do
         raise BookError(
-            f"{name} has a parameters cell that is not Python ({' '.join(str(error).split())}). Correct it."
+            f"{path} tells no parameters ({type(error).__name__}: {one_line(error)}). Restore it."
         ) from error
-    names = []
-    for statement in statements:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-            raise BookError(f"{name} has {ast.unparse(statement)!r} among its parameters; allowed: name = literal.")
+    for name, facts in found.items():
         try:
-            ast.literal_eval(statement.value)
-        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+            ast.literal_eval(facts["default"])
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             # papermill injects after this cell, so a value derived here would go stale.
             raise BookError(
-                f"{name} derives {ast.unparse(statement)!r} in its parameters cell; allowed: a literal."
+                f"{path.stem} derives '{name} = {facts['default']}' in its parameters cell; allowed: a literal."
             ) from error
-        names.append(statement.targets[0].id)
-    return names
+    return list(found)
 
 
-def check_parameters(notebook: NotebookNode, name: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse parameters that the notebook does not declare: papermill would only warn."""
-    known = parameter_names(notebook, name)
+def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that a notebook does not declare: papermill would only warn."""
+    known = parameter_names(path)
     for parameter in parameters:
         if parameter not in known:
-            raise BookError(unknown_name(f"parameter of {name}", parameter, known))
+            raise BookError(unknown_name(f"parameter of {path.stem}", parameter, known))

@@ -5,7 +5,10 @@ Prose quotes a number as ``{{ name }}``; larger pieces are included from ``book/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +27,7 @@ WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEROES = ("04_circles", "01_word_circles")
-TABLES = {
-    "01_concepts": "The prompts of each concept, and the tokens that were masked: special, padding, attention sinks.",
-    "02_sae_training": "The SAE's training history.",
-    "02_sae_eval": "How well each coder reconstructs held-out activations, and what it costs the language model.",
-    "03_noise_rank": "Rank measures of every unfolding at every noise level, representation and seed.",
-    "03_stratification": "The verdict of the rank test for each concept, representation and mode.",
-    "04_geometry": "Local and global geometry of each concept, before and after sparse coding.",
-    "05_dose_response": "Effect of moving poles apart, for all arms.",
-    "05_optimum": "The optimum of the dose response in closed form, for each arm.",
-    "06_claims": "The claims, their evidence and the verdicts.",
-}
+ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
 
 
 def numbers(run: RunDirectory) -> dict[str, str]:
@@ -43,17 +36,29 @@ def numbers(run: RunDirectory) -> dict[str, str]:
     manifest = run.manifest()
     records = manifest.get("chapters", {}).values()
     chosen: dict[str, Any] = {
-        "study": study.name, "study_title": study.title, "model": _model_name(study.model), "layer": study.layer,
-        "n_concepts": len(study.concepts), "concepts": ", ".join(study.concepts), "templates": study.templates,
-        "sae": _sae_in_words(study, sae), "d_sae": sae.d_sae, "k": sae.k, "epochs": study.sae.epochs,
+        "study": study.name,
+        "study_title": study.title,
+        "model": _model_name(study.model),
+        "layer": study.layer,
+        "n_concepts": len(study.concepts),
+        "concepts": ", ".join(study.concepts),
+        "templates": study.templates,
+        "sae": _sae_in_words(study, sae),
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "epochs": study.sae.epochs,
         "n_seeds": study.n_seeds,
-        "corpus_tokens": study.corpus.tokens, "heldout_tokens": study.corpus.heldout_tokens,
-        "n_noise_levels": len(study.noise_levels), "created": manifest.get("created", "")[:10],
-        "python": manifest.get("python", ""), "run_time": duration(sum(r.get("seconds", 0) for r in records)),
+        "corpus_tokens": study.corpus.tokens,
+        "heldout_tokens": study.corpus.heldout_tokens,
+        "n_noise_levels": len(study.noise_levels),
+        "created": manifest.get("created", "")[:10],
+        "python": manifest.get("python", ""),
+        "run_time": duration(sum(r.get("seconds", 0) for r in records)),
         "peak_gib": max((r.get("peak_memory", 0) for r in records), default=0) / 2**30,
-        "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})), "version": address.VERSION,
+        "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})),
+        "version": address.VERSION,
         "repository": address.repository_url(),
-    }  # fmt: skip
+    }
     return {name: format_number(value) for name, value in {**chosen, **run.numbers()}.items()}
 
 
@@ -109,7 +114,8 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
     makers: dict[str, Callable[[], str]] = {
         "execution": lambda: execution_table(run, staging / "notebooks"),
         "versions": lambda: versions_table(run),
-        "results": lambda: results_tables(staging / "tables"),
+        "results": lambda: results_tables(staging),
+        "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
@@ -118,11 +124,12 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table. Bars in cells are escaped."""
-    cells = [header, ["---"] * len(header), *[[str(cell).replace("|", "\\|") for cell in row] for row in rows]]
-    body = "\n".join("| " + " | ".join(row) + " |" for row in cells)
-    return f"{body}\n"
+    import pandas as pd
+
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return pd.DataFrame(cells, columns=list(header)).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def execution_table(run: RunDirectory, notebooks: Path) -> str:
@@ -130,10 +137,16 @@ def execution_table(run: RunDirectory, notebooks: Path) -> str:
     records = run.manifest().get("chapters", {})
     chapters = {name: records[name] for name in chapter_titles(notebooks) if name in records}
     rows = [
-        [f"[{title}](../notebooks/{name}.ipynb)", duration(r["seconds"]), f"{r['peak_memory'] / 2**30:.2f} GiB",
-         r["hardware"], r["finished"].replace("T", " ").rstrip("Z")]
-        for name, title in chapter_titles(notebooks).items() if (r := chapters.get(name))
-    ]  # fmt: skip
+        [
+            f"[{title}](../notebooks/{name}.ipynb)",
+            duration(r["seconds"]),
+            f"{r['peak_memory'] / 2**30:.2f} GiB",
+            r["hardware"],
+            r["finished"].replace("T", " ").rstrip("Z"),
+        ]
+        for name, title in chapter_titles(notebooks).items()
+        if (r := chapters.get(name))
+    ]
     total = sum(r["seconds"] for r in chapters.values())
     peak = max((r["peak_memory"] for r in chapters.values()), default=0)
     rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
@@ -162,10 +175,13 @@ def chapter_list(run: RunDirectory, notebooks: Path) -> str:
     """The chapters: what each does, how long it takes, and where to open it."""
     chapters = run.manifest().get("chapters", {})
     rows = [
-        [f"[{title}](../notebooks/{name}.ipynb)", duration(chapters[name]["seconds"]) if name in chapters else "",
-         f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})"]
+        [
+            f"[{title}](../notebooks/{name}.ipynb)",
+            duration(chapters[name]["seconds"]) if name in chapters else "",
+            f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})",
+        ]
         for name, title in chapter_titles(notebooks).items()
-    ]  # fmt: skip
+    ]
     return markdown_table(["Chapter", "Runs in", "Open"], rows)
 
 
@@ -216,31 +232,47 @@ def scorecard(tables: Path) -> str:
     if not path.exists():
         return "*(The verdicts stand here once chapter 6 has run.)*"
     rows = [
-        [row.statement, f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
-         format_number(row.margin), f"**{row.verdict}**"]
+        [
+            row.statement,
+            f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
+            format_number(row.margin),
+            f"**{row.verdict}**",
+        ]
         for row in pd.read_csv(path).itertuples()
-    ]  # fmt: skip
+    ]
     return markdown_table(["Claim", "Effect (95 % interval)", "Margin", "Verdict"], rows)
 
 
-def results_tables(tables: Path) -> str:
-    """The main tables of the run with their first rows, then every table as a link to its CSV."""
+def results_tables(staging: Path) -> str:
+    """Every table of the run, chapter by chapter: what it is, what its columns mean, and its first rows."""
     import pandas as pd
 
-    main, rows = [], []
-    for path in sorted(tables.glob("[0-9][0-9]_*.csv")):
-        table = pd.read_csv(path)
-        link = f"{{download}}`CSV <../tables/{path.name}>`"
-        columns = ", ".join(table.columns[:8]) + (", ..." if len(table.columns) > 8 else "")
-        rows.append([path.stem, f"{len(table):,}", TABLES.get(path.stem, f"Columns: {columns}"), link])
-        if path.stem in TABLES and path.stem != "06_claims":
-            shown = f" The first {ROWS_SHOWN} are shown." if len(table) > ROWS_SHOWN else ""
-            main.append(
-                f"### {path.stem}\n\n{TABLES[path.stem]} {len(table):,} rows.{shown} {link}\n\n"
-                f"{frame_table(table.head(ROWS_SHOWN))}"
-            )
-    listing = markdown_table(["Table", "Rows", "What it holds", "All of it"], rows)
-    return "\n".join(["## Main tables\n", *main, "## Every table\n", listing])
+    from saema_utils.chapters import declared_results
+    from saema_utils.chapters.columns import COMMON
+
+    declared, titles = declared_results(), chapter_titles(staging / "notebooks")
+    parts, chapter = [], ""
+    for path in sorted((staging / "tables").glob("[0-9][0-9]_*.csv")):
+        title = next((title for name, title in titles.items() if name[:2] == path.name[:2]), f"Chapter {path.name[:2]}")
+        if title != chapter:
+            chapter = title
+            parts.append(f"## {title}\n")
+        frame, result = pd.read_csv(path), declared.get(f"tables/{path.name}")
+        meanings = {**COMMON, **(result.columns if result else {})}
+        columns = [[f"`{name}`", in_markdown(meanings.get(name, ""))] for name in frame]
+        first = f"First {ROWS_SHOWN} rows" if len(frame) > ROWS_SHOWN else "All rows"
+        parts.append(
+            f"### {path.stem}\n\n{in_markdown(result.description) if result else ''} {len(frame):,} rows. "
+            f"{{download}}`CSV <../tables/{path.name}>`\n\n"
+            f":::{{dropdown}} What the columns mean\n{markdown_table(['Column', 'Meaning'], columns)}:::\n\n"
+            f":::{{dropdown}} {first}\n{frame_table(frame.head(ROWS_SHOWN))}:::\n"
+        )
+    return "\n".join(parts)
+
+
+def in_markdown(docstring: str) -> str:
+    """A piece of a docstring, which is reStructuredText, as Markdown: code in single ticks, roles as their targets."""
+    return ROLE.sub(r"`\1`", docstring).replace("``", "`")
 
 
 def frame_table(table: pd.DataFrame) -> str:
@@ -256,26 +288,73 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def write_api_pages(folder: Path) -> list[str]:
-    """One page for each module, filled from its docstrings; returns the names of the modules."""
-    import ast
+def graph_figure(figures: Path) -> str:
+    """The picture of what comes from what, drawn from the registry."""
+    from saema_utils.publishing.graph import draw_results, graph_of_results
 
+    graph = graph_of_results()
+    figures.mkdir(parents=True, exist_ok=True)
+    draw_results(graph, figures / "graph_of_results.svg")
+    alt = (
+        f"The {len(graph)} results of a run as boxes in one band a chapter, with a line from each to those made from "
+        "it. Most lines start at the activations of concepts and of the corpus or at the autoencoder, and run right."
+    )
+    caption = (
+        "What is made from what? Every result of a run, in one band a chapter; a line leads from a result to those "
+        "that are made from it. What stands at the left edge needs no other result."
+    )
+    return f"```{{figure}} ../figures/graph_of_results.svg\n:name: fig-graph\n:alt: {alt}\n\n{caption}\n```"
+
+
+# ---- the package -----------------------------------------------------------------------------------
+
+
+def write_api_pages(folder: Path, root: Path) -> list[str]:
+    """A page for each folder and each module beside them, filled from docstrings; returns the names of the pages.
+
+    ``fragments/folders.md`` lists them from the ground up. Sphinx's autosummary would name pages that the table of
+    contents does not list, and jupyter-book builds no others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names, rows = [], []
-    for path in sorted(PACKAGE_DIR.glob("*.py")):
-        if path.stem.startswith("_"):
-            continue
-        summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
-        names.append(path.stem)
-        rows.append([f"[{path.stem}](api/{path.stem}.rst)", " ".join(summary.replace("``", "`").split())])
+    rows = []
+    for place in from_the_ground_up(root):
+        path = PACKAGE_DIR.joinpath(*place.split("."))
+        modules = sorted(path.glob("[!_]*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        page, summary = place.replace(".", "-"), _docstring(path / "__init__.py" if path.is_dir() else modules[0])
+        inside = ", ".join(f"`{module.stem}`" for module in modules if path.is_dir())
+        rows.append([f"[{place}](api/{page}.rst)", in_markdown(" ".join(summary.split("\n\n")[0].split())), inside])
         # reStructuredText, in which docstrings are written: their footnotes do not survive inside Markdown.
-        (folder / f"{path.stem}.rst").write_text(
-            f"{path.stem}\n{'=' * len(path.stem)}\n\n"
-            f"`On the web <{address.source_url(f'saema_utils/{path.name}')}>`__\n\n"
-            f".. automodule:: saema_utils.{path.stem}\n   :members:\n   :ignore-module-all:\n",
-            encoding="utf-8",
-        )
+        text = [place, "=" * len(place), "", *([summary, ""] if path.is_dir() else [])]
+        for module in modules:
+            name = ".".join(module.relative_to(PACKAGE_DIR.parent).with_suffix("").parts)
+            link = f"`On the web <{address.source_url(module.relative_to(PACKAGE_DIR.parent).as_posix())}>`__"
+            heading = [module.stem, "-" * len(module.stem), ""] if path.is_dir() else []
+            text += [*heading, link, "", f".. automodule:: {name}", "   :members:"]
+            text += ["   :ignore-module-all:", ""]
+        (folder / f"{page}.rst").write_text("\n".join(text), encoding="utf-8")
     fragments = folder.parent / "fragments"
     fragments.mkdir(exist_ok=True)
-    (fragments / "api.md").write_text(markdown_table(["Module", "What it is for"], rows), encoding="utf-8")
-    return names
+    table = markdown_table(["Folder", "What it answers", "Its modules"], rows)
+    (fragments / "folders.md").write_text(table, encoding="utf-8")
+    return [row[0].partition("(api/")[2].removesuffix(".rst)") for row in rows]
+
+
+def from_the_ground_up(root: Path) -> list[str]:
+    """Folders and modules of the package as the contract in ``pyproject.toml`` lists them, the lowest first.
+
+    The folder of each chapter follows ``chapters``.
+    """
+    file = root / "pyproject.toml"
+    text = (file if file.exists() else PACKAGE_DIR.parent / "pyproject.toml").read_text(encoding="utf-8")
+    found = []
+    for contract in tomllib.loads(text)["tool"]["importlinter"]["contracts"][:2]:
+        inside = contract["containers"][0].removeprefix("saema_utils").lstrip(".")
+        names = [name for layer in reversed(contract["layers"]) for name in re.findall(r"\w+", layer)]
+        found.append([f"{inside}.{name}".lstrip(".") for name in names if not name.startswith("_")])
+    folders, chapters = found
+    after = folders.index("chapters") + 1
+    return [*folders[:after], *(c for c in chapters if (PACKAGE_DIR / c.replace(".", "/")).is_dir()), *folders[after:]]
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

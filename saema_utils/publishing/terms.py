@@ -2,6 +2,9 @@
 
 The notebooks stay plain, because Colab would show a role as raw text; only the copy that Sphinx reads has the
 links. Which terms there are, the glossary page says.
+
+What is no running text is told by one expression, not by markdown-it-py: its tokens within a line do not say where
+in the source they stand, so the text could not be put back, and links without a target are plain text to it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,21 @@ if TYPE_CHECKING:
 
 # Terms that are also everyday words: a link stands only where a chapter introduces them, in italics or bold.
 EVERYDAY = {
-    "activation", "arm", "claim", "concept", "control", "dictionary", "hook", "margin", "mask", "position",
-    "prompt", "rank", "run", "study",
-}  # fmt: skip
+    "activation",
+    "arm",
+    "claim",
+    "concept",
+    "control",
+    "dictionary",
+    "hook",
+    "margin",
+    "mask",
+    "position",
+    "prompt",
+    "rank",
+    "run",
+    "study",
+}
 # What is no running text: a role in there would show, or break what it stands in.
 PROTECTED = re.compile(
     r"""

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
 from saema_utils.interactive import publishing
 from saema_utils.runs.files import (
     atomic_path,
     cannot_write,
+    clear_unfinished,
     read_json,
-    sweep_up,
     user_path,
+    write_figure,
     write_json,
     write_tensors,
 )
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pydantic import BaseModel
 
-LOCK_HELD = "SAEMA_RUN_LOCK_HELD"
-SAE_WEIGHTS = "sae/sae_weights.safetensors"
-FIRST_CHAPTER_WITH_SAE = 2
-FOLDERS_OF_CHAPTERS = {"sae": 2, "families": 8, "layers": 8}
-RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
+    from saema_utils.runs.tables import Result
+
+RUN_LOCK = ".run.lock"
+PATIENCE = 10.0  # seconds that a task of a sweep waits for somebody who has the run alone
+SAE_FOLDER, SAE_WEIGHTS = "sae", "sae/sae_weights.safetensors"
+MANIFEST_LOCK = ".manifest.lock"
 REMARKS = "remarks.log"
-
-
+PLAN_FILE = "sweep.json"  # in the folder of a sweep: what it changed in each run
 
 
 class RunDirectory:
@@ -70,15 +70,16 @@ class RunDirectory:
         self._device = device
         #: Digest of the language model's files, once anything was asked of it.
         self.model: str | None = None
+        self._made: Result | None = None
         manifest = self.manifest()
         known = manifest.get("study_digest")
         if known is not None and known != study.digest:
             raise ArtifactError(
-                f"{self.path} belongs to study {name_of(manifest)} with other choices "
-                f"(digest {known}, this one has {study.digest}). Choose another --run-dir or pass --force."
+                f"{self.path} belongs to study {manifest.get('study', {}).get('name')!r} with other choices "
+                f"(digest {known}, this one has {study.digest}). Choose another folder, or empty this one (--force)."
             )
         if known is None:
-            self._update_manifest(lambda m: m.update(birth_certificate(study)))
+            self._update_manifest(lambda m: m.update(_birth_certificate(study)))
 
     @classmethod
     def at(cls, path: Path) -> RunDirectory:
@@ -89,8 +90,6 @@ class RunDirectory:
         ArtifactError
             If the folder holds no manifest of a study that can be read.
         """
-        from saema_utils.study import Study
-
         try:
             return cls(path, Study.from_dict(read_manifest(path)["study"]))
         except (KeyError, SaemaError) as error:
@@ -121,8 +120,7 @@ class RunDirectory:
 
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".manifest.lock")
-            with lock:
+            with FileLock(self.path / MANIFEST_LOCK):
                 manifest = self.manifest()
                 change(manifest)
                 write_json(self.path / "manifest.json", manifest)
@@ -134,46 +132,64 @@ class RunDirectory:
         self._update_manifest(lambda m: m.setdefault("chapters", {}).update({chapter: facts}))
 
     def record_task(self, task: str, **facts: Any) -> None:
-        """Note how a task of a sweep ran: its key, seconds, peak memory, device, what it made."""
+        """Note how a task of a sweep ran: its key, seconds, where, with how many threads."""
         self._update_manifest(lambda m: m.setdefault("tasks", {}).update({task: facts}))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process and its children; a second process gets RunLockedError.
+        """Hold the run alone; whoever else holds it, alone or shared, makes this a RunLockedError at once.
 
-        Half-written files that a killed process left behind are removed: nobody else can be writing them,
-        not even the workers of a sweep, which must not be at work on a run of theirs.
+        Half-written files that a killed process left behind are removed: nobody else can be writing them.
         """
-        token = str(self.path)
-        if os.environ.get(LOCK_HELD) == token:
+        from filelock import FileLock
+
+        with _held(self.path, "in use by another process, such as saema run or saema sweep"):
+            with FileLock(self.path / MANIFEST_LOCK):
+                clear_unfinished(self.path)
             yield
-            return
-        with _held(self.path / RUN_LOCK, f"{self.path} is in use by another process"):
-            if (self.path.parent / SWEEP_LOCK).exists():
-                with _held(self.path.parent / SWEEP_LOCK, f"a sweep is at work in {self.path.parent}"):
-                    pass  # it has ended; one that begins later sees the lock of this run
-            os.environ[LOCK_HELD] = token
-            try:
-                sweep_up(self.path)
-                yield
-            finally:
-                del os.environ[LOCK_HELD]
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the run together with others who share it, such as tasks of a sweep: nobody gets it alone meanwhile.
+
+        Who finds nobody else here removes what a killed process left, as :meth:`locked` does.
+        """
+        with contextlib.suppress(RunLockedError), self.locked():
+            pass
+        with _held(self.path, "in use by another process, such as saema run", alone=False, patience=PATIENCE):
+            yield
 
     # ---- artifacts -----------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def making(self, result: Result) -> Iterator[None]:
+        """What is written inside is said to belong to this result: its chapter, and the SAE if it is made from one."""
+        before, self._made = self._made, result
+        try:
+            yield
+        finally:
+            self._made = before
+
     def _write(self, relative: str, write: Callable[[Path], None], key: str, **facts: Any) -> Path:
-        path = self.path / relative
+        path, result = self.path / relative, self._made
         with atomic_path(path) as temporary:
             write(temporary)
             entry = {
-                "sha256": file_digest(temporary), "bytes": temporary.stat().st_size, "key": key,
-                "study_digest": self.study.digest, "code": source_digest(), "version": _version(),
-                "model": self.model, "written": now(), **facts,
-            }  # fmt: skip
+                "sha256": file_digest(temporary),
+                "bytes": temporary.stat().st_size,
+                "key": key,
+                "chapter": result.chapter if result else chapter_in_name(relative),
+                "study_digest": self.study.digest,
+                "code": source_digest(),
+                "version": _version(),
+                "model": self.model,
+                "written": now(),
+                **facts,
+            }
 
         def note(manifest: dict[str, Any]) -> None:
             known = manifest.setdefault("artifacts", {})
-            if path.name[:2].isdigit() and int(path.name[:2]) >= FIRST_CHAPTER_WITH_SAE:
+            if result and any(need.place == SAE_FOLDER for need in result.behind()):
                 entry["sae"] = known.get(SAE_WEIGHTS, {}).get("sha256")
             if entry["model"] is None:  # this process read tables only; a run has one model
                 entry["model"] = next((e["model"] for e in known.values() if e.get("model")), None)
@@ -186,8 +202,8 @@ class RunDirectory:
         """What the manifest says of an artifact, or None."""
         return self.manifest().get("artifacts", {}).get(relative)
 
-    def check(self, relative: str, chapter: int | None = None) -> Path:
-        """Path of an artifact after checking it against its hash.
+    def check(self, relative: str, entry: dict[str, Any] | None = None) -> Path:
+        """Path of an artifact after checking it against its hash (of ``entry``, by default as the manifest stands).
 
         Raises
         ------
@@ -196,12 +212,12 @@ class RunDirectory:
         ArtifactError
             If its bytes are not those that were written.
         """
-        entry, path = self.entry(relative), self.path / relative
+        entry, path = entry or self.entry(relative), self.path / relative
         if entry is None or not path.is_file():
-            first = chapter or (int(path.name[:2]) if path.name[:2].isdigit() else 1)
+            chapter = (entry or {}).get("chapter") or chapter_in_name(relative) or 1
             raise MissingInputError(
                 f"{relative} of study {self.study.name!r} is missing. "
-                f"Run: saema run --study {self.study.name} --chapters 1-{first}"
+                f"Run: saema run --study {self.study.name} --chapters 1-{chapter}"
             )
         try:
             found = file_digest(path)
@@ -213,15 +229,28 @@ class RunDirectory:
             raise ArtifactError(f"{path} is damaged (its hash is not the recorded one). Delete it and run again.")
         return path
 
+    def is_whole(self, chapter: int) -> bool:
+        """Whether all that a chapter left in this run is still what was written."""
+        return all(
+            self._is_sound(name, entry)
+            for name, entry in self.manifest().get("artifacts", {}).items()
+            if entry.get("chapter") == chapter
+        )
+
     def is_fresh(self, relative: str, key: str) -> bool:
         """Whether an artifact exists, is whole, and was made from what ``key`` digests."""
         entry = self.entry(relative)
         if entry is None or entry["key"] != key:
             return False
-        try:
-            self.check(relative)
-        except ArtifactError:
+        if not self._is_sound(relative, entry):
             self.remark(f"{relative} is damaged or missing; it is made anew.")
+            return False
+        return True
+
+    def _is_sound(self, relative: str, entry: dict[str, Any]) -> bool:
+        try:
+            self.check(relative, entry)
+        except ArtifactError:
             return False
         return True
 
@@ -241,17 +270,9 @@ class RunDirectory:
         log = self.path / REMARKS
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
-    def _cached(self, relative: str, key: str, load: Callable, compute: Callable, save: Callable) -> Any:
-        if self.is_fresh(relative, key):
-            return load()
-        started = time.perf_counter()
-        value = compute()
-        save(value, round(time.perf_counter() - started, 3))
-        return load()
-
-    def save_table(self, name: str, table: pd.DataFrame, key: str = "", **facts: Any) -> Path:
+    def save_table(self, name: str, table: pd.DataFrame, key: str = "") -> Path:
         """Write ``tables/<name>.csv``."""
-        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key, **facts)
+        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key)
 
     def table(self, name: str) -> pd.DataFrame:
         """Read ``tables/<name>.csv``, checked."""
@@ -261,15 +282,14 @@ class RunDirectory:
 
     def cached_table(self, name: str, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table, computed only if it is missing, damaged, or made from something else."""
-        return self._cached(
-            f"tables/{name}.csv", key, lambda: self.table(name), compute,
-            lambda value, seconds: self.save_table(name, value, key, seconds=seconds),
-        )  # fmt: skip
+        if not self.is_fresh(f"tables/{name}.csv", key):
+            self.save_table(name, compute(), key)
+        return self.table(name)
 
-    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "", **facts: Any) -> Path:
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "") -> Path:
         """Write ``tensors/<name>.safetensors``."""
         whole = {k: v.detach().cpu() for k, v in tensors.items()}
-        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key, **facts)
+        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read ``tensors/<name>.safetensors``, checked."""
@@ -281,19 +301,15 @@ class RunDirectory:
         self, name: str, key: str, compute: Callable[[], Mapping[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         """The tensors, computed only if they are missing, damaged, or made from something else."""
-        return self._cached(
-            f"tensors/{name}.safetensors", key, lambda: self.tensors(name), compute,
-            lambda value, seconds: self.save_tensors(name, value, key, seconds=seconds),
-        )  # fmt: skip
+        if not self.is_fresh(f"tensors/{name}.safetensors", key):
+            self.save_tensors(name, compute(), key)
+        return self.tensors(name)
 
     def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
         """Write ``figures/<name>.svg`` and ``.png``; returns the SVG's path."""
-        # Fixed metadata and ids make two runs byte-identical.
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
-            self._write(f"figures/{name}.png", lambda p: figure.savefig(p, dpi=160, metadata={"Software": None}), key)
-            return self._write(f"figures/{name}.svg", lambda p: figure.savefig(p, metadata={"Date": None}), key)
+        for suffix in ("png", "svg"):
+            path = self._write(f"figures/{name}.{suffix}", lambda p: write_figure(p, figure, name), key)
+        return path
 
     def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
         """Write any other file through ``write(path)``: atomic, hashed, recorded like the rest."""
@@ -309,31 +325,32 @@ class RunDirectory:
         return self.manifest().get("numbers", {})
 
 
-def chapter_of(relative: str) -> int | None:
-    """The chapter that makes an artifact, from its name; None for what several make.
+def chapter_in_name(relative: str) -> int | None:
+    """The chapter that a file's name begins with, for figures, which no result declares, and for what is missing.
 
-    >>> chapter_of("tables/parts/03_noise_rank.months.csv"), chapter_of("sae/cfg.json"), chapter_of("numbers.json")
-    (3, 2, None)
+    >>> chapter_in_name("figures/03_noise_rank.svg"), chapter_in_name("numbers.json")
+    (3, None)
     """
-    path = Path(relative)
-    number = path.name[:2]
-    return int(number) if number.isdigit() else FOLDERS_OF_CHAPTERS.get(path.parts[0])
+    number = Path(relative).name[:2]
+    return int(number) if number.isdigit() else None
 
 
 @contextlib.contextmanager
-def _held(lock_file: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, or raise RunLockedError at once."""
-    from filelock import FileLock, Timeout
+def _held(folder: Path, taken: str, *, alone: bool = True, patience: float = 0) -> Iterator[None]:
+    """Hold the lock of a run, alone or with others who share it, or raise RunLockedError after ``patience`` seconds."""
+    from filelock import ReadWriteLock, Timeout
 
-    lock = FileLock(lock_file)
+    lock = ReadWriteLock(folder / RUN_LOCK)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire_write(patience) if alone else lock.acquire_read(patience)
     except Timeout as error:
-        raise RunLockedError(f"{taken}. Wait for it, or choose another --run-dir.") from error
-    try:
+        raise RunLockedError(
+            f"{folder} is {taken}. Wait for it and run the same command again, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(cannot_write(folder / RUN_LOCK, error)) from error
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _version() -> str | None:
@@ -356,13 +373,12 @@ def forget(run_path: str | Path) -> None:
     if any(path.iterdir()) and not (path / "manifest.json").exists():
         raise SaemaError(f"{path} holds files but no manifest.json, so it is not a run; nothing was removed.")
     try:
-        with _held(path / RUN_LOCK, f"{path} is in use by another process; nothing was removed"):
+        with _held(path, "in use by another process; nothing was removed"):
             shutil.rmtree(path)
     except OSError as error:
         raise ArtifactError(f"cannot empty {path} ({error.strerror or error}). Choose another --run-dir.") from error
 
 
-FORMAT_VERSION = 1
 VERSIONED = ("torch", "transformer-lens", "sae-lens", "transformers", "numpy", "scipy", "scikit-learn", "umap-learn")
 
 
@@ -376,19 +392,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
     manifest = read_json(path, "a readable manifest", remedy)
-    if manifest and manifest.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}. "
-            "Choose another --run-dir."
-        )
-    from pydantic import ValidationError
+    if manifest:
+        from pydantic import ValidationError
 
-    try:
-        _parts_of_a_manifest().model_validate(manifest)
-    except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise ArtifactError(f"{path} is a malformed manifest ({where}: {wrong['msg']}). {remedy}") from error
+        try:
+            _parts_of_a_manifest().model_validate(manifest)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise ArtifactError(f"{path} is a malformed manifest ({where}: {wrong['msg']}). {remedy}") from error
     return manifest
 
 
@@ -405,6 +417,8 @@ def _parts_of_a_manifest() -> type[BaseModel]:
         key: str
 
     class Manifest(BaseModel):
+        format_version: Literal[1]
+        study: dict[str, Any] = {}
         artifacts: dict[str, Made] = {}
         chapters: dict[str, Timed] = {}
         tasks: dict[str, Timed] = {}
@@ -413,14 +427,14 @@ def _parts_of_a_manifest() -> type[BaseModel]:
     return Manifest
 
 
-def birth_certificate(study: Study) -> dict[str, Any]:
+def _birth_certificate(study: Study) -> dict[str, Any]:
     """What a manifest says before anything was made: the study, and with what it is run."""
     versions = {}
     for name in VERSIONED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "study": study.as_dict(),
         "study_digest": study.digest,
         "created": now(),
@@ -431,12 +445,6 @@ def birth_certificate(study: Study) -> dict[str, Any]:
         "artifacts": {},
         "chapters": {},
     }
-
-
-def name_of(manifest: Mapping[str, Any]) -> str:
-    """The name of the study in a manifest, for a message."""
-    study = manifest.get("study")
-    return repr(study.get("name")) if isinstance(study, dict) else "of no name"
 
 
 def now() -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from saema_utils.errors import ArtifactError, SaemaError, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 UNFINISHED = ".unfinished-"
+MOST_VALUES = 1_000_000  # of a YAML file
 
 
 def user_path(text: str | Path) -> Path:
@@ -94,7 +97,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         os.replace(inside, path)
 
 
-def sweep_up(folder: Path) -> None:
+def write_figure(path: Path, figure: Figure, name: str) -> None:
+    """Write a figure as PNG or SVG, as the path ends; its ids come from ``name``, so that two runs give equal bytes."""
+    import matplotlib
+
+    fixed = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"metadata": {"Software": None}, "dpi": 160}
+    with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
+        figure.savefig(path, **fixed)
+
+
+def clear_unfinished(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that nobody else is writing to."""
     for leftover in folder.rglob(f"{UNFINISHED}*"):
         if leftover.is_dir():
@@ -119,4 +131,37 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not {what} ({error}). {remedy}") from error
     if not isinstance(plain, dict):
         raise ArtifactError(f"{path} is not {what} (it holds a {type(plain).__name__}). {remedy}")
+    return plain
+
+
+def read_yaml(path: Path, what: str, error: type[SaemaError]) -> Any:
+    """What a YAML file holds, as plain data; ``error`` where it cannot be read, or gives a key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe, and a key given twice is an error instead of the last one winning."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for key, count in keys.most_common(1):
+                if count > 1:
+                    raise error(f"{path.name} gives {key!r} twice. Keep one.")
+            return super().construct_mapping(node, deep)
+
+    try:
+        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # a SafeLoader: no objects are built
+    except OSError as refused:
+        raise error(f"cannot read {what} {path} ({refused.strerror or refused}). Check the path.") from refused
+    except SaemaError:
+        raise
+    except Exception as refused:  # beside YAMLError, a wrong tag raises whatever its constructor does
+        mark, problem = getattr(refused, "problem_mark", None), getattr(refused, "problem", None)
+        where = f"line {mark.line + 1}" if mark else type(refused).__name__
+        raise error(f"{what} {path} is not YAML ({where}: {one_line(problem or refused)}). Correct it.") from refused
+    # Aliases let a short file hold a value that fills the memory when it is copied or shown, or holds itself.
+    parts = [plain]
+    for part in parts:  # grows while it is walked
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if len(parts) > MOST_VALUES:
+            raise error(f"{path.name} holds over a million values; allowed: fewer. Check its aliases.")
     return plain

@@ -52,13 +52,14 @@ def package_modules() -> tuple[str, ...]:
 
 
 def source_digest(*modules: str) -> str:
-    """Digest of the source that results of these modules depend on (of the whole package without arguments).
+    """Digest of the source that results of these modules depend on; without arguments, of the package and its data.
 
     Imports are followed, so that nobody has to list by hand what a stage calls; other stages are not, because
     their results enter through keys of their own.
     """
     names = modules_behind(*modules) if modules else package_modules()
-    return digest([(name, file_digest(_path_of(name))) for name in names])
+    data = () if modules else sorted([*PACKAGE_DIR.rglob("*.yaml"), *PACKAGE_DIR.rglob("*.json")])
+    return digest([*((name, file_digest(_path_of(name))) for name in names), *map(file_digest, data)])
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def modules_behind(*modules: str) -> tuple[str, ...]:
     """
     found, waiting = set(modules), list(modules)
     while waiting:
-        for name in _imports(waiting.pop()) - found:
+        for name in imports(waiting.pop()) - found:
             if not _is_beside(name) and not is_stage(name):
                 found.add(name)
                 waiting.append(name)
@@ -79,7 +80,7 @@ def modules_behind(*modules: str) -> tuple[str, ...]:
 
 def is_stage(module: str) -> bool:
     """Whether a module declares results of its own."""
-    return STAGES_IMPORT in _imports(module)
+    return STAGES_IMPORT in imports(module)
 
 
 def _is_beside(module: str) -> bool:
@@ -98,7 +99,7 @@ def _name_of(path: Path) -> str:
 
 
 @functools.cache
-def _imports(module: str) -> frozenset[str]:
+def imports(module: str) -> frozenset[str]:
     """Modules of this package that one of them imports anywhere, except for type checkers alone."""
     path = _path_of(module)
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]

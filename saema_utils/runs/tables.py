@@ -69,7 +69,8 @@ class Result:
         RESULTS[place] = self
 
     def __call__(self, run: RunDirectory, **options: Any) -> Any:
-        return self._keep(run, self.name, self.key(run, **options), lambda: self._make(run, **options))
+        with run.making(self):
+            return self._keep(run, self.name, self.key(run, **options), lambda: self._make(run, **options))
 
     def __repr__(self) -> str:
         return f"<result {self.name}>"
@@ -83,6 +84,11 @@ class Result:
     def chapter(self) -> int:
         """The chapter that makes it."""
         return int(self.name.rpartition("/")[2][:2])
+
+    @property
+    def is_ruler(self) -> bool:
+        """Whether it says nothing of the model: a world whose answer is known, made of the study's choices alone."""
+        return not self.needs and self.choices is _whole_study
 
     @property
     def description(self) -> str:
@@ -111,9 +117,10 @@ class Parts(Result):
         key, names = self.key(run), self._names(run, name or self.name)
         missing = [part for part in names if not run.is_fresh(f"tables/{names[part]}.csv", key)]
         made: Iterator[tuple[str, dict[str, pd.DataFrame]]] = self._make(run, missing) if missing else iter(())
-        for part, tables in made:
-            for table_name, frame in tables.items():
-                run.save_table(self._names(run, table_name)[part], frame, key)
+        with run.making(self):
+            for part, tables in made:
+                for table_name, frame in tables.items():
+                    run.save_table(self._names(run, table_name)[part], frame, key)
         frames = [run.table(names[part]) for part in names]
         return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 

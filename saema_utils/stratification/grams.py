@@ -21,12 +21,13 @@ import torch
 
 from saema_utils.errors import ActivationError
 from saema_utils.saes.topk_latents import TopKLatents
-from saema_utils.stratification.token_cloud import _BLOCK_BYTES, TokenCloud
+from saema_utils.stratification.token_cloud import TokenCloud
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+_BLOCK_BYTES = 2**24
 _SPARSE_BELOW = 0.05  # share of nonzero latents below which the sparse product wins (measured)
 _SPARSE_FROM = 256  # latents
 _COMMON_ABOVE = 0.1  # latents that fire on more tokens than this are multiplied densely

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import ActivationError
 from saema_utils.runtime import float64, generator
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
-
-_BLOCK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -82,22 +81,13 @@ class TokenCloud:
 
     @functools.cached_property
     def first_of_each(self) -> Int[Tensor, " M"]:
-        """Rows of the first of tokens that stand in one context (closer than a thousandth of the RMS).
+        """Rows of the first of tokens that stand in one context (:func:`~saema_utils.distances.first_copies`).
 
         A causal model gives the shared beginning of two prompts the same activations up to rounding: they
-        are the same point, and noise parts them. A row is kept if no earlier row lies within
-        ``1e-3 rms sqrt(D)`` of it.
+        are the same point, and noise parts them.
         """
-        points = float64(self.points)
-        near = (1e-3 * self.rms) ** 2 * points.shape[1]
-        squared = points.pow(2).sum(1)
-        repeats = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-        rows = max(1, _BLOCK_BYTES // (8 * len(points)))
-        for start in range(0, len(points), rows):
-            stop = min(start + rows, len(points))
-            distance = squared[start:stop, None] + squared[:stop] - 2 * points[start:stop] @ points[:stop].T
-            repeats[start:stop] = (distance <= near).tril(start - 1).any(1)
-        return (~repeats).nonzero()[:, 0].to(self.points.device)
+        kept = first_copies(pairwise_distances(self.points))
+        return torch.from_numpy(kept).nonzero()[:, 0].to(self.points.device)
 
     @functools.cached_property
     def distinct(self) -> TokenCloud:

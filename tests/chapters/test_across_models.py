@@ -9,22 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from evidence.test_claims import dose_table, geometry_table, noise_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_claims import dose_table, geometry_table, noise_table
-
 from saema_utils.chapters.across_models import figures as plots_compare
-from saema_utils.chapters.across_models.tables import (
-    agreement,
-    by_run,
-    compare_runs,
-    comparison,
-    find_runs,
-    run_names,
-)
+from saema_utils.chapters.across_models.findings import alarms, beyond_chance, disagreeing, pointing_apart
+from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
 from saema_utils.chapters.scorecard.tables import neighbouring_verdicts, scorecard
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
 from saema_utils.runs.directory import RunDirectory
@@ -48,12 +40,20 @@ def make_run(folder, name, growth=2.0, explained=0.8, seed=0, **changes):
         levels = [(0.0, 10.0), (0.5, 10.0)]
         rows = [
             {
-                "concept": concept, "representation": representation, "mode": 2, "noise": noise, "noise_rms": noise,
-                "seed": s, "rank": 10, "effective_rank": rank * (growth if representation == "sae" and noise else 1.0),
+                "concept": concept,
+                "representation": representation,
+                "mode": 2,
+                "noise": noise,
+                "noise_rms": noise,
+                "seed": s,
+                "rank": 10,
+                "effective_rank": rank * (growth if representation == "sae" and noise else 1.0),
             }
-            for concept in CONCEPTS for s in (0, 1) for noise, rank in levels
+            for concept in CONCEPTS
+            for s in (0, 1)
+            for noise, rank in levels
             for representation in ("residual", "sae", "random_dictionary")
-        ]  # fmt: skip
+        ]
         run.save_table("03_noise_rank", pd.DataFrame(rows))
     return run
 
@@ -134,11 +134,12 @@ def test_runs_of_one_name_stay_apart(tmp_path):
     table = compare_runs([tmp_path / "a", tmp_path / "b"])
     effects = table[table["metric"] == "rank-moves-more"].set_index("run")["estimate"]
     assert effects.to_dict() == pytest.approx({"a/same": math.log(1.1), "own": math.log(1.2), "b/same": math.log(1.3)})
-    wide = by_run(table).set_index("metric")
+    wide = plots_compare.by_run(table).set_index("metric")
     assert list(wide) == ["a/same", "own", "b/same"]
     assert [text[:5] for text in wide.loc["rank-moves-more"]] == ["0.095", "0.182", "0.262"]
-    (image,) = plots_compare.effects_by_run(table).axes[0].images
-    drawn = dict(zip(table["metric"].loc[table["kind"] == "claim"].unique(), image.get_array(), strict=True))
+    (mesh,) = plots_compare.effects_by_run(table).axes[0].collections
+    claims = table["metric"].loc[table["kind"] == "claim"].unique()
+    drawn = dict(zip(claims, mesh.get_array().reshape(len(claims), -1), strict=True))
     assert list(drawn["rank-moves-more"]) == sorted(set(drawn["rank-moves-more"]))
 
 
@@ -198,10 +199,26 @@ def test_chapter_seven_finds_neighbours_and_sweeps(tmp_path):
         comparison(RunDirectory(tmp_path / "fresh", STUDIES["smoke"]))
 
 
+def test_the_comparison_is_kept_until_a_run_beside_it_changes(tmp_path):
+    own, beside = make_run(tmp_path, "own"), make_run(tmp_path, "beside", growth=2.0)
+    kept = comparison(own)
+    entry = own.entry(comparison.place)
+    pd.testing.assert_frame_equal(comparison(own), kept)
+    assert own.entry(comparison.place) == entry
+    sound = (beside.path / "tables/03_noise_rank.csv").read_bytes()
+    (beside.path / "tables/03_noise_rank.csv").write_bytes(b"damaged")
+    assert set(comparison(own)["run"]) == {"own"}
+    (beside.path / "tables/03_noise_rank.csv").write_bytes(sound)
+    pd.testing.assert_frame_equal(comparison(own), kept)
+    make_run(tmp_path, "beside", growth=3.0)
+    changed = comparison(own).set_index(["run", "metric"])["estimate"]
+    assert changed["beside", "rank-moves-more"] == pytest.approx(math.log(3))
+
+
 def test_the_wide_table_has_a_column_a_run(tmp_path):
     make_run(tmp_path, "one")
     make_run(tmp_path, "two", growth=0)
-    wide = by_run(compare_runs([tmp_path])).set_index("metric")
+    wide = plots_compare.by_run(compare_runs([tmp_path])).set_index("metric")
     assert list(wide) == ["one", "two"]
     assert wide.loc["rank-moves-more", "one"] == "0.693 ✓"
     assert wide.loc["rank-moves-more", "two"] == ""
@@ -277,6 +294,68 @@ def test_agreement_reads_errors_off_intervals(n, half):
     assert (row.pooled, row.q, row.i_squared) == pytest.approx((2.0, 2.0, 0.5))
 
 
+# ---- what the chapter finds ------------------------------------------------------------------------
+
+
+def claim_rows(effects, margin=0.1, n=9, half=0.2):
+    """Claims of runs: name, run and estimate, with intervals of one width."""
+    return pd.DataFrame(
+        [
+            {
+                "kind": "claim",
+                "metric": metric,
+                "run": run,
+                "representation": "sae",
+                "estimate": x,
+                "low": x - half,
+                "high": x + half,
+                "n": n,
+                "margin": margin,
+                "verdict": "inconclusive",
+            }
+            for metric, runs in effects.items()
+            for run, x in runs.items()
+        ]
+    )
+
+
+def test_effects_part_where_runs_point_both_ways():
+    table = claim_rows({"same": {"a": 1.0, "b": 0.1}, "apart": {"a": 1.0, "b": -0.1}, "alone": {"a": 1.0}})
+    found = pointing_apart(table)
+    assert (found.of, found.claims, found.found) == (2, ("apart",), True)
+    assert pointing_apart(table[table["metric"] == "same"]).found is False
+    assert pointing_apart(table[table["run"] == "a"]).found is None
+
+
+def test_runs_disagree_beyond_their_errors_or_not_at_all():
+    close, far = {"a": 0.0, "b": 0.05}, {"a": -5.0, "b": 5.0}
+    found = disagreeing(agreement(claim_rows({"close": close, "far": far, "alone": {"a": 0.0}})))
+    assert (found.of, found.claims, found.found) == (2, ("far",), True)
+    assert disagreeing(agreement(claim_rows({"close": close}))).found is False
+    assert disagreeing(agreement(claim_rows({"alone": {"a": 0.0}}))).found is None
+    assert disagreeing(agreement(claim_rows({"none": {"a": 0.0}}).iloc[:0])).found is None
+
+
+def test_many_claims_are_tested_more_strictly():
+    table = agreement(claim_rows({f"claim-{i}": {"a": 0.0, "b": 0.3} for i in range(20)}))
+    assert disagreeing(table[:1]).claims == ("claim-0",)
+    assert disagreeing(table).claims == ()
+
+
+def test_alarms_keep_their_level_and_grow_with_what_is_there():
+    q = np.random.default_rng(0).chisquare(4, 20_000)
+    assert alarms(q, df=4) == pytest.approx(0.05, abs=0.01)
+    assert alarms(q, df=4, level=0.2) == pytest.approx(0.2, abs=0.02)
+    assert alarms(3 * q, df=4) > 0.3
+
+
+def test_what_an_autoencoder_learned_is_measured_against_chance(tmp_path):
+    make_run(tmp_path, "good", explained=0.8)
+    make_run(tmp_path, "bad", explained=0.1)
+    learnt = beyond_chance(compare_runs([tmp_path]))
+    assert learnt.to_dict() == pytest.approx({"bad": -0.1, "good": 0.6})
+
+
 def definition():
     cells = json.loads((ROOT / "notebooks/07_across_models.ipynb").read_text())["cells"]
     (cell,) = [c for c in cells if "definition" in c["metadata"].get("tags", [])]
@@ -306,9 +385,11 @@ def test_every_figure_is_drawn_for_whatever_runs_exist(tmp_path, growths):
     agreed = agreement(table)
     metrics = [] if agreed.empty else list(agreed["metric"])
     figures = [
-        plots_compare.effects_by_run(table), plots_compare.sae_quality(table),
-        plots_compare.claim_forest(table, agreed, metrics), plots_compare.sweep_figure(table, ["k"]),
-    ]  # fmt: skip
+        plots_compare.effects_by_run(table),
+        plots_compare.sae_quality(table),
+        plots_compare.agreement_forest(table, agreed, metrics),
+        plots_compare.sweep_figure(table, ["k"]),
+    ]
     for number, figure in enumerate(figures):
         figure.savefig(tmp_path / f"{number}.svg")
         assert (tmp_path / f"{number}.svg").stat().st_size > 1000

@@ -13,9 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saema_utils.chapters.families.layers import LAYERS, LAYERS_SMALL, sweep_layers
+from saema_utils.chapters.families import figures
+from saema_utils.chapters.families.findings import (
+    best_dose,
+    family_spread,
+    sides_of_families,
+    sides_over_layers,
+    sparsity_match,
+)
+from saema_utils.chapters.families.layers import LAYERS, LAYERS_SMALL, spread_layers
+from saema_utils.chapters.families.measures import DOSES, MEASURES, STREAM_MEASURES
 from saema_utils.chapters.families.recipes import family_seeds, is_small, search_trials, training_tokens
-from saema_utils.chapters.families.tables import spread_table
+from saema_utils.chapters.families.tables import FAMILY_NAMES
 from saema_utils.errors import SaeError
 from saema_utils.saes.coders import SaeCoder
 from saema_utils.saes.families import calibrate_threshold, mean_l0, search_penalty, small_recipe, train_to_l0
@@ -135,10 +144,10 @@ def test_only_studies_of_little_text_try_families_once_and_briefly(tmp_path):
 
 
 @given(n_layers=st.integers(1, 80), data=st.data())
-def test_layer_sweep_always_holds_the_studied_layer(n_layers, data):
+def test_layers_always_hold_the_studied_one(n_layers, data):
     studied = data.draw(st.integers(0, n_layers - 1))
     count = data.draw(st.sampled_from([LAYERS_SMALL, LAYERS]))
-    layers = sweep_layers(n_layers, studied, count)
+    layers = spread_layers(n_layers, studied, count)
     assert studied in layers
     assert 1 <= len(layers) <= count
     assert list(layers) == sorted(set(layers))
@@ -156,8 +165,94 @@ def test_spread_separates_families_from_seeds():
         ]
         + [{"architecture": "residual", "seed": 0, "apart": 1e6, "alike": 1e6}]
     )
-    spread = spread_table(table, ["apart", "alike"]).set_index("measure")
+    spread = family_spread(table, ["apart", "alike"]).set_index("measure")
     assert spread.loc["apart", "ratio"] > 5
     assert spread.loc["alike", "ratio"] < 5
-    one_seed = spread_table(table[table["seed"] == 0], ["apart"])
+    one_seed = family_spread(table[table["seed"] == 0], ["apart"])
     assert math.isnan(one_seed["ratio"].iloc[0])
+
+
+@pytest.fixture
+def families() -> pd.DataFrame:
+    """Two families of two seeds and the residual stream: ``excursion`` splits them, all else lies below the stream."""
+    rows = [
+        {
+            "architecture": name,
+            "seed": seed,
+            **dict.fromkeys(MEASURES, 0.5),
+            **dict.fromkeys(DOSES, 0.5),
+            "excursion": x,
+        }
+        for name, x in (("topk", 0.5), ("standard", 1.5))
+        for seed in (0, 1)
+    ]
+    stream = {"architecture": "residual", "seed": 0, **dict.fromkeys(STREAM_MEASURES, 1.0)}
+    return pd.DataFrame([stream, *rows])
+
+
+def test_a_finding_is_one_familys_where_families_part(families):
+    found = sides_of_families(families)
+    assert found.above == {"excursion": 1, "merging": 0, "intrinsic_dimension": 0, "circularity": 0}
+    assert "excursion" not in found.one_sided
+    assert found.all_one_sided is False
+    families.loc[families["architecture"] == "standard", "excursion"] = 0.7
+    assert sides_of_families(families).all_one_sided
+
+
+def test_a_measure_that_nobody_has_takes_no_side(families):
+    found = sides_of_families(families.assign(circularity=math.nan))
+    assert "circularity" not in found.above
+    assert sides_of_families(families.assign(**dict.fromkeys(STREAM_MEASURES, math.nan))).all_one_sided is None
+
+
+def test_latents_take_a_side_at_every_layer_or_at_some():
+    rows = [
+        {"representation": name, "layer": layer, "concept": concept, **dict.fromkeys(STREAM_MEASURES, value)}
+        for name, values in (("residual", (1.0, 1.0)), ("sae", (0.5, 0.8)))
+        for layer, value in zip((3, 9), values, strict=True)
+        for concept in ("months", "days")
+    ]
+    layers = pd.DataFrame(rows)
+    found = sides_over_layers(layers)
+    assert found.all_one_sided
+    assert set(found.cases.values()) == {2}
+    layers.loc[(layers["representation"] == "sae") & (layers["layer"] == 9), "merging"] = 2.0
+    assert sides_over_layers(layers).above["merging"] == 1
+    assert sides_over_layers(layers).all_one_sided is False
+
+
+def test_the_best_dose_is_that_of_the_family_that_gains_most(families):
+    families.loc[families["architecture"] == "standard", ["gain", "gain_beyond"]] = (0.9, 0.1)
+    found = best_dose(families)
+    assert found.family == FAMILY_NAMES["standard"]
+    assert found.matters
+    assert found.is_shrinkage
+    families.loc[families["architecture"] != "residual", ["gain", "gain_beyond"]] = (0.001, 0.001)
+    assert not best_dose(families).matters
+    assert not best_dose(families).is_shrinkage
+    assert best_dose(families.assign(**dict.fromkeys(DOSES, math.nan))) is None
+
+
+def test_a_family_is_as_sparse_as_its_worst_seed():
+    training = pd.DataFrame(
+        {"architecture": ["topk", "topk", "gated"], "l0_off": [0.02, -0.2, 0.05], "explained_variance": [0.5, 0.7, 0.4]}
+    )
+    found = sparsity_match(training)
+    assert found["off"].to_dict() == {"TopK": 0.2, "gated": 0.05}
+    assert found.loc["TopK", "explained_variance"] == pytest.approx(0.6)
+
+
+def test_figures_are_drawn_with_one_seed_and_with_two(families, tmp_path):
+    training = pd.DataFrame(
+        {"architecture": ARCHITECTURES, "k": 32, "l0": 30.0, "l0_trained": 35.0, "explained_variance": 0.5}
+    )
+    stream = {"layer": 3, "concept": "months", **dict.fromkeys(STREAM_MEASURES, 1.0)}
+    layers = pd.DataFrame(
+        [{**stream, "representation": name, "layer": n} for name in ("residual", "sae") for n in (3, 9)]
+    )
+    drawn = [figures.sparsity_dots(training), figures.over_depth(layers, 9)]
+    for table in (families, families[families["seed"] == 0]):
+        drawn += [figures.family_strips(table), figures.families_or_seeds(family_spread(table, list(MEASURES)))]
+    for number, figure in enumerate(drawn):
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert (tmp_path / f"{number}.svg").stat().st_size > 1000

@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
+from saema_utils.chapters import geometry as chapter4
 from saema_utils.chapters.families.measures import DOSES, concept_measures
-from saema_utils.chapters.geometry import findings
+from saema_utils.chapters.geometry.findings import ClusterAgreement
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.evidence.geometry import RATIOS, compare_representations, paired_changes
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.geometry import concept as cg
 from saema_utils.geometry import resamples as pr
 from saema_utils.geometry.circles import circle_rows, circularity, cycle_of
-from saema_utils.geometry.clouds import pairwise_distances
 from saema_utils.geometry.dimension import intrinsic_dimension, spectrum_from_distances
 from saema_utils.model.residual_stream import ConceptActivations
 from saema_utils.rulers.shapes import ordered_circle, random_rotation, sphere
@@ -118,10 +119,9 @@ def made_up_activations(words=MONTHS, templates=TEMPLATES, seed=0):
     word_mask = torch.zeros_like(mask)
     word_mask[:, 2] = True
     strings = [["<s>", "pre", f" {p.word}", " end"] for p in prompts]
-    return ConceptActivations(
-        ConceptPrompts("months", tuple(prompts)), torch.tensor(residual), torch.zeros_like(mask, dtype=torch.long),
-        mask, word_mask, strings, len(prompts), 0, 0, 1.0,
-    )  # fmt: skip
+    texts, tokens = ConceptPrompts("months", tuple(prompts)), torch.zeros_like(mask, dtype=torch.long)
+    counts = (len(prompts), 0, 0, 1.0)
+    return ConceptActivations(texts, torch.tensor(residual), tokens, mask, word_mask, strings, *counts)
 
 
 @pytest.fixture(scope="module")
@@ -254,13 +254,10 @@ def test_spectra_of_random_members_can_be_made_again():
 
 
 def test_leaving_prompts_out_gives_the_standard_error_of_a_mean():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=100)
+    x = np.random.default_rng(0).normal(size=100)
     means = [x[keep].mean() for keep in pr.dropped_prompts(100, 400, 0)]
-    assert pr.delete_error(means, 100) == pytest.approx(x.std(ddof=1) / 10, rel=0.15)
-    each = [np.delete(x, i).mean() for i in range(100)]
-    assert pr.delete_error(each, 100, 1 / 100) == pytest.approx(x.std(ddof=1) / 10)
-    assert np.isnan(pr.delete_error([1.0, np.nan], 100))
+    row = pr.interval_row(x.mean(), means, np.arange(100), drawn=False)
+    assert row["error"] == pytest.approx(x.std(ddof=1) / 10, rel=0.15)
 
 
 def test_drawing_gives_the_standard_error_of_a_mean_and_loses_no_word():
@@ -408,26 +405,14 @@ def test_no_cluster_at_all_counts_as_the_fewest():
     assert len(paired_changes(geometry, "paper", "intrinsic_dimension", "residual")) == 0  # no dimension is no value
 
 
-def test_fresh_merges_were_apart_before():
-    rows = [("residual", "June, July"), ("sae", "June, July"), ("sae", "May, April")]
-    merged = pd.DataFrame([{"concept": "months", "representation": r, "words": w} for r, w in rows])
-    assert findings.fresh_merges(merged) == ["May and April (months)"]
-    assert findings.fresh_merges(merged[:0]) == []
-
-
-def test_a_study_without_a_cycle_says_so():
-    empty = pd.DataFrame(columns=["concept", "representation", "p_value", "score"])
-    assert "no cycle" in findings.circles_sentence(empty)
-    assert "no cycle" in findings.distances_sentence(empty)
-
-
 @pytest.mark.slow
 def test_every_table_of_a_concept_is_made_even_when_a_code_is_degenerate(clouds):
-    from saema_utils.chapters.geometry.tables import TABLES, concept_tables
+    from saema_utils.chapters.geometry.tables import concept_tables, measured_concepts
+    from saema_utils.runs.tables import RESULTS
 
     tables = concept_tables(clouds, STUDIES["smoke"])
-    assert set(tables) == set(TABLES)
-    assert all(len(tables[name]) for name in TABLES if name not in ("04_merged_words",))
+    assert set(tables) == {result.name for result in RESULTS.values() if result.needs == (measured_concepts,)}
+    assert all(len(frame) for name, frame in tables.items() if name != "04_merged_words")
     geometry = tables["04_geometry"]
     missing = geometry[geometry["mst_weight"].isna()]
     assert (missing["reason"] != "").all()
@@ -435,109 +420,122 @@ def test_every_table_of_a_concept_is_made_even_when_a_code_is_degenerate(clouds)
     assert len(paper) == STUDIES["smoke"].n_seeds
 
 
+# ---- what the page finds -------------------------------------------------------------------------
+
+
+def circle_rows_of(**p_values):
+    """A table like ``04_circles``: by representation, a p-value for each of three concepts."""
+    rows = [
+        {"concept": c, "representation": name, "p_value": p, "score": 1 - p, "distance_score": 0.5}
+        for name, ps in p_values.items()
+        for c, p in zip(("months", "days", "color"), ps, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_circles_are_kept_only_if_they_were_there_and_p_values_are_corrected():
+    circles = circle_rows_of(residual=(0.001, 0.03, 0.04), sae=(0.2, 0.001, 0.9), pca=(0.001, 0.5, 0.5))
+    found = chapter4.significant_circles(circles)
+    assert found.most_faded() == "months"  # color falls further, but was no circle
+    assert found.there == {"months"}  # 0.03 is not enough where three were tried
+    assert (found.kept(), found.kept("pca"), found.kept("random_dictionary")) == (set(), {"months"}, set())
+    assert found.scores.loc["months"].to_dict() == pytest.approx({"residual": 0.999, "sae": 0.8, "pca": 0.999})
+
+
+def test_a_study_without_a_cycle_has_no_circle_and_an_empty_picture():
+    none = circle_rows_of(residual=(0.1,) * 3)[:0]
+    found = chapter4.significant_circles(none)
+    assert (found.there, found.kept(), found.in_short(), found.most_faded()) == (set(), set(), "", None)
+    assert chapter4.circle_grid(pd.DataFrame(columns=["concept", "representation", "x", "y"]), none).axes
+
+
+@pytest.mark.parametrize(("ratio", "direction"), [(0.5, "lower"), (2.0, "higher"), (1.0, "unclear")])
+def test_a_change_knows_its_direction_and_is_a_ratio_where_it_was_one(ratio, direction):
+    comparison = compare_representations(*made_up_tables(ratio, seed=3))
+    found = chapter4.change(comparison, "direct", "intrinsic_dimension")
+    assert found.estimate == pytest.approx(ratio, rel=0.05)
+    assert found.low < found.estimate < found.high
+    assert [d for d in ("lower", "higher", "unclear") if found.goes(d)] == [direction]
+    assert abs(chapter4.change(comparison, "words", "ami").estimate) < 0.05  # a difference, not a ratio
+    few = chapter4.change(compare_representations(*made_up_tables(ratio, n=3)), "direct", "intrinsic_dimension")
+    assert few.goes(direction) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words", "follows"), [(0.8, 0.1, "tokens"), (0.1, 0.8, "words"), (0.12, 0.1, "neither")]
+)
+def test_what_the_papers_clusters_follow_is_read_off_the_papers_clusters(tokens, words, follows):
+    rows = [
+        {"protocol": protocol, "representation": "sae", "ami_token": a, "ami": b}
+        for protocol, a, b in (("paper", tokens, words), ("direct", words, tokens), ("paper", tokens, words))
+    ]
+    assert chapter4.cluster_agreement(pd.DataFrame(rows)) == {"sae": ClusterAgreement(tokens, words)}
+    assert ClusterAgreement(tokens, words).follows == follows
+
+
+def numbers_of_clusters(**rows):
+    """A table like ``04_geometry``: by protocol and representation, numbers of clusters of (concept, seed)."""
+    found = [
+        {"protocol": protocol, "representation": name, "concept": concept, "n_local": n}
+        for protocol, given in rows.items()
+        for name, concept, n in given
+    ]
+    return pd.DataFrame(found)
+
+
+def test_seeds_are_compared_within_a_concept_and_a_representation():
+    paper = [("residual", "days", 4), ("residual", "days", 6), ("residual", "months", 20), ("sae", "days", 9)]
+    geometry = numbers_of_clusters(paper=paper + [("pca", "months", n) for n in (1, 99)], direct=paper[:1] * 2)
+    assert chapter4.seed_spread(geometry) == 2
+
+
 def test_number_of_clusters_is_split_by_the_number_of_words():
-    rows = [("residual", "words", c, n) for c, n in (("days", 7), ("months", 12))]
-    rows += [("residual", "paper", c, n) for c, n in (("days", 4), ("months", 28))]
-    geometry = pd.DataFrame(rows, columns=["representation", "protocol", "concept", "n_local"])
-    assert "**4.0**" in findings.size_sentence(geometry, 10)
-    assert "**28.0**" in findings.size_sentence(geometry, 10)
-    assert "as large as there are words" in findings.size_sentence(geometry, 4)
+    words = [("residual", "days", 7), ("residual", "months", 12), ("sae", "days", 7)]
+    paper = [("residual", "days", 4), ("residual", "months", 27), ("residual", "months", 29), ("sae", "days", 90)]
+    geometry = numbers_of_clusters(words=words, paper=paper)
+    assert chapter4.clusters_by_words(geometry, 10) == {"few": 4, "many": 28}
+    assert chapter4.clusters_by_words(geometry, 4) == {"many": 16}
 
 
-def test_kept_circles_are_counted_among_those_that_were_there():
-    rows = [("residual", "months", 0.001), ("residual", "color", 0.4), ("sae", "months", 0.2), ("sae", "color", 0.001)]
-    circles = pd.DataFrame(rows, columns=["representation", "concept", "p_value"])
-    assert "Of 1 circle in the residual stream, the SAE's latents keep **0**" in findings.kept_circles(circles)
-    assert "no cycle" in findings.kept_circles(circles[:0])
+def test_copies_are_counted_once_a_concept():
+    geometry = pd.DataFrame({"concept": ["months"] * 2 + ["days"], "n_copies": [10, 10, 0], "n_points": [20, 20, 10]})
+    assert chapter4.share_of_copies(geometry) == pytest.approx(10 / 40)
 
 
-# ---- what the page says, whichever way the tables turn out ---------------------------------------
+def test_fresh_merges_were_apart_before():
+    rows = [("residual", "June, July"), ("sae", "June, July"), ("sae", "May, April")]
+    merged = pd.DataFrame([{"concept": "months", "representation": r, "words": w} for r, w in rows])
+    assert chapter4.fresh_merges(merged) == ["May and April (months)"]
+    assert chapter4.fresh_merges(merged[:0]) == []
 
 
-def agreements(**by_protocol):
-    """A table like ``04_merging``: per protocol, agreement of clusters with token texts and with words."""
+def test_trees_that_move_have_an_interval_on_one_side_of_no_change():
     rows = [
-        {"protocol": protocol, "representation": name, "concept": c, "ami_token": with_tokens, "ami": with_words}
-        for protocol, (with_tokens, with_words) in by_protocol.items()
-        for name in ("residual", "sae")
-        for c in ("months", "days")
+        {"measure": measure, "representation": f"{name} / residual", "low": low, "high": low + 0.2}
+        for measure in ("mst_weight_scale_free", "aedp_scale_free")
+        for name, low in (("sae", -0.5), ("sae", -0.4), ("sae", -0.1), ("sae", 0.1), ("random_dictionary", 0.1))
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    assert chapter4.moved_trees(table, "sae") == (2, 1, 4)
+    assert chapter4.moved_trees(table, "random_dictionary") == (0, 1, 1)
 
 
-def comparisons(near="no clear difference", far="no clear difference", measure="n_local"):
-    """A table like ``04_comparison`` in which only the verdicts on dimensions are chosen."""
-    verdicts = {"intrinsic_dimension": near, "effective_rank": far, measure: "no clear difference"}
-    rows = [
-        {
-            "protocol": protocol,
-            "measure": m,
-            "against": "residual",
-            "ratio": 1.5,
-            "low": -0.1,
-            "high": 0.1,
-            "verdict": v,
-        }
-        for protocol in ("paper", "direct")
-        for m, v in verdicts.items()
-    ]
-    return pd.DataFrame(rows)
+def test_one_hole_counted_wrong_is_seen():
+    known = [("5-sphere, 400 points", "intrinsic dimension"), ("20-sphere, 400 points", "intrinsic dimension")]
+    known += [("5-sphere, 400 points", "dimension of its UMAP embedding"), ("torus", "Betti-0"), ("torus", "Betti-1")]
+    known += [("12 unrelated poles, 576 dimensions", "Procrustes disparity")]
+    ruler = pd.DataFrame(known, columns=["shape", "measure"]).assign(estimate=range(6), bias=0.0)
+    found = chapter4.ruler_facts(ruler)
+    assert found == {"holes": 0, "five": 0, "twenty": 1, "embedded": 2, "alike": 5}
+    ruler.loc[ruler["measure"] == "Betti-1", "bias"] = -0.1
+    assert chapter4.ruler_facts(ruler)["holes"] == 0.1
 
 
-NO_CIRCLES = pd.DataFrame(columns=["concept", "representation", "p_value", "score"])
-COPIES = pd.DataFrame({"concept": ["months", "days"], "n_copies": [10, 10], "n_points": [30, 30]})
-
-
-@pytest.mark.parametrize(
-    ("paper", "said"),
-    [((0.8, 0.1), findings.TOKEN_TEXTS), ((0.1, 0.8), findings.WORDS), ((0.12, 0.1), findings.NEITHER)],
-)
-def test_what_the_papers_clusters_follow_is_read_off_the_papers_clusters(paper, said):
-    opposite = (0.33, 0.97) if said == findings.TOKEN_TEXTS else (0.97, 0.33)
-    merging = agreements(paper=paper, direct=opposite)
-    sentences = (
-        findings.clusters_sentence(merging, COPIES),
-        findings.learned_bullets(NO_CIRCLES, comparisons(), merging),
-    )
-    for text in sentences:
-        assert said in text
-        assert f"{paper[0]:.2f}" in text
-        assert f"{opposite[0]:.2f}" not in text
-        assert not any(other in text for other in {findings.TOKEN_TEXTS, findings.WORDS, findings.NEITHER} - {said})
-    assert ("mostly counts" in sentences[0]) == (said == findings.TOKEN_TEXTS)
-
-
-def test_representations_whose_clusters_follow_different_things_are_told_apart():
-    merging = agreements(paper=(0.8, 0.1))
-    merging.loc[merging["representation"] == "sae", ["ami_token", "ami"]] = 0.1, 0.9
-    text = findings.clusters_sentence(merging, COPIES)
-    assert f"{findings.TOKEN_TEXTS} in the residual stream and {findings.WORDS} in the SAE" in text
-    assert "mostly counts" not in text
-
-
-@pytest.mark.parametrize(
-    ("near", "far", "said"),
-    [
-        ("SAE higher", "SAE higher", "dimensions are added, near and far"),
-        ("SAE lower", "SAE lower", "dimensions are lost, near and far"),
-        ("SAE lower", "SAE higher", "depends on how far one looks"),
-        ("SAE lower", "no clear difference", "depends on how far one looks"),
-        ("no clear difference", "no clear difference", "neither scale says clearly"),
-        ("too few concepts", "too few concepts", "too few concepts to say"),
-    ],
-)
-def test_whether_dimensions_are_added_follows_from_both_verdicts(near, far, said):
-    text = findings.learned_bullets(NO_CIRCLES, comparisons(near, far), agreements(paper=(0.8, 0.1)))
-    assert text.endswith(f"{said}.") or said in text.splitlines()[-1]
-
-
-def test_the_number_of_clusters_is_called_decided_only_where_words_decide_it():
-    rows = [("residual", "words", c, n) for c, n in (("days", 7), ("months", 12))]
-    alike = [("residual", "paper", c, n) for c, n in (("days", 20), ("months", 21))]
-    geometry = pd.DataFrame(rows + alike, columns=["representation", "protocol", "concept", "n_local"])
-    assert "decided before" not in findings.size_sentence(geometry, 10)
-    geometry.loc[2, "n_local"] = 3
-    assert "decided before" in findings.size_sentence(geometry, 10)
+def test_the_words_shape_is_that_of_the_sae_and_its_weakest_test_counts():
+    rows = [("words", "sae", 0.1, 0.3, 0.01), ("words", "sae", 0.3, 0.5, 0.2), ("paper", "sae", 9, 9, 0.9)]
+    names = ["protocol", "representation", "procrustes_disparity", "procrustes_chance", "procrustes_p"]
+    geometry = pd.DataFrame([*rows, ("words", "pca", 9, 9, 0.9)], columns=names)
+    assert chapter4.words_shape(geometry) == pytest.approx((0.2, 0.4, 0.2))
 
 
 # ---- the maps ------------------------------------------------------------------------------------
@@ -553,14 +551,12 @@ def test_every_token_of_the_map_stands_in_brackets_in_its_own_prompt(clouds):
 
 
 def test_the_map_to_hover_over_shows_the_prompt_and_a_style_a_cluster():
-    from saema_utils.chapters.geometry.figures import interactive_map
-
-    rows = [
-        {"concept": "months", "representation": "sae", "x": i, "y": i, "word": "May", "is_word": i == 0,
-         "cluster": cluster, "context": f"In [May] it <rains> {i}."}
-        for i, cluster in enumerate((0, 1, 7, -1))
-    ]  # fmt: skip
-    traces = interactive_map(pd.DataFrame(rows), "months").data
+    rows = pd.DataFrame(
+        {"x": range(4), "y": range(4), "cluster": [0, 1, 7, -1], "is_word": [True, False, False, False]}
+    )
+    rows["context"] = [f"In [May] it <rains> {i}." for i in range(4)]
+    rows = rows.assign(concept="months", representation="sae", word="May")
+    traces = chapter4.map_to_hover(rows, "months").data
     text = [t for trace in traces for t in trace.text]
     assert all(f"In [May] it &lt;rains&gt; {i}." in "".join(text) for i in range(4))
     styles = [pair for trace in traces for pair in zip(trace.marker.color, trace.marker.symbol, strict=True)]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saema_utils.chapters.scorecard.figures import certainty_sentence, distance_from_margin, interval_widths
+from saema_utils.chapters.scorecard.figures import certainty_bars, claims_forest, verdict_grid
+from saema_utils.chapters.scorecard.findings import certainty, count_verdicts, distance_from_margin, simulated_verdicts
 from saema_utils.chapters.scorecard.tables import card_in_brief
 from saema_utils.evidence.claims import VERDICTS, decide, load_claims
 from saema_utils.exercises import EXERCISES, Wrong
@@ -51,17 +52,29 @@ def test_the_rule_on_the_page_gives_every_verdict():
 def card(**claims):
     """Claims by name: estimate, low, high, margin, direction; units enough."""
     rows = [
-        {"claim": name, "estimate": e, "low": low, "high": high, "margin": m, "direction": d, "n": 9, "scale": "full",
-         "verdict": decide(Interval(e, low, high, 9), d, m, 6)}
+        {
+            "claim": name,
+            "estimate": e,
+            "low": low,
+            "high": high,
+            "margin": m,
+            "direction": d,
+            "n": 9,
+            "scale": "full",
+            "verdict": decide(Interval(e, low, high, 9), d, m, 6),
+        }
         for name, (e, low, high, m, d) in claims.items()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
 @given(
-    low=st.floats(0.01, 1), high=st.floats(0.01, 1), estimate=st.floats(-2, 2), margin=st.sampled_from([-0.1, 0, 0.1]),
+    low=st.floats(0.01, 1),
+    high=st.floats(0.01, 1),
+    estimate=st.floats(-2, 2),
+    margin=st.sampled_from([-0.1, 0, 0.1]),
     direction=st.sampled_from(["greater", "less"]),
-)  # fmt: skip
+)
 def test_one_reach_is_where_the_interval_ends_at_the_margin(low, high, estimate, margin, direction):
     """However skewed the interval: beyond 1 supported, beyond -1 not supported, between them inconclusive."""
     made = card(claim=(estimate, estimate - low, estimate + high, margin, direction))
@@ -71,31 +84,93 @@ def test_one_reach_is_where_the_interval_ends_at_the_margin(low, high, estimate,
         assert made["verdict"].iloc[0] == side
 
 
-def test_the_thinnest_thread_is_the_interval_that_ends_nearest_to_its_margin():
+class TestCertainty:
     made = card(
         solid=(0.0, -1.0, 1.0, 0.0, "greater"),  # the margin in the very middle: nothing firmer than this open question
         fragile=(0.32, 0.11, 0.5, 0.1, "greater"),
         firm=(2.0, 1.9, 2.1, 0.1, "greater"),
     )
-    text = certainty_sentence(made)
-    assert "thinnest thread is *fragile*" in text
-    assert "at 1.0 times" in text
-    assert "firmest is *firm*" in text
-    few = made.assign(verdict=made["verdict"].where(made["claim"] != "firm", "inconclusive"))
-    assert "firmest is *firm*" not in certainty_sentence(few), "no interval turns a verdict that lacks units"
-    assert interval_widths(made).axes
-    assert "firmest" not in certainty_sentence(made[:1]), "one verdict is not compared with itself"
+    minimum = dict.fromkeys(made["claim"], 6)
+
+    def test_the_thinnest_thread_is_the_interval_that_ends_nearest_to_its_margin(self):
+        found = certainty(self.made, self.minimum)
+        assert (found.fragile, found.firm) == ("fragile", "firm")
+        assert found.hangs_by_a_thread
+        wide = certainty(self.made[self.made["claim"] != "fragile"], self.minimum)
+        assert not wide.hangs_by_a_thread
+
+    def test_no_interval_turns_a_verdict_that_lacks_units(self):
+        found = certainty(self.made, {**self.minimum, "firm": 10})
+        assert found.firm != "firm"
+        assert "firm" not in found.distance
+
+    def test_one_verdict_is_not_compared_with_itself(self):
+        assert certainty(self.made[:1], self.minimum).firm is None
+
+    def test_without_units_nothing_is_said(self):
+        found = certainty(self.made, dict.fromkeys(self.minimum, 10))
+        assert (found.fragile, found.firm, found.hangs_by_a_thread, found.in_short()) == (None, None, None, "")
+
+    def test_an_interval_without_width_has_no_distance(self):
+        made = card(sharp=(1.0, 1.0, 1.0, 0.5, "greater"))
+        assert certainty(made, {"sharp": 6}).fragile is None
 
 
-def test_without_units_no_verdict_is_called_firm():
-    made = card(a=(2.0, 1.9, 2.1, 0.1, "greater")).assign(scale="smoke", verdict="inconclusive")
-    assert "No claim has units enough" in certainty_sentence(made)
+class TestVerdictCounts:
+    made = card(
+        out=(0.0, -0.1, 0.05, 0.1, "greater"),
+        gone=(0.0, -0.1, 0.05, 0.1, "greater"),
+        open=(0.1, 0.0, 0.2, 0.1, "greater"),
+    )
+    minimum = dict.fromkeys(made["claim"], 6)
+
+    def test_most_are_ruled_out_and_none_is_supported(self):
+        found = count_verdicts(self.made, self.minimum)
+        assert (found.supported, found.ruled_out, found.inconclusive, found.lacking_units) == (0, 2, 1, 0)
+        assert found.mostly_ruled_out
+        assert count_verdicts(self.made.iloc[1:], self.minimum).mostly_ruled_out is False
+
+    def test_one_support_is_enough_to_refute_it(self):
+        made = pd.concat([self.made, card(yes=(0.5, 0.4, 0.6, 0.1, "greater"))])
+        assert count_verdicts(made, {**self.minimum, "yes": 6}).mostly_ruled_out is False
+
+    def test_where_most_lack_units_nothing_is_said(self):
+        found = count_verdicts(self.made, {**self.minimum, "out": 10, "gone": 10})
+        assert found.lacking_units == 2
+        assert found.mostly_ruled_out is None
+
+
+def test_the_ruler_knows_nothing_from_much_and_errs_at_the_margin_as_often_as_it_says():
+    effects = {"none": 0.0, "margin": 0.3, "large": 10.0}
+    shares = simulated_verdicts(effects, units=9, spread=0.1, margin=0.3, minimum_units=6, n=1000, seed=0)
+    assert shares.sum().to_numpy() == pytest.approx(1)
+    assert shares["none"].to_dict() == {"supported": 0.0, "not supported": 1.0, "inconclusive": 0.0}
+    assert shares.loc["supported", "large"] == 1.0
+    assert shares.loc["supported", "margin"] == pytest.approx(0.025, abs=0.015)
+    few = simulated_verdicts(effects, units=5, spread=0.1, margin=0.3, minimum_units=6, n=9, seed=0)
+    assert (few.loc["inconclusive"] == 1).all()
+
+
+def test_figures_are_drawn_for_whatever_was_judged(tmp_path):
+    made = pd.read_csv(CARD)
+    elsewhere = made["verdict"].where(made.index % 2 == 0)  # a run that lacks half of the claims
+    grid = made[["claim", "verdict"]].rename(columns={"verdict": "here"}).assign(elsewhere=elsewhere)
+    for number, figure in enumerate((claims_forest(made), certainty_bars(made), verdict_grid(grid))):
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert (tmp_path / f"{number}.svg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["6.1", "6.2", "6.3"])
 def test_the_solutions_are_accepted(name):
     judged = []
-    names = {"card": pd.read_csv(CARD), "check": lambda name, answer: judged.append(EXERCISES[name].judge(answer))}
+    minimum = {claim.id: claim.minimum_units for claim in load_claims()}
+    names = {
+        "decide": decide,
+        "Interval": Interval,
+        "minimum": minimum,
+        "card": pd.read_csv(CARD),
+        "check": lambda name, answer: judged.append(EXERCISES[name].judge(answer)),
+    }
     run_tagged("solution", f'check("{name}"', names)
     assert judged == [None]
 
@@ -126,8 +201,16 @@ def test_every_claim_names_a_figure_that_a_chapter_shows():
 @pytest.mark.parametrize("publishing", [True, False])
 def test_the_card_in_brief_links_to_figures_where_there_are_pages(monkeypatch, publishing):
     monkeypatch.setenv("SAEMA_PUBLISHING", "1" if publishing else "0")
-    row = {"statement": "a < b", "control": "c", "estimate": 0.1234, "low": -0.5, "high": 1.0, "n": 9,
-           "verdict": "inconclusive", "figure": "04_local.ipynb#fig-x"}  # fmt: skip
+    row = {
+        "statement": "a < b",
+        "control": "c",
+        "estimate": 0.1234,
+        "low": -0.5,
+        "high": 1.0,
+        "n": 9,
+        "verdict": "inconclusive",
+        "figure": "04_local.ipynb#fig-x",
+    }
     (brief,) = card_in_brief(pd.DataFrame([row])).to_dict("records")
     assert brief["effect (95 % interval)"] == "0.12 (-0.5 to 1)"
     assert brief["see"] == ('<a href="04_local.html#fig-x">ch. 4</a>' if publishing else "ch. 4")

@@ -20,7 +20,7 @@ import torch
 from saema_utils.errors import SaemaError
 from saema_utils.evidence.claims import CLAIMS_FILE, load_claims
 from saema_utils.notebook import parse_chapters, resolve_study
-from saema_utils.publishing.execution import parameter_names, read_notebook
+from saema_utils.publishing.execution import parameter_names
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.loading import SAE_FILES, load_sae
 from saema_utils.study import STUDIES
@@ -97,7 +97,7 @@ def in_an_sae(name: str) -> Callable[[Path, bytes], None]:
 
 
 def parameters(path: Path) -> None:
-    parameter_names(read_notebook(path), path.stem)
+    parameter_names(path)
 
 
 def as_parameters(folder: Path, data: bytes) -> None:
@@ -116,7 +116,7 @@ LOADERS: dict[str, Callable[[Path, bytes], None]] = {
     "prompts": written("prompts.json", read_prompts),
     "corpus": written("corpus.txt", lambda path: list(read_documents(str(path), 0))),
     "claims": written("claims.yaml", load_claims),
-    "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path))),
+    "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path), path)),
     "notebook": written("notebook.ipynb", parameters),
     "parameters": as_parameters,
     "chapters": lambda folder, data: parse_chapters(data.decode("utf-8", "replace")),

@@ -11,12 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from saema_utils import geometry
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry import clusters as geometry
-from saema_utils.geometry.clouds import first_copies, pairwise_distances, rms_radius, rms_radius_of
-from saema_utils.geometry.clusters import find_local_representations, matching
+from saema_utils.geometry.clouds import rms_radius, rms_radius_of
+from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere
 from saema_utils.geometry.dimension import IntrinsicDimension, intrinsic_dimension, local_dimensions, mean_dimension
-from saema_utils.geometry.matching import match_by_assignment, match_by_word, procrustes_disparity
+from saema_utils.geometry.matching import (
+    match_by_assignment,
+    merged_words,
+    merging_scores,
+    neighbour_purity,
+    procrustes_disparity,
+    procrustes_test,
+)
 from saema_utils.geometry.pole_measures import (
     aedp,
     average_geodesic_distance,
@@ -28,9 +36,15 @@ from saema_utils.geometry.pole_measures import (
 from saema_utils.rulers.shapes import clusters, random_rotation, simplex, sphere
 
 CONTRACT = (
-    "find_local_representations", "poles", "aedp", "mst_weight", "average_geodesic_distance", "betti_numbers",
-    "intrinsic_dimension", "procrustes_disparity",
-)  # fmt: skip
+    "find_local_representations",
+    "poles",
+    "aedp",
+    "mst_weight",
+    "average_geodesic_distance",
+    "betti_numbers",
+    "intrinsic_dimension",
+    "procrustes_disparity",
+)
 coordinates = st.floats(-100, 100, allow_nan=False, width=32)
 clouds = st.integers(3, 12).flatmap(lambda n: arrays(np.float64, (n, 3), elements=coordinates, unique=True))
 seeds = st.integers(0, 2**31)
@@ -66,6 +80,15 @@ def test_first_copies_keeps_one_of_each():
     x = np.array([[0.0, 0], [5, 5], [0, 0], [5, 5], [1, 2]])
     assert first_copies(pairwise_distances(x)).tolist() == [True, True, False, False, True]
     assert first_copies(np.zeros((4, 4))).sum() == 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_copies_are_told_by_a_hundred_thousandth_of_the_rms_distance(scale):
+    x = scale * np.random.default_rng(0).normal(size=(30, 8))
+    unit = np.sqrt(np.mean(pairwise_distances(x) ** 2))
+    for share, is_copy in ((0.5e-5, True), (2e-5, False)):
+        moved = np.vstack([x, x[0] + np.eye(8)[0] * share * unit])
+        assert first_copies(pairwise_distances(moved)).sum() == (30 if is_copy else 31)
 
 
 @given(clouds)
@@ -188,14 +211,14 @@ def test_direct_finds_well_separated_clusters():
     found = find_local_representations(torch.tensor(x), method="direct")
     assert found.n_local == 6
     assert found.embedding is None
-    assert matching.merging_scores(found.labels, truth).ami == pytest.approx(1)
+    assert merging_scores(found.labels, truth).ami == pytest.approx(1)
 
 
 def test_paper_finds_them_too_in_an_embedding_of_its_dimension():
     x, truth = six_clusters(n_each=15)
     found = find_local_representations(x, method="paper", seed=3)
     assert found.embedding.shape == (90, 50)
-    assert matching.merging_scores(found.labels, truth).ami > 0.9
+    assert merging_scores(found.labels, truth).ami > 0.9
     again = find_local_representations(x, method="paper", seed=3)
     assert (found.labels == again.labels).all()
 
@@ -227,7 +250,7 @@ def test_impossible_clusterings_are_refused(options, message):
 def test_standardising_leaves_constant_features_out():
     x = np.random.default_rng(0).normal(size=(50, 4))
     x[:, 2] = 1e6
-    z = geometry.standardise_to_sphere(x)
+    z = standardise_to_sphere(x)
     assert torch.isfinite(z).all()
     assert (z[:, 2] == 0).all()
     assert z.norm(dim=1).numpy() == pytest.approx(np.ones(50))
@@ -377,19 +400,12 @@ def test_assignment_shares_the_most_points_and_drops_empty_pairs():
     assert match_by_assignment(np.full(3, -1), np.zeros(3, dtype=int))[0].size == 0
 
 
-def test_words_match_by_name():
-    a, b = match_by_word(["May", "June", "July"], ["July", "May", "April"])
-    assert list(zip(a.tolist(), b.tolist(), strict=True)) == [(0, 1), (2, 0)]
-    with pytest.raises(GeometryError, match="names two poles"):
-        match_by_word(["May", "May"], ["May"])
-
-
 def test_procrustes_test_tells_a_copy_from_chance():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(12, 500))
     copy, other = a + 0.1 * rng.normal(size=a.shape), rng.normal(size=(12, 500))
-    assert matching.procrustes_test(a, copy, n_resamples=99).p_value <= 0.02
-    chance = matching.procrustes_test(a, other, n_resamples=99)
+    assert procrustes_test(a, copy, n_resamples=99).p_value <= 0.02
+    chance = procrustes_test(a, other, n_resamples=99)
     assert chance.disparity == pytest.approx(chance.chance, rel=0.3)
 
 
@@ -401,14 +417,12 @@ def test_merging_scores_ignore_names_of_clusters_and_words(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(-1, 4, 60), rng.integers(0, 5, 60)
     renamed = np.where(a >= 0, np.array([9, 2, 4, 0])[a], -1)
-    assert matching.merging_scores(a, b).ami == pytest.approx(
-        matching.merging_scores(renamed, rng.permutation(5)[b]).ami
-    )
+    assert merging_scores(a, b).ami == pytest.approx(merging_scores(renamed, rng.permutation(5)[b]).ami)
 
 
 def test_merging_and_splitting_fall_on_the_right_side():
     words = np.repeat(np.arange(6), 10)
-    merged, split = matching.merging_scores(words // 2, words), matching.merging_scores(np.arange(60) // 5, words)
+    merged, split = merging_scores(words // 2, words), merging_scores(np.arange(60) // 5, words)
     assert merged.completeness == pytest.approx(1)
     assert merged.homogeneity == pytest.approx(np.log(3) / np.log(6))
     assert split.homogeneity == pytest.approx(1)
@@ -416,23 +430,23 @@ def test_merging_and_splitting_fall_on_the_right_side():
 
 
 def test_no_cluster_or_one_word_gives_nan_and_a_reason():
-    assert "no token" in matching.merging_scores(np.full(5, -1), np.arange(5)).reason
-    assert "one word" in matching.merging_scores(np.arange(5), np.zeros(5, dtype=int)).reason
+    assert "no token" in merging_scores(np.full(5, -1), np.arange(5)).reason
+    assert "one word" in merging_scores(np.arange(5), np.zeros(5, dtype=int)).reason
 
 
 def test_merged_words_are_named():
     clusters_of = np.array([0, 0, 0, 0, 1, 1, -1, -1, 2])
     words = np.array([0, 0, 1, 1, 2, 2, 3, 3, 3])
-    table = matching.merged_words(clusters_of, words, ["June", "July", "May", "April"])
+    table = merged_words(clusters_of, words, ["June", "July", "May", "April"])
     assert table[["cluster", "words", "n_tokens"]].to_numpy().tolist() == [[0, "June, July", 4]]
 
 
 def test_purity_is_one_for_words_apart_and_looks_at_other_prompts_only():
     words, prompts = np.array([0, 0, 1, 1]), np.arange(4)
     d = pairwise_distances(np.array([[0.0], [1], [50], [51]]))
-    assert matching.neighbour_purity(d, words, prompts) == (1.0, pytest.approx(1 / 3))
-    assert matching.neighbour_purity(d, words, np.array([0, 0, 1, 1]))[0] == 0
-    assert np.isnan(matching.neighbour_purity(d, words, np.zeros(4, dtype=int))[0])
+    assert neighbour_purity(d, words, prompts) == (1.0, pytest.approx(1 / 3))
+    assert neighbour_purity(d, words, np.array([0, 0, 1, 1]))[0] == 0
+    assert np.isnan(neighbour_purity(d, words, np.zeros(4, dtype=int))[0])
 
 
 def test_scale_free_tree_is_the_mean_edge_in_units_of_the_cloud():

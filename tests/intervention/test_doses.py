@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saema_utils import geometry
 from saema_utils.errors import InterventionError
-from saema_utils.geometry import clusters as geometry
 from saema_utils.intervention.doses import (
     dose_beyond_scaling,
     dose_response,

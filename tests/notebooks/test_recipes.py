@@ -33,7 +33,7 @@ def insert(path: Path, name: str, text: str) -> None:
 def copy(tmp_path: Path) -> Path:
     for name in ("saema_utils", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    (tmp_path / "tests" / "unit").mkdir(parents=True)
+    (tmp_path / "tests" / "intervention").mkdir(parents=True)
     return tmp_path
 
 

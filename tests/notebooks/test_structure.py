@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import BookError
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing import address
@@ -19,15 +20,18 @@ NOTEBOOKS = chapter_notebooks(ROOT)
 NOTEBOOK_METADATA = {"kernelspec", "language_info", "colab"}
 CELL_METADATA = {"tags", "mystnb"}
 TAGS = {
-    "parameters", "setup", "definition", "exercise", "solution",
-    "hide-input", "hide-cell", "hide-output", "remove-output",
-}  # fmt: skip
-# Numbers with decimals that nothing here measured: of a definition, of a toy, of the paper.
-GIVEN = {
-    (4, "dimension"): {"0.9"},
-    (5, "toy"): {"0.8", "1.25", "0.25"},
-    (5, "correlation"): {"0.95", "0.89", "0.97"},
+    "parameters",
+    "setup",
+    "definition",
+    "exercise",
+    "solution",
+    "hide-input",
+    "hide-cell",
+    "hide-output",
+    "remove-output",
 }
+# Numbers with decimals that nothing here measured: of a definition, of a toy, of the paper.
+GIVEN = {(4, "dimension"): {"0.9"}, (5, "toy"): {"0.8", "1.25", "0.25"}, (5, "correlation"): {"0.95", "0.89", "0.97"}}
 # Verbs that a title opens with: a chapter is something that one does.
 VERB = re.compile(r"^# [A-Z][a-z]+(?<!ing)(?<!tion)(?<!ity) \w+")
 SHOWS = re.compile(r"^\s*(?:\w+ = )?(?:show|interactive)\(", re.M)
@@ -93,14 +97,14 @@ def test_what_cells_say_holds_no_formula(notebook):
 
 
 def test_parameters_are_four_literals(number, notebook):
-    assert parameter_names(notebook, NOTEBOOKS[number].stem) == ["study", "run_dir", "device", "seed"]
+    assert parameter_names(NOTEBOOKS[number]) == ["study", "run_dir", "device", "seed"]
     (cell,) = code(notebook, "parameters")
     assert cell is code(notebook)[0], "parameters come before any other code"
 
 
-def test_unknown_parameters_are_refused(number, notebook):
+def test_unknown_parameters_are_refused(number):
     with pytest.raises(BookError, match=r"no parameter of .* named 'sed'. Did you mean 'seed'"):
-        check_parameters(notebook, NOTEBOOKS[number].stem, {"study": "smoke", "sed": 1})
+        check_parameters(NOTEBOOKS[number], {"study": "smoke", "sed": 1})
 
 
 def test_setup_is_the_same_everywhere(notebook):
@@ -111,6 +115,17 @@ def test_setup_is_the_same_everywhere(notebook):
     assert cell.source == code(reference, "setup")[0].source
     assert len(lines) <= 6
     assert address.release_requirement() in cell.source, "the setup cell installs from the book's address"
+
+
+def test_imports_are_the_public_names_and_those_of_its_own_chapter(number, notebook):
+    own = f"saema_utils.chapters.{SUBJECTS[number]}"
+    for cell in code(notebook):
+        source = re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "saema_utils":
+                assert node.module in ("saema_utils", own), f"{cell['id']} imports from {node.module}"
+            elif isinstance(node, ast.Import):
+                assert not any(a.name.split(".")[0] == "saema_utils" for a in node.names), cell["id"]
 
 
 def test_opens_with_a_verb_and_says_what_to_expect(notebook):
@@ -132,8 +147,8 @@ def test_no_section_starts_with_code(notebook):
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         bare_heading = before.cell_type == "markdown" and re.fullmatch(r"#+ [^\n]+\n*", before.source)
         if bare_heading and cell.cell_type == "code":
-            # A cell whose whole point is to say something with measured numbers is text on the page.
-            speaks = "say(" in cell.source and "hide-input" in cell.metadata.get("tags", [])
+            # A cell that only shows a finding is text on the page.
+            speaks = "finding(" in cell.source and "hide-input" in cell.metadata.get("tags", [])
             assert speaks, f"section {before.source.strip()!r} starts with code ({cell['id']})"
 
 
@@ -206,7 +221,7 @@ def test_shows_its_core_formula_as_a_function(notebook):
 
 def test_every_function_that_a_page_defines_is_held_against_the_package(notebook):
     """Nothing is defined twice unless a test holds both equal: some unit test calls each by its name."""
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "unit").glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "chapters").glob("test_*.py"))
     names = [
         statement.name
         for cell in code(notebook, "definition")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
-from saema_utils.geometry.clouds import pairwise_distances
 from saema_utils.rulers import shapes
 from saema_utils.rulers.shapes import EMBEDDED, Trial, ruler_table, swiss_roll, trials
 

@@ -11,15 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import ActivationError, EmptySpectrumError, SaemaError
 from saema_utils.evidence.rank import (
     advantage,
     concept_rows,
     controls_table,
-    first_change,
     movement,
     over_concepts,
-    paired_t_test,
     seeds_needed,
     stratification_table,
     verdict_of,
@@ -172,11 +171,17 @@ def test_one_token_matrix_serves_all_modes_of_a_masked_tensor(seed, width, densi
 @pytest.mark.parametrize(
     ("tensor", "mode"),
     [
-        (torch.zeros(1, 1, 5), 2), (torch.zeros(0, 3, 5), 0), (torch.zeros(2, 3, 0), 2), (torch.zeros(2, 3, 4), 3),
-        (torch.zeros(2, 3, 4), -1), (torch.tensor(1.0), 0), (torch.full((2, 3, 4), math.nan), 1),
-        (torch.full((2, 3, 400), math.inf), 2), (torch.zeros(2, 3, 4, dtype=torch.complex64), 0),
+        (torch.zeros(1, 1, 5), 2),
+        (torch.zeros(0, 3, 5), 0),
+        (torch.zeros(2, 3, 0), 2),
+        (torch.zeros(2, 3, 4), 3),
+        (torch.zeros(2, 3, 4), -1),
+        (torch.tensor(1.0), 0),
+        (torch.full((2, 3, 4), math.nan), 1),
+        (torch.full((2, 3, 400), math.inf), 2),
+        (torch.zeros(2, 3, 4, dtype=torch.complex64), 0),
     ],
-)  # fmt: skip
+)
 def test_tensors_without_a_covariance_are_refused(tensor, mode):
     with pytest.raises(ActivationError) as caught:
         covariance_spectrum(tensor, mode)
@@ -303,28 +308,28 @@ def test_noise_is_paired_across_representations_levels_and_masks():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("rows_at_once", [1, 7, 10**6])
-def test_tokens_of_one_context_count_once(scale, rows_at_once, monkeypatch):
-    """Rounding parts equal contexts by about 1e-5 of the RMS, wherever they stand; different ones lie far apart."""
-    monkeypatch.setattr(token_grams, "_BLOCK_BYTES", 8 * 24 * rows_at_once)
+def test_tokens_of_one_context_count_once(scale):
+    """Rounding parts equal contexts by about 1e-6 of the RMS, wherever they stand; different ones lie far apart."""
     first = random_tensor((8, 1, 64), seed=1)
-    rounding = 1e-5 * random_tensor((16, 1, 64), seed=2)
+    rounding = 1e-6 * random_tensor((16, 1, 64), seed=2)
     copies = torch.cat([first, first, first]) + torch.cat([torch.zeros_like(first), rounding])
     cloud = TokenCloud.of(scale * copies, torch.ones(24, 1, dtype=torch.bool))
     assert cloud.first_of_each.tolist() == list(range(8))
     assert torch.equal(cloud.distinct.prompt, torch.arange(8))
-    apart = first + 1e-2 * random_tensor(tuple(first.shape), seed=3)
+    apart = first + 1e-3 * random_tensor(tuple(first.shape), seed=3)
     cloud = TokenCloud.of(scale * torch.cat([first, apart]), torch.ones(16, 1, dtype=torch.bool))
     assert len(cloud.first_of_each) == 16
 
 
-def test_repeats_are_told_by_a_thousandth_of_the_rms_in_each_coordinate():
-    points = random_tensor((2, 2, 64), seed=3).double()
-    step = points.square().mean().sqrt()  # its root mean square, nearly that of the points with their copies
-    for share, is_repeat in ((0.5e-3, True), (2e-3, False)):
-        points[1, 1] = points[0, 0] + share * step
-        cloud = TokenCloud.of(points, torch.ones(2, 2, dtype=torch.bool))
-        assert cloud.first_of_each.tolist() == ([0, 1, 2] if is_repeat else [0, 1, 2, 3])
+def test_contexts_are_told_apart_as_copies_of_points_are():
+    """Chapters 3 and 4 count the same contexts."""
+    points = random_tensor((6, 4, 64), seed=4).double()
+    points[3:, :2] = points[:3, :2] + 3e-6 * random_tensor((3, 2, 64), seed=5)
+    points[3:, 2] = points[:3, 2] + 3e-5 * random_tensor((3, 64), seed=6)
+    cloud = TokenCloud.of(points, torch.ones(6, 4, dtype=torch.bool))
+    kept = first_copies(pairwise_distances(cloud.points))
+    assert cloud.first_of_each.tolist() == kept.nonzero()[0].tolist()
+    assert kept.sum() == 24 - 6
 
 
 def test_modes_may_be_asked_for_in_any_order():
@@ -417,12 +422,20 @@ def test_silent_latents_give_rank_zero_and_no_effective_rank():
 @pytest.mark.parametrize(
     "change",
     [
-        {"mask": torch.zeros(5, 4, dtype=torch.bool)}, {"mask": torch.ones(4, 5, dtype=torch.bool)},
-        {"levels": (-1.0,)}, {"levels": ()}, {"levels": (math.nan,)}, {"levels": (0.0, 1.0, 1.0)},
-        {"noise_seeds": ()}, {"modes": (3,)}, {"modes": ()}, {"encode": lambda x: x * math.nan},
-        {"encode": lambda x: x[:1]}, {"encode": lambda x: x.sum()},
+        {"mask": torch.zeros(5, 4, dtype=torch.bool)},
+        {"mask": torch.ones(4, 5, dtype=torch.bool)},
+        {"levels": (-1.0,)},
+        {"levels": ()},
+        {"levels": (math.nan,)},
+        {"levels": (0.0, 1.0, 1.0)},
+        {"noise_seeds": ()},
+        {"modes": (3,)},
+        {"modes": ()},
+        {"encode": lambda x: x * math.nan},
+        {"encode": lambda x: x[:1]},
+        {"encode": lambda x: x.sum()},
     ],
-)  # fmt: skip
+)
 def test_sweeps_that_cannot_be_measured_are_refused(change):
     with pytest.raises(SaemaError) as caught:
         sweep(random_tensor((5, 4, 9)), **change)
@@ -477,29 +490,43 @@ def test_distinct_contexts_are_found_and_the_gain_is_the_number_of_repeats():
 def rows(representation, ranks, effective, concept="c", n_seeds=8, rms=(0, 0.1, 0.9, 3)):
     return pd.DataFrame(
         {
-            "concept": concept, "representation": representation, "mode": 2, "noise": 10.0 * level, "noise_rms": level,
-            "seed": seed, "rank": rank, "effective_rank": value * (1 + 0.001 * seed * (level > 0)),
+            "concept": concept,
+            "representation": representation,
+            "mode": 2,
+            "noise": 10.0 * level,
+            "noise_rms": level,
+            "seed": seed,
+            "rank": rank,
+            "effective_rank": value * (1 + 0.001 * seed * (level > 0)),
         }
-        for seed in range(n_seeds) for level, rank, value in zip(rms, ranks, effective, strict=True)
-    )  # fmt: skip
+        for seed in range(n_seeds)
+        for level, rank, value in zip(rms, ranks, effective, strict=True)
+    )
 
 
-def test_first_change_is_the_lowest_level_at_which_most_seeds_moved():
+def test_the_first_noise_is_the_lowest_level_at_which_most_seeds_moved():
+    def first_noise(table):
+        return stratification_table(table)["first_noise"].iloc[0]
+
     table = rows("sae", (5, 5, 7, 7), (1, 1, 1, 1))
-    assert first_change(table) == 9
+    assert first_noise(table) == 9
     table.loc[(table["noise"] == 9) & (table["seed"] < 4), "rank"] = 5  # only half of the seeds
-    assert first_change(table) == 30
-    assert math.isnan(first_change(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
+    assert first_noise(table) == 30
+    assert math.isnan(first_noise(rows("sae", (5, 5, 5, 5), (1, 1, 1, 1))))
     with pytest.raises(SaemaError, match="include 0"):
-        first_change(table[table["noise"] > 0])
+        first_noise(table[table["noise"] > 0])
 
 
 def test_stratification_table_reads_range_onset_and_verdict():
     table = pd.concat([rows("sae", (5, 4, 7, 7), (3, 3, 4, 6)), rows("residual", (9, 9, 9, 9), (2, 2, 2, 2))])
     found = stratification_table(table).set_index("representation")
     assert found.loc["sae", ["rank_clean", "rank_min", "rank_max", "first_noise", "verdict"]].tolist() == [
-        5, 4, 7, 1.0, "stratified",
-    ]  # fmt: skip
+        5,
+        4,
+        7,
+        1.0,
+        "stratified",
+    ]
     assert found.loc["sae", "first_noise_rms"] == pytest.approx(0.1)
     assert found.loc["residual", "verdict"] == "smooth"
     assert math.isnan(found.loc["residual", "first_noise"])
@@ -567,16 +594,6 @@ def test_enough_seeds_let_the_corrected_test_reject():
     for concepts in (1, 3, 9, 40):
         n = seeds_needed(concepts)
         assert concepts * 2.0**-n < 0.05 <= concepts * 2.0 ** -(n - 1)
-
-
-def test_the_paired_t_test_is_the_textbook_one():
-    differences = np.array([0.3, 0.1, 0.4, 0.2])  # mean 0.25, standard error 0.06455: t = 3.873 on 3 degrees
-    assert paired_t_test(differences) == pytest.approx(0.01523, abs=1e-4)
-    assert paired_t_test(-differences) == pytest.approx(1 - 0.01523, abs=1e-4)
-    assert paired_t_test(differences, "two-sided") == pytest.approx(2 * 0.01523, abs=2e-4)
-    assert (paired_t_test(np.ones(3)), paired_t_test(-np.ones(3)), paired_t_test(np.zeros(3))) == (2.0**-3, 1, 1)
-    assert paired_t_test(np.ones(5), "two-sided") == 2.0**-4
-    assert math.isnan(paired_t_test(np.ones(1)))
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import ArtifactError, SaemaError
+from saema_utils.evidence.claims import CLAIMS_FILE, judgement, load_claims
 from saema_utils.notebook import in_colab
-from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import atomic_path, user_path
+from saema_utils.runs.directory import PLAN_FILE, RunDirectory, read_manifest
+from saema_utils.runs.files import atomic_path, user_path, write_figure
+from saema_utils.runs.freshness import outside_digest
+from saema_utils.runs.tables import table
 from saema_utils.saes.facts import sae_facts
-from saema_utils.statistics import heterogeneity
-from saema_utils.sweeps.tasks import PLAN_FILE
+from saema_utils.statistics import errors_to_bound, heterogeneity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
 
 SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
 COLUMNS = (
-    "run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation",
-    "estimate", "low", "high", "n", "unit", "direction", "margin", "verdict",
-)  # fmt: skip
+    "run model layer architecture d_sae k seed concepts kind metric representation "
+    "estimate low high n unit direction margin verdict"
+)
 
 
 # ---- which runs ------------------------------------------------------------------------------------
@@ -102,26 +105,57 @@ def compare_runs(
     if not rows:
         raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
     table = pd.DataFrame(rows)
-    return table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
+    return table.reindex(columns=[*COLUMNS.split(), *(name for name in table if name not in COLUMNS.split())])
 
 
-def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
-    """Chapter 7: this run beside its neighbours (the first ``most``); kept as the table ``07_comparison``.
+def _what_is_compared(run: RunDirectory) -> list[Any]:
+    """Every run here: its study, what a sweep changed in it, and the files that its rows are read from.
 
-    Raises
-    ------
-    MissingInputError
-        If this run has not finished chapter 2. (In Colab its tables are made instead.)
+    Their bytes count, not what the manifest says of them: a damaged run is left out, and comes back when it is whole.
     """
     if in_colab():
         from saema_utils.chapters.scorecard.tables import scorecard
 
         scorecard(run)
     run.check("tables/02_sae_eval.csv")
-    table = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True, say=run.remark)
-    chosen = list(table["run"].unique())[:most]
-    run.save_table("07_comparison", table[table["run"].isin(chosen)])
-    return run.table("07_comparison")
+    names = ["sae/cfg.json", "tables/02_sae_eval.csv", *(f"tables/{claim.table}.csv" for claim in load_claims())]
+    found: list[Any] = [CLAIMS_FILE.read_text(encoding="utf-8")]
+    for path in [run.path, *run.neighbours(sweeps=True)]:
+        with contextlib.suppress(ArtifactError):
+            study = read_manifest(path).get("study_digest")
+            found.append([str(path), study, _changes(path), [outside_digest(str(path / name)) for name in names]])
+    return found
+
+
+@table(
+    "07_comparison",
+    choices=_what_is_compared,
+    columns={
+        "run": "the shortest end of its folder's path that no other run has",
+        "model": "the language model",
+        "architecture": "family of the autoencoder",
+        "d_sae": "latents of the autoencoder",
+        "k": "active latents a token that the family is told, if any",
+        "seed": "seed of the run",
+        "concepts": "how many concepts its study has",
+        "kind": "claim: an effect; sae: quality on held-out text",
+        "metric": "id of the claim, or name of the quality",
+        "estimate": "the effect, or the quality",
+        "unit": "what one of n is",
+        "direction": "side on which the claim lies",
+        "margin": "the least effect that counts",
+    },
+)
+def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
+    """This run beside its neighbours, sixteen at most: every claimed effect and the quality of every autoencoder.
+
+    Raises
+    ------
+    MissingInputError
+        If this run has not finished chapter 2. (In Colab its tables are made instead.)
+    """
+    found = compare_runs([run.path, *run.neighbours(sweeps=True)], leave_out_damaged=True, say=run.remark)
+    return found[found["run"].isin(found["run"].unique()[:most])]
 
 
 def _changes(path: Path) -> dict[str, Any]:
@@ -131,7 +165,7 @@ def _changes(path: Path) -> dict[str, Any]:
         changes = json.loads(plan.read_text(encoding="utf-8"))["runs"].get(path.name, {}).get("changes", {})
     except (OSError, ValueError, KeyError, AttributeError):
         return {}
-    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS}
+    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS.split()}
 
 
 def _plain(value: Any) -> Any:
@@ -139,29 +173,29 @@ def _plain(value: Any) -> Any:
 
 
 def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
-    from saema_utils.evidence.claims import judge, load_claims
-
-    study, sae, claims = run.study, sae_facts(run), load_claims()
-    about = {
-        "run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture,
-        "d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes,
-    }  # fmt: skip
+    study, sae = run.study, sae_facts(run)
+    about = {"run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture}
+    about |= {"d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes}
     rows = []
     if run.entry("tables/02_sae_eval.csv"):
         evaluation = run.table("02_sae_eval").set_index("representation")
         for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
             value = float(evaluation.loc[representation, metric])
             rows.append({"kind": "sae", "metric": metric, "representation": representation, "estimate": value})
-    judged = sorted({claim.table for claim in claims})
-    tables = {made: run.table(made) for made in judged if run.entry(f"tables/{made}.csv")}
-    for claim in claims:
+    judged = {claim.table for claim in load_claims()}
+    tables = {made: run.table(made) for made in sorted(judged) if run.entry(f"tables/{made}.csv")}
+    for claim in load_claims():
         if claim.table in tables:
-            interval, verdict = judge(claim, tables[claim.table], seed=study.seed)
-            rows.append({
-                "kind": "claim", "metric": claim.id, "representation": "sae", **asdict(interval), "unit": claim.unit,
-                "direction": claim.direction, "margin": claim.margin, "verdict": verdict,
-            })  # fmt: skip
+            found = judgement(claim, tables[claim.table], seed=study.seed)
+            row = {"kind": "claim", "metric": claim.id, "representation": "sae", **asdict(found.interval)}
+            rule = {"unit": claim.unit, "direction": claim.direction, "margin": claim.margin}
+            rows.append({**row, **rule, "verdict": found.verdict})
     return [{**about, **row} for row in rows]
+
+
+def standard_errors(claims: pd.DataFrame) -> pd.Series:
+    """Standard errors of effects, read off their 95 % intervals: fewer units, more errors to an interval's end."""
+    return (claims["high"] - claims["low"]) / (2 * claims["n"].map(errors_to_bound))
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:
@@ -174,17 +208,13 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from saema_utils.statistics import errors_to_bound
-
     rows = []
     for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
-        errors = (found["high"] - found["low"]) / (2 * found["n"].map(errors_to_bound))
         counts = found["verdict"].value_counts()
-        rows.append({
-            "metric": metric, "runs": len(found), **asdict(heterogeneity(found["estimate"], errors)),
-            "lowest": found["estimate"].min(), "highest": found["estimate"].max(),
-            "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
-        })  # fmt: skip
+        row = {"metric": metric, "runs": len(found)}
+        row |= asdict(heterogeneity(found["estimate"], standard_errors(found)))
+        row |= {"lowest": found["estimate"].min(), "highest": found["estimate"].max()}
+        rows.append(row | {"verdicts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items())})
     return pd.DataFrame(rows)
 
 
@@ -193,24 +223,8 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
 
 def save_comparison(table: pd.DataFrame, figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``<name>.csv``, ``.svg`` and ``.png`` into a folder, whole or not at all."""
-    import matplotlib
-
     made = [folder / f"{name}{suffix}" for suffix in (".csv", ".svg", ".png")]
-    with atomic_path(made[0]) as path:
-        table.to_csv(path, index=False)
-    with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
-        with atomic_path(made[1]) as path:
-            figure.savefig(path, metadata={"Date": None})
-        with atomic_path(made[2]) as path:
-            figure.savefig(path, dpi=160, metadata={"Software": None})
+    for file in made:
+        with atomic_path(file) as path:
+            table.to_csv(path, index=False) if file.suffix == ".csv" else write_figure(path, figure, name)
     return made
-
-
-def by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """Metrics as rows, runs as columns: estimates as text, with the sign of the verdict."""
-    signs = {"supported": " ✓", "not supported": " ✗", "inconclusive": " ?"}
-    shown = table[table["representation"] == "sae"]
-    text = [f"{row.estimate:.3g}{signs.get(row.verdict, '')}" for row in shown.itertuples()]
-    wide = shown.assign(text=text).pivot(index="metric", columns="run", values="text")
-    wide = wide.reindex(index=shown["metric"].unique(), columns=shown["run"].unique())
-    return wide.fillna("").rename_axis(columns=None).reset_index()

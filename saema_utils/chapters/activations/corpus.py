@@ -16,7 +16,7 @@ from saema_utils.errors import ActivationError, ArtifactError
 from saema_utils.model.loading import digest_once
 from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import atomic_path, cache_dir, sweep_up, user_path, write_json, write_tensors
+from saema_utils.runs.files import atomic_path, cache_dir, clear_unfinished, user_path, write_json, write_tensors
 from saema_utils.runs.freshness import file_digest
 from saema_utils.runs.tables import result
 from saema_utils.runtime import progress
@@ -81,7 +81,7 @@ def _keep_in_cache(_: RunDirectory, name: str, key: str, capture: Callable[[], N
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_whole(path):
-                sweep_up(path.with_suffix(""))
+                clear_unfinished(path.with_suffix(""))
                 capture()
             return _open_corpus(path)
     except OSError as error:
@@ -167,8 +167,7 @@ def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str
     read = [_read(shard) for shard in shards]
     norms, special = (torch.cat([shard[name] for shard in read]) for name in ("norms", "special"))
     is_train = (torch.arange(len(norms)) >= n_heldout)[:, None]
-    _, median = find_sinks(norms, ~special & is_train)
-    sinks = ~special & (norms > SINK_FACTOR * median)
+    sinks, median = find_sinks(norms, ~special, typical=~special & is_train)
     keep = ~special & ~sinks
     counts: dict[str, Any] = {"median_norm": median, "sink_threshold": SINK_FACTOR * median}
     tensors = {"heldout_mask": (keep & ~is_train)[:n_heldout]}

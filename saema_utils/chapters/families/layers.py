@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,10 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_tensors
 from saema_utils.chapters.activations.model import language_model
-from saema_utils.chapters.families.measures import concept_measures
-from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
+from saema_utils.chapters.families.measures import COLUMNS, concept_measures
+from saema_utils.chapters.families.recipes import comparable_recipe, concepts_of, is_small, training_tokens
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae
-from saema_utils.model.residual_stream import SINK_FACTOR, capture_concept, capture_residual_stream, find_sinks
+from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
@@ -37,10 +38,10 @@ LAYER_TOKENS = 24_000
 HELDOUT_TOKENS = 4_000
 
 
-def sweep_layers(n_layers: int, studied: int, count: int = LAYERS) -> tuple[int, ...]:
+def spread_layers(n_layers: int, studied: int, count: int = LAYERS) -> tuple[int, ...]:
     """``count`` layers spread over the middle two thirds of a model, the studied one among them.
 
-    >>> sweep_layers(30, 15)
+    >>> spread_layers(30, 15)
     (5, 12, 15, 25)
     """
     spread = np.linspace(n_layers // 6, max(studied, 5 * n_layers // 6), min(count, n_layers)).round().astype(int)
@@ -52,7 +53,7 @@ def sweep_layers(n_layers: int, studied: int, count: int = LAYERS) -> tuple[int,
 
 def _layers(run: RunDirectory) -> list[str]:
     count = LAYERS_SMALL if is_small(run) else LAYERS
-    return [str(layer) for layer in sweep_layers(language_model(run).cfg.n_layers, run.study.layer, count)]
+    return [str(layer) for layer in spread_layers(language_model(run).cfg.n_layers, run.study.layer, count)]
 
 
 @parts("08_layer_saes", of=_layers, needs=(control_tensors,))
@@ -71,11 +72,7 @@ def layer_saes(run: RunDirectory, layers: list[str]) -> Iterator[tuple[str, dict
         yield str(layer), {layer_saes.name: pd.DataFrame([fact])}
 
 
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
-
-
-@parts("08_layers", of=_concepts, needs=(layer_saes, concept_tensors))
+@parts("08_layers", of=concepts_of, needs=(layer_saes, concept_tensors))
 def layers_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Headline measures at every layer, concept by concept."""
     import pandas as pd
@@ -98,7 +95,11 @@ def layers_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple
         yield concept, {layers_of_concepts.name: pd.concat(frames)}
 
 
-@table("08_layers", needs=(layers_of_concepts, layer_saes), columns={"depth": "place of the layer, 0 first to 1 last"})
+@table(
+    "08_layers",
+    needs=(layers_of_concepts, layer_saes),
+    columns={**COLUMNS, "depth": "place of the layer in the model: 0 first, 1 last"},
+)
 def layer_table(run: RunDirectory) -> pd.DataFrame:
     """Headline measures per layer, concept and representation, with the layer's autoencoder's explained variance."""
     explained = layer_saes(run).set_index("layer")["explained_variance"].to_dict()
@@ -110,13 +111,9 @@ def _corpus_at(
     run: RunDirectory, layers: tuple[int, ...]
 ) -> dict[int, tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]]:
     """Unmasked activations of the study's text at several layers from one pass: training and held-out tokens."""
-    import dataclasses
-
-    recipe = dataclasses.replace(
-        run.study.corpus, tokens=min(training_tokens(run, LAYER_TOKENS), run.study.corpus.tokens),
-        heldout_tokens=min(HELDOUT_TOKENS, run.study.corpus.heldout_tokens),
-    )  # fmt: skip
-    model = language_model(run)
+    corpus, model = run.study.corpus, language_model(run)
+    few = min(training_tokens(run, LAYER_TOKENS), corpus.tokens)
+    recipe = dataclasses.replace(corpus, tokens=few, heldout_tokens=min(HELDOUT_TOKENS, corpus.heldout_tokens))
     text = corpus_tokens(model, recipe, run.study.seed)
     rows = torch.cat([text.heldout, text.train])
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in layers]
@@ -126,7 +123,7 @@ def _corpus_at(
     for layer, hook in zip(layers, hooks, strict=True):
         residual = captured.pop(hook)
         norms = residual.norm(dim=-1)
-        _, median = find_sinks(norms, ordinary & is_train)
-        keep = ordinary & (norms <= SINK_FACTOR * median)
+        sinks, _ = find_sinks(norms, ordinary, typical=ordinary & is_train)
+        keep = ordinary & ~sinks
         found[layer] = tuple(residual[keep & part].half() for part in (is_train, ~is_train))
     return found

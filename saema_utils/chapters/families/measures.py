@@ -37,8 +37,23 @@ MEASURES = {
     "circularity": "cyclic order of words",
     "alpha_star": "best dose of separation",
 }
-"""Columns of :func:`concept_measures` and what to call them; units are none throughout."""
+"""The headline measures and what to call them; units are none throughout."""
+STREAM_MEASURES = ("excursion", "merging", "intrinsic_dimension", "circularity")  # those that the residual stream has
 DOSES = ("alpha_star", "gain", "alpha_beyond", "gain_beyond", "gain_scaling")
+COLUMNS = {
+    "excursion": "largest absolute log ratio of the effective rank under noise (half and one RMS) to that without",
+    "merging": "adjusted mutual information of clusters with words",
+    "intrinsic_dimension": "TwoNN dimension within local representations",
+    "n_local": "how many local representations there are",
+    "circularity": "cyclic order of words that form a cycle: 1 is perfect",
+    "circularity_p": "its permutation p-value",
+    "alpha_star": "best dose of moving the words' poles apart",
+    "gain": "share of the squared error that this dose removes",
+    "alpha_beyond": "best dose once all latents may be scaled as well",
+    "gain_beyond": "share of the squared error that it removes on top of scaling",
+    "gain_scaling": "share of the squared error that scaling alone removes",
+}
+"""What the columns of :func:`concept_measures` mean."""
 
 
 def concept_measures(

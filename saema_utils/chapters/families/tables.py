@@ -11,9 +11,10 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import corpus_activations
-from saema_utils.chapters.families.measures import concept_measures, mean_over_concepts
+from saema_utils.chapters.families.measures import COLUMNS, concept_measures, mean_over_concepts
 from saema_utils.chapters.families.recipes import (
     comparable_recipe,
+    concepts_of,
     family_seeds,
     is_small,
     search_trials,
@@ -28,16 +29,30 @@ from saema_utils.saes.families import MatchedSae, small_recipe, train_to_l0
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.loading import load_sae
 from saema_utils.study import ARCHITECTURES, SaeRecipe
-from saema_utils.text.concepts import build_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-NAMES = {
-    "standard": "standard (L1)", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "gated": "gated",
+FAMILY_NAMES = {
+    "standard": "standard (L1)",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "gated": "gated",
     "matryoshka": "Matryoshka",
-}  # fmt: skip
+}
+TRAINING_COLUMNS = {
+    "architecture": "the family; residual for the residual stream",
+    "d_sae": "latents of the autoencoder",
+    "k": "active latents a token that were asked for",
+    "penalty": "sparsity coefficient kept; empty for families that are told k",
+    "trainings": "trainings that the search for it took",
+    "l0_trained": "active latents on training tokens, before the threshold was moved",
+    "l0_off": "share by which the held-out L0 misses k",
+    "cosine": "mean cosine of held-out tokens with their reconstructions",
+    "dead_fraction": "share of latents that never fire on held-out text",
+}
 
 
 @table(
@@ -67,11 +82,9 @@ def ruler_of_families(run: RunDirectory) -> pd.DataFrame:
     width, k = 48, 3
     chance = recovery(RandomDictionary(16, width, k).dictionary())
     rows = [{"family": "random dictionary", "L0": float(k), "recovery": chance}]
-    for name, title in NAMES.items():
+    for name, title in FAMILY_NAMES.items():
         recipe = SaeRecipe(architecture=name, d_sae=width, k=k, epochs=epochs, batch=64, learning_rate=3e-3)
-        made = train_to_l0(
-            tokens[:2000], tokens[2000:], recipe, run.study.seed, max_trials=trials, description=""
-        )  # fmt: skip
+        made = train_to_l0(tokens[:2000], tokens[2000:], recipe, run.study.seed, max_trials=trials, description="")
         rows.append({"family": title, "L0": made.l0, "recovery": recovery(made.trained.sae.W_dec.detach())})
     return pd.DataFrame(rows)
 
@@ -114,14 +127,7 @@ def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[s
 @table(
     "08_training",
     needs=(trained_families,),
-    columns={
-        "architecture": "the family",
-        "penalty": "sparsity coefficient kept; empty for families that are told k",
-        "trainings": "trainings that the search for it took",
-        "l0_trained": "active latents on training tokens, before the threshold was moved",
-        "l0_off": "share by which the held-out L0 misses k",
-        "trials": "every penalty tried with its L0, as JSON",
-    },
+    columns={**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
 )
 def family_training(run: RunDirectory) -> pd.DataFrame:
     """How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs."""
@@ -133,17 +139,12 @@ def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int)
 
     sae, k = matched.trained.sae, small_recipe(comparable_recipe(run), architecture).k
     found = measure_fidelity(SaeCoder(sae), corpus_activations(run).heldout.to(run.device))
-    return pd.DataFrame(
-        [
-            {
-                "architecture": architecture, "seed": seed, "d_sae": sae.cfg.d_sae, "k": k, "penalty": matched.penalty,
-                "trainings": len(matched.trials), "l0_trained": matched.l0_trained, "l0": found.l0,
-                "l0_off": found.l0 / k - 1, "explained_variance": found.explained_variance, "cosine": found.cosine,
-                "dead_fraction": found.dead_fraction,
-                "trials": json.dumps([[round(p, 5), round(l0, 2)] for p, l0 in matched.trials if p == p]),
-            }
-        ]
-    )  # fmt: skip
+    tried = [[round(penalty, 5), round(l0, 2)] for penalty, l0 in matched.trials if penalty == penalty]
+    row = {"architecture": architecture, "seed": seed, "d_sae": sae.cfg.d_sae, "k": k, "penalty": matched.penalty}
+    row |= {"trainings": len(matched.trials), "l0_trained": matched.l0_trained}
+    row |= {"l0": found.l0, "l0_off": found.l0 / k - 1, "explained_variance": found.explained_variance}
+    row |= {"cosine": found.cosine, "dead_fraction": found.dead_fraction}
+    return pd.DataFrame([row | {"trials": json.dumps(tried)}])
 
 
 def family_coders(run: RunDirectory) -> dict[str, SaeCoder]:
@@ -152,11 +153,7 @@ def family_coders(run: RunDirectory) -> dict[str, SaeCoder]:
     return {name: SaeCoder(load_sae(run.path / "families" / name, run.device), name) for name in _families(run)}
 
 
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
-
-
-@parts("08_measures", of=_concepts, needs=(trained_families, concept_tensors))
+@parts("08_measures", of=concepts_of, needs=(trained_families, concept_tensors))
 def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Headline measures of every family, concept by concept."""
     coders, activations = family_coders(run), concept_activations(run)
@@ -171,7 +168,9 @@ def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tup
         yield concept, {"08_measures": measured}
 
 
-@table("08_measures", needs=(measures_of_concepts,), columns={})
+@table(
+    "08_measures", needs=(measures_of_concepts,), columns={**COLUMNS, "architecture": TRAINING_COLUMNS["architecture"]}
+)
 def family_measures(run: RunDirectory) -> pd.DataFrame:
     """Headline measures per concept, for the residual stream and every family and seed."""
     import pandas as pd
@@ -182,30 +181,13 @@ def family_measures(run: RunDirectory) -> pd.DataFrame:
     return found.astype({"seed": int})
 
 
-@table("08_families", needs=(family_training, family_measures), columns={})
+@table(
+    "08_families",
+    needs=(family_training, family_measures),
+    columns={name: means for name, means in {**COLUMNS, **TRAINING_COLUMNS}.items() if name != "circularity_p"}
+    | {"concepts": "concepts averaged over"},
+)
 def families_table(run: RunDirectory) -> pd.DataFrame:
     """One row per family and seed, the residual stream first: fidelity, and the measures averaged over concepts."""
     means = mean_over_concepts(family_measures(run), ["architecture", "seed"])
     return means.merge(family_training(run).drop(columns="trials"), on=["architecture", "seed"], how="left")
-
-
-def spread_table(families: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """For each measure: how far families lie apart, and how far two seeds of one family do.
-
-    ``between`` is the standard deviation over families of their means, ``within`` the root mean square deviation of
-    seeds from their family's mean (with n - 1); ``ratio`` is NaN with one seed.
-    """
-    import pandas as pd
-
-    alone = families[families["architecture"] != "residual"]
-    rows = []
-    for column in columns:
-        groups = alone.groupby("architecture")[column]
-        between = float(groups.mean().std(ddof=1))
-        degrees = int((groups.count() - 1).clip(lower=0).sum())
-        square = float((alone[column] - groups.transform("mean")).pow(2).sum())
-        within = math.sqrt(square / degrees) if degrees else math.nan
-        rows.append(
-            {"measure": column, "between": between, "within": within, "ratio": between / within if within else math.nan}
-        )
-    return pd.DataFrame(rows)

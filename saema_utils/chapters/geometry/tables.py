@@ -8,6 +8,7 @@ sentences belong to the direct protocol, and to the residual stream, the SAE and
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
+from saema_utils.distances import pairwise_distances
 from saema_utils.evidence.geometry import compare_representations
 from saema_utils.geometry.circles import circle_rows
-from saema_utils.geometry.clouds import pairwise_distances
 from saema_utils.geometry.clusters import umap_embedding
 from saema_utils.geometry.concept import (
     ConceptClouds,
@@ -49,23 +50,19 @@ if TYPE_CHECKING:
 
 RESAMPLED = ("residual", "sae", "random_dictionary")
 MAPPED = ("residual", "sae")
-TABLES = (
-    "04_geometry",
-    "04_merging",
-    "04_merged_words",
-    "04_circles",
-    "04_circle_points",
-    "04_local",
-    "04_uncertainty",
-    "04_map",
-    "04_word_map",
-    "04_persistence",
-)
-PROTOCOL = "how local representations are found: paper, direct, or the words themselves"
+PROTOCOL = {"protocol": "how local representations are found: paper, direct, or the words themselves"}
+MEASURE = {"measure": "what is measured: a column of 04_geometry or 04_merging"}
+PLACE = {"x": "first coordinate of the map", "y": "second coordinate of the map"}
+CYCLE = {"cycle": "the cycle that the words form: year, week, ..."}
 
 
 def _concepts(run: RunDirectory) -> list[str]:
     return list(build_prompts(run.study))
+
+
+def clouds_of(run: RunDirectory, concept: str) -> ConceptClouds:
+    """The distinct tokens of one concept in every representation: what the chapter measures."""
+    return concept_clouds(concept_activations(run)[concept], study_coders(run), run.device)
 
 
 @parts("04_geometry", of=_concepts, needs=(concept_tensors, control_tensors))
@@ -79,14 +76,14 @@ def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[
 @table(
     "04_geometry",
     needs=(measured_concepts,),
-    columns={
-        "protocol": PROTOCOL,
-        "space": "where lengths were measured",
-        "n_points": "tokens (or words) measured",
-        "n_copies": "tokens that repeat another's context",
+    columns=PROTOCOL
+    | {
+        "space": "where lengths were measured: in the data's own space, or in the embedding",
+        "n_points": "tokens (or prompts, of protocol words) measured",
+        "n_copies": "tokens left out because their vector repeats an earlier one",
         "n_local": "local representations found",
         "noise_fraction": "share of tokens in none of them",
-        "betti0": "components of the cloud",
+        "betti0": "pieces that the cloud falls into",
         "intrinsic_dimension": "TwoNN dimension, mean over local representations",
         "intrinsic_dimension_error": "its standard error",
         "intrinsic_dimension_cloud": "TwoNN dimension of all tokens together",
@@ -96,12 +93,12 @@ def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[
         "effective_rank_error": "its standard error over draws of members",
         "aedp": "average Euclidean distance of poles",
         "mst_weight": "total weight of the minimum spanning tree of the poles",
-        "mst_weight_scale_free": "mean edge of that tree in units of the cloud's own spread",
+        "mst_weight_scale_free": "mean edge of that tree in units of the cloud's own radius",
         "average_geodesic_distance": "mean way along the cloud from pole to pole",
-        "geodesic_scale_free": "the same in units of the cloud's own spread",
+        "geodesic_scale_free": "the same in units of the cloud's own radius",
         "procrustes_disparity": "how far the poles differ in shape from the residual stream's",
         "procrustes_chance": "the same for poles paired at random",
-        "procrustes_p_value": "share of random pairings at least as alike",
+        "procrustes_p": "share of random pairings at least as alike",
         "n_matched": "poles that were matched",
     },
 )
@@ -110,37 +107,109 @@ def geometry_table(run: RunDirectory) -> pd.DataFrame:
     return measured_concepts(run, "04_geometry")
 
 
-@table("04_merging", needs=(measured_concepts,), columns={})
+@table(
+    "04_merging",
+    needs=(measured_concepts,),
+    columns=PROTOCOL
+    | {
+        "ami": "adjusted mutual information of clusters and words: 1 when they are the same, 0 by chance",
+        "homogeneity": "1 when no cluster holds two words",
+        "completeness": "1 when no word is spread over two clusters",
+        "coverage": "share of the words' tokens that are in a cluster",
+        "n_tokens": "tokens of words that are in a cluster",
+        "purity": "share of prompts whose nearest other prompt has the same word",
+        "purity_chance": "what that share would be by chance",
+        "ami_token": "adjusted mutual information of clusters and the texts of all tokens",
+    },
+)
 def merging_table(run: RunDirectory) -> pd.DataFrame:
     """Clusters against words, and against the tokens' texts."""
     return measured_concepts(run, "04_merging")
 
 
-@table("04_merged_words", needs=(measured_concepts,), columns={})
+@table(
+    "04_merged_words",
+    needs=(measured_concepts,),
+    columns=PROTOCOL
+    | {
+        "cluster": "number of the cluster",
+        "words": "the words that are at home in it",
+        "n_words": "how many these are",
+        "n_tokens": "how many of their prompts it holds",
+    },
+)
 def merged_words_table(run: RunDirectory) -> pd.DataFrame:
     """Which words share a cluster when there are as many clusters as words."""
     return measured_concepts(run, "04_merged_words")
 
 
-@table("04_circles", needs=(measured_concepts,), columns={})
+@table(
+    "04_circles",
+    needs=(measured_concepts,),
+    columns=CYCLE
+    | {
+        "n_words": "words of the concept that belong to the cycle",
+        "period": "places in the whole cycle",
+        "score": "circularity in the plane of the first two principal components: 1 for words in order, equally spaced",
+        "low": "lower end of the middle 95 % of scores without a random fifth of the prompts",
+        "high": "upper end of that range",
+        "p_value": "share of shuffled orders that score as high",
+        "distance_score": "rank correlation of all distances with steps around the cycle",
+        "distance_p_value": "share of shuffled orders with as high a correlation",
+        "variance_share": "share of the variance that the plane holds",
+        "betti1": "loops among the words in all dimensions",
+        "betti1_plane": "loops among the words in the plane",
+        "loop_ratio": "death of the longest loop over its birth, or over the last merge of components if that is later",
+    },
+)
 def circles_table(run: RunDirectory) -> pd.DataFrame:
     """Cyclic order of words that form a cycle, with permutation tests."""
     return measured_concepts(run, "04_circles")
 
 
-@table("04_circle_points", needs=(measured_concepts,), columns={})
+@table(
+    "04_circle_points", needs=(measured_concepts,), columns=CYCLE | PLACE | {"place": "the word's place in the cycle"}
+)
 def circle_points_table(run: RunDirectory) -> pd.DataFrame:
     """Each word of a cycle in the principal plane of its representation."""
     return measured_concepts(run, "04_circle_points")
 
 
-@table("04_local", needs=(measured_concepts,), columns={})
+@table(
+    "04_local",
+    needs=(measured_concepts,),
+    columns=PROTOCOL
+    | {
+        "cluster": "number of the local representation",
+        "n_tokens": "its tokens",
+        "intrinsic_dimension": "its TwoNN dimension",
+        "intrinsic_dimension_error": "standard error of that dimension",
+        "participation_ratio": "participation ratio of its covariance, of equally many members in each cluster",
+        "effective_rank": "effective rank of that covariance",
+        "effective_rank_error": "standard deviation of the effective rank over draws of members",
+        "commonest_token": "the text that most of its tokens have",
+        "token_share": "share of its tokens with that text",
+    },
+)
 def local_table(run: RunDirectory) -> pd.DataFrame:
     """Every local representation, its size, dimension, spectrum, and commonest token."""
     return measured_concepts(run, "04_local")
 
 
-@table("04_uncertainty", needs=(measured_concepts,), columns={})
+@table(
+    "04_uncertainty",
+    needs=(measured_concepts,),
+    columns=PROTOCOL
+    | MEASURE
+    | {
+        "representation": "where it was measured; 'sae / residual' is the logarithm of a ratio",
+        "method": "how prompts were resampled",
+        "unit": "what was resampled: sentences (template) or single prompts",
+        "estimate": "the measure on all prompts",
+        "error": "its standard error",
+        "n_resamples": "resamples that gave a value",
+    },
+)
 def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
     """Errors over sentences of one concept's measures.
 
@@ -151,40 +220,125 @@ def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
     return measured_concepts(run, "04_uncertainty")
 
 
-@table("04_map", needs=(measured_concepts,), columns={})
+@table(
+    "04_map",
+    needs=(measured_concepts,),
+    columns=PLACE
+    | {
+        "prompt": "number of the prompt that the token stands in",
+        "word": "the word that the prompt is about",
+        "is_word": "whether the token belongs to that word",
+        "cluster": "local representation by the paper's protocol; -1 is noise",
+        "context": "the prompt, with the token in brackets",
+    },
+)
 def map_table(run: RunDirectory) -> pd.DataFrame:
     """Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster."""
     return measured_concepts(run, "04_map")
 
 
-@table("04_word_map", needs=(measured_concepts,), columns={})
+@table(
+    "04_word_map",
+    needs=(measured_concepts,),
+    columns=PLACE
+    | {"template": "number of the sentence that the word stands in", "cluster": "its cluster, of as many as words"},
+)
 def word_map_table(run: RunDirectory) -> pd.DataFrame:
     """Two-dimensional UMAP of the word in every prompt, its sentence's share taken off."""
     return measured_concepts(run, "04_word_map")
 
 
-@table("04_persistence", needs=(measured_concepts,), columns={})
+@table(
+    "04_persistence",
+    needs=(measured_concepts,),
+    columns={
+        "degree": "0 for components, 1 for loops",
+        "birth": "scale at which it appears, in units of the median distance",
+        "death": "scale at which it is gone, in the same units",
+    },
+)
 def persistence_table(run: RunDirectory) -> pd.DataFrame:
     """Births and deaths of components and loops of each cloud of tokens."""
     return measured_concepts(run, "04_persistence")
 
 
-@table("04_comparison", needs=(geometry_table, merging_table), columns={})
+@table(
+    "04_comparison",
+    needs=(geometry_table, merging_table),
+    columns=PROTOCOL
+    | MEASURE
+    | {
+        "against": "what the SAE is compared with",
+        "effect": "log ratio (SAE over the other) or difference (SAE minus the other)",
+        "estimate": "that effect, mean over concepts",
+        "ratio": "the ratio itself, where the effect is one",
+        "p_value": "p-value of a sign-flip test over concepts",
+        "p_holm": "the same after Holm's correction within protocol and control",
+        "n_concepts": "concepts that have a value on both sides",
+    },
+)
 def comparison_table(run: RunDirectory) -> pd.DataFrame:
     """The SAE against the residual stream and two controls, measure by measure."""
     return compare_representations(geometry_table(run), merging_table(run), seed=run.study.seed)
 
 
-@table("04_ruler", columns={})
+@table(
+    "04_ruler",
+    columns={
+        "shape": "what was measured",
+        "measure": "by which measure",
+        "truth": "the value that is known",
+        "estimate": "mean of the measured values",
+        "bias": "estimate minus truth",
+        "spread": "standard deviation over fresh samples",
+        "stated_error": "mean of the error that the measure states itself",
+        "n": "fresh samples",
+        "note": "what explains a bias",
+    },
+)
 def ruler(run: RunDirectory) -> pd.DataFrame:
     """Every measure on shapes of known geometry; fewer repeats in a study of few seeds."""
     return ruler_table(run.study.seed, n_repeats=20 if run.study.n_seeds >= 5 else 6)
 
 
-@table("04_synthetic_merging", columns={})
+@table(
+    "04_synthetic_merging",
+    columns={
+        "representation": "the true vectors, or an SAE with so many active latents of so many",
+        "n_latents": "dimensions or latents",
+        "room_for": "clusters that the code has room for",
+        "homogeneity_truth": "homogeneity that so many clusters allow",
+        "features_recovered": "share of true features that a decoder row points along",
+        "words_recovered": "share of words whose features' sum a decoder row points along",
+        "ami": "adjusted mutual information of clusters and words",
+        "homogeneity": "1 when no cluster holds two words",
+        "completeness": "1 when no word is spread over two clusters",
+        "ami_family": "adjusted mutual information of four clusters and the four families",
+        "purity": "share of tokens whose nearest other token has the same word",
+    },
+)
 def synthetic_merging(run: RunDirectory) -> pd.DataFrame:
     """Merging in a world of known features."""
     return synthetic_merging_table(run.study.seed)
+
+
+EMPTY = {  # the columns of tables that a concept may leave without a row
+    "04_word_map": ["concept", "representation", "x", "y", "word", "template", "cluster"],
+    "04_merged_words": [
+        *("concept", "protocol", "representation", "seed"),
+        *("cluster", "words", "n_words", "n_tokens"),
+    ],
+    "04_circles": [
+        *("concept", "cycle", "representation", "n_words", "period", "score", "low", "high", "p_value"),
+        *("distance_score", "distance_p_value", "variance_share", "betti1", "betti1_plane", "loop_ratio", "reason"),
+    ],
+    "04_circle_points": ["concept", "cycle", "representation", "word", "place", "x", "y"],
+    "04_local": [
+        *("concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension"),
+        *("intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error"),
+        *("commonest_token", "token_share", "reason"),
+    ],
+}
 
 
 def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFrame]:
@@ -192,45 +346,36 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
     import pandas as pd
 
     recipe, seeds = study.geometry, study.seeds
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reference: dict[tuple[str, int], LocalRepresentations] = {}
+    comparable = clouds.n_prompts >= 4 and len(set(clouds.prompt_words)) >= 2
     for representation in clouds.points:  # the residual stream comes first: the others are matched to it
         head = {"concept": clouds.concept}
         own_seeds = seeds if representation in MAPPED else seeds[: 2 if len(seeds) >= 5 else 1]
         for protocol, seed in [("direct", seeds[0]), *(("paper", seed) for seed in own_seeds)]:
-            local = cluster_cloud(
-                clouds, representation, protocol, min_cluster_size=recipe.min_cluster_size, seed=seed
-            )  # fmt: skip
+            smallest = recipe.min_cluster_size
+            local = cluster_cloud(clouds, representation, protocol, min_cluster_size=smallest, seed=seed)
             base = reference.setdefault((protocol, seed), local)
             names = head | {"protocol": protocol, "representation": representation, "seed": seed}
-            measured = cluster_row(
-                clouds, representation, local, base, recipe.n_neighbors, recipe.min_cluster_size
-            )  # fmt: skip
+            measured = cluster_row(clouds, representation, local, base, recipe.n_neighbors, smallest)
             rows["04_geometry"].append(names | measured)
             rows["04_merging"].append(names | cluster_merging_row(clouds, local.labels))
             if seed == seeds[0]:
-                rows["04_local"] += _local_rows(clouds, representation, names, local, recipe.min_cluster_size)
+                rows["04_local"] += _local_rows(clouds, representation, names, local, smallest)
             if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
                 rows["04_map"] += _map_rows(clouds, representation, local, seed)
         names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
-        if clouds.n_prompts < 4 or len(set(clouds.prompt_words)) < 2:
+        if comparable:
+            _add_word_rows(rows, clouds, representation, names, recipe)
+        else:
             reason = f"{clouds.n_prompts} prompts with an unmasked word: words cannot be compared"
             rows["04_geometry"].append(names | {"n_points": clouds.n_prompts, "reason": reason})
-        else:
-            _add_word_rows(rows, clouds, representation, names, recipe)
         rows["04_persistence"] += _persistence_rows(clouds, representation)
         if representation in RESAMPLED:
             rows["04_uncertainty"] += _left_out_rows(clouds, representation, recipe, rows["04_geometry"], seeds[0])
-    if clouds.n_prompts >= 4 and len(set(clouds.prompt_words)) >= 2:
+    if comparable:
         rows["04_uncertainty"] += _pole_rows(clouds, recipe, seeds[0])
-    empty = {
-        "04_word_map": _WORD_MAP,
-        "04_merged_words": _MERGED,
-        "04_circles": _CIRCLES,
-        "04_circle_points": _CIRCLE_POINTS,
-        "04_local": _LOCAL,
-    }
-    return {name: pd.DataFrame(found, columns=None if found else empty.get(name)) for name, found in rows.items()}
+    return {name: pd.DataFrame(rows[name], columns=None if rows[name] else EMPTY[name]) for name in {**EMPTY, **rows}}
 
 
 def _add_word_rows(
@@ -249,20 +394,6 @@ def _add_word_rows(
     rows["04_circle_points"] += points
 
 
-_MERGED = ("concept", "protocol", "representation", "seed", "cluster", "words", "n_words", "n_tokens")
-_CIRCLES = (
-    "concept", "cycle", "representation", "n_words", "period", "score", "low", "high", "p_value", "distance_score",
-    "distance_p_value", "variance_share", "betti1", "betti1_plane", "loop_ratio", "reason",
-)  # fmt: skip
-_WORD_MAP = ("concept", "representation", "x", "y", "word", "template", "cluster")
-_CIRCLE_POINTS = ("concept", "cycle", "representation", "word", "place", "x", "y")
-_LOCAL = (
-    "concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension",
-    "intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error",
-    "commonest_token", "token_share", "reason",
-)  # fmt: skip
-
-
 def _local_rows(
     clouds: ConceptClouds, representation: str, names: dict[str, Any], local: LocalRepresentations, smallest: int
 ) -> list[dict[str, Any]]:
@@ -274,11 +405,10 @@ def _local_rows(
     for cluster, (dimension, spectrum) in enumerate(found):
         members = np.flatnonzero(local.labels == cluster)
         texts, counts = np.unique([clouds.tokens[m] for m in members], return_counts=True)
-        rows.append(names | {"cluster": cluster} | spectrum | {
-            "intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error,
-            "commonest_token": str(texts[counts.argmax()]), "token_share": counts.max() / len(members),
-            "reason": dimension.reason,
-        })  # fmt: skip
+        row = names | {"cluster": cluster} | spectrum
+        row |= {"intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error}
+        row |= {"commonest_token": str(texts[counts.argmax()]), "token_share": counts.max() / len(members)}
+        rows.append(row | {"reason": dimension.reason})
     return rows
 
 
@@ -286,39 +416,48 @@ def _map_rows(
     clouds: ConceptClouds, representation: str, local: LocalRepresentations, seed: int
 ) -> list[dict[str, Any]]:
     plane = umap_embedding(clouds.distances(representation, "sphere"), n_components=2, seed=seed)
-    return [
-        {
-            "concept": clouds.concept, "representation": representation, "x": float(plane[i, 0]),
-            "y": float(plane[i, 1]), "token": clouds.tokens[i], "prompt": int(clouds.prompt_of[i]),
-            "word": clouds.words[clouds.word_of[i]], "is_word": bool(clouds.is_word[i]),
-            "cluster": int(local.labels[i]), "context": clouds.contexts[i],
-        }
-        for i in range(len(plane))
-    ]  # fmt: skip
+    of_tokens = {
+        "x": plane[:, 0].astype(float),
+        "y": plane[:, 1].astype(float),
+        "token": clouds.tokens,
+        "prompt": clouds.prompt_of,
+        "word": np.array(clouds.words)[clouds.word_of],
+        "is_word": clouds.is_word,
+        "cluster": local.labels,
+        "context": clouds.contexts,
+    }
+    return _records(clouds, representation, of_tokens)
 
 
 def _word_map_rows(clouds: ConceptClouds, representation: str, labels: np.ndarray, seed: int) -> list[dict[str, Any]]:
     centred, _ = centred_by_template(clouds.word_vectors[representation], clouds.templates)
     plane = umap_embedding(pairwise_distances(centred), n_components=2, seed=seed)
-    return [
-        {
-            "concept": clouds.concept, "representation": representation, "x": float(x), "y": float(y),
-            "word": clouds.words[word], "template": int(template), "cluster": int(cluster),
-        }
-        for (x, y), word, template, cluster in zip(plane, clouds.prompt_words, clouds.templates, labels, strict=True)
-    ]  # fmt: skip
+    of_prompts = {
+        "x": plane[:, 0].astype(float),
+        "y": plane[:, 1].astype(float),
+        "word": np.array(clouds.words)[clouds.prompt_words],
+        "template": clouds.templates,
+        "cluster": labels,
+    }
+    return _records(clouds, representation, of_prompts)
+
+
+def _records(clouds: ConceptClouds, representation: str, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    return pd.DataFrame({"concept": clouds.concept, "representation": representation} | columns).to_dict("records")
 
 
 def _persistence_rows(clouds: ConceptClouds, representation: str) -> list[dict[str, Any]]:
     diagrams = persistence(None, 1, distances=clouds.distances(representation))
     scale = float(np.median(clouds.distances(representation)))
+    head = {"concept": clouds.concept, "representation": representation}
     return [
-        {
-            "concept": clouds.concept, "representation": representation, "degree": degree,
-            "birth": birth / scale, "death": death / scale,
-        }
-        for degree, diagram in enumerate(diagrams) for birth, death in diagram if np.isfinite(death)
-    ]  # fmt: skip
+        head | {"degree": degree, "birth": birth / scale, "death": death / scale}
+        for degree, diagram in enumerate(diagrams)
+        for birth, death in diagram
+        if np.isfinite(death)
+    ]
 
 
 def _left_out_rows(
@@ -327,15 +466,20 @@ def _left_out_rows(
     """Error of each direct-protocol measure; free prompts get a fifth of the resamples, for clustering costs."""
     own = next(r for r in known if r["protocol"] == "direct" and r["representation"] == representation)
     resamples = resampled_rows(
-        clouds, representation, min_cluster_size=recipe.min_cluster_size, n_neighbors=recipe.n_neighbors,
-        n_resamples=max(10, recipe.bootstrap // 5), seed=seed,
-    )  # fmt: skip
+        clouds,
+        representation,
+        min_cluster_size=recipe.min_cluster_size,
+        n_neighbors=recipe.n_neighbors,
+        n_resamples=max(10, recipe.bootstrap // 5),
+        seed=seed,
+    )
     head = {"concept": clouds.concept, "protocol": "direct", "representation": representation}
     return [
-        head | {"measure": measure}
+        head
+        | {"measure": measure}
         | interval_row(own[measure], [row[measure] for row in resamples], clouds.templates, drawn=False)
         for measure in ("n_local", "intrinsic_dimension", "mst_weight_scale_free", "geodesic_scale_free")
-    ]  # fmt: skip
+    ]
 
 
 def _pole_rows(clouds: ConceptClouds, recipe: GeometryRecipe, seed: int) -> list[dict[str, Any]]:

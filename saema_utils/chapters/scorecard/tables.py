@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import saema_utils.chapters.geometry.tables
 import saema_utils.chapters.intervention.tables
-import saema_utils.chapters.sae.tables
 import saema_utils.chapters.stratification.tables  # noqa: F401
 from saema_utils.errors import ArtifactError
-from saema_utils.evidence.claims import CLAIMS_FILE, VERDICTS, judgement, load_claims
+from saema_utils.evidence.claims import CLAIMS_FILE, VERDICTS, Claim, judgement, load_claims
 from saema_utils.interactive import publishing
 from saema_utils.notebook import in_colab
 from saema_utils.runs.directory import RunDirectory
@@ -18,20 +18,39 @@ from saema_utils.runs.tables import RESULTS, Result, table
 if TYPE_CHECKING:
     import pandas as pd
 
+COLUMNS = (
+    "claim statement study statistic estimate low high n unit control direction margin "
+    "verdict scale figure dropped reason"
+)
+
+
+def _result(claim: Claim) -> Result:
+    return RESULTS[f"tables/{claim.table}.csv"]
+
 
 def _inputs() -> tuple[Result, ...]:
-    return tuple(RESULTS[f"tables/{name}.csv"] for name in sorted({claim.table for claim in load_claims()}))
+    return tuple(sorted({_result(claim) for claim in load_claims()}, key=lambda made: made.name))
 
 
 def _what_is_judged(run: RunDirectory) -> list[Any]:
     """The tables as they stand, which may be older than the code, and the rules."""
-    if in_colab():  # each chapter opens on a machine of its own, where no earlier one has run
-        for made in _inputs():
-            made(run)
     for made in _inputs():
-        run.check(made.place)
+        made(run) if in_colab() else run.check(made.place)
     hashes = [run.entry(made.place)["sha256"] for made in _inputs()]
     return [run.study.digest, hashes, CLAIMS_FILE.read_text(encoding="utf-8")]
+
+
+def evidence_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
+    """The table that a claim is judged on.
+
+    Raises
+    ------
+    MissingInputError
+        If the chapter that makes it has not been run. (In Colab, where each chapter opens on a machine of its own, it
+        is made instead.)
+    """
+    made = _result(claim)
+    return made(run) if in_colab() else run.table(made.name)
 
 
 @table(
@@ -63,19 +82,15 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for claim in load_claims():
-        found = judgement(claim, run.table(claim.table), seed=run.study.seed)
-        interval = found.interval
-        enough = interval.n + found.dropped >= claim.minimum_units
-        rows.append({
-            "claim": claim.id, "statement": claim.claim, "study": run.study.name, "statistic": claim.reads,
-            "estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n,
-            "unit": claim.unit, "control": claim.control, "direction": claim.direction, "margin": claim.margin,
-            "verdict": found.verdict, "scale": "full" if enough else "smoke",
-            "figure": claim.figure, "dropped": found.dropped, "reason": found.reason,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    claims = load_claims()
+    found = [judgement(claim, evidence_of(run, claim), seed=run.study.seed) for claim in claims]
+    rules = pd.DataFrame(map(asdict, claims)).drop(columns="statistic")
+    rules = rules.rename(columns={"id": "claim", "claim": "statement", "reads": "statistic"})
+    outcomes = pd.DataFrame({**asdict(made), **asdict(made.interval)} for made in found)
+    card = rules.join(outcomes).assign(study=run.study.name)
+    enough = card["n"] + card["dropped"] >= card["minimum_units"]
+    card["scale"] = enough.map({True: "full", False: "smoke"})
+    return card[COLUMNS.split()]
 
 
 def card_in_brief(card: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +98,6 @@ def card_in_brief(card: pd.DataFrame) -> pd.DataFrame:
 
     ``see`` names the chapter of the figure behind a row; on a published page it is a link to that figure.
     """
-    import pandas as pd
 
     def see(figure: str) -> str:
         notebook, _, anchor = figure.partition("#")
@@ -91,10 +105,9 @@ def card_in_brief(card: pd.DataFrame) -> pd.DataFrame:
         return f'<a href="{notebook.replace(".ipynb", ".html")}#{anchor}">{chapter}</a>' if publishing() else chapter
 
     effects = [f"{row.estimate:.2g} ({row.low:.2g} to {row.high:.2g})" for row in card.itertuples()]
-    return pd.DataFrame({
-        "statement": card["statement"], "control": card["control"], "effect (95 % interval)": effects, "n": card["n"],
-        "verdict": card["verdict"], "see": card["figure"].map(see),
-    })  # fmt: skip
+    effect = "effect (95 % interval)"
+    shown = card.assign(**{effect: effects, "see": card["figure"].map(see)})
+    return shown[["statement", "control", effect, "n", "verdict", "see"]]
 
 
 def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
