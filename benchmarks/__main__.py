@@ -31,10 +31,22 @@ PACKAGES = ("torch", "numpy", "scipy", "transformers", "transformer-lens", "sae-
 def measure(target: Path, options: list[str]) -> int:
     """Run the benchmarks; the exit code says whether all sides agreed."""
     command = [
-        sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "-o", "python_files=bench_*.py", "-q",
-        "-p", "no:cacheprovider", "-p", "no:xdist", "--benchmark-disable-gc", "--benchmark-columns=median,rounds",
-        f"--benchmark-json={target}", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "benchmarks"),
+        "-o",
+        "python_files=bench_*.py",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--benchmark-disable-gc",
+        "--benchmark-columns=median,rounds",
+        f"--benchmark-json={target}",
+        *options,
+    ]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

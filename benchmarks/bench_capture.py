@@ -81,6 +81,14 @@ def test_capture(benchmark, ragged, side, turn, device):
     call = ours if side == "ours" else lambda: bare_forward(tokens, lengths, device)
     kind = "prompts of 4 to 32 tokens" if ragged else f"rows of {CONTEXT} tokens"
     compare(
-        benchmark, f"capture at layer {LAYER} of SmolLM2-135M, {kind}", side, call, turn=turn, device=device,
-        numbers=shapes_and_sizes, rtol=1e-3, tokens=int(lengths.sum()), **({} if ragged else {"aim": 0.95}),
-    )  # fmt: skip
+        benchmark,
+        f"capture at layer {LAYER} of SmolLM2-135M, {kind}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=shapes_and_sizes,
+        rtol=1e-3,
+        tokens=int(lengths.sum()),
+        **({} if ragged else {"aim": 0.95}),
+    )

@@ -21,8 +21,16 @@ from saema_utils.geometry.topology import betti_numbers
 
 SIZES = [(150, 1024)] if QUICK else [(420, 4608), (420, 16_384), (900, 4608)]
 COMPARED = (
-    "aedp", "mst_weight", "radius", "average_geodesic_distance", "dimension", "cloud", "betti1", "rank", "resampled",
-)  # fmt: skip
+    "aedp",
+    "mst_weight",
+    "radius",
+    "average_geodesic_distance",
+    "dimension",
+    "cloud",
+    "betti1",
+    "rank",
+    "resampled",
+)
 SMALLEST, NEIGHBOURS, RESAMPLES = 10, 10, 4
 
 
@@ -88,6 +96,10 @@ def test_geometry(benchmark, tokens, width, side, turn):
     z = sparse_codes(tokens, width)
     way = {"ours": measure_once, "plain": measure_naively}[side]
     compare(
-        benchmark, f"geometry of one concept, {tokens} tokens, {width:,} latents", side, lambda: way(z),
-        turn=turn, numbers=lambda row: [row[name] for name in COMPARED],
-    )  # fmt: skip
+        benchmark,
+        f"geometry of one concept, {tokens} tokens, {width:,} latents",
+        side,
+        lambda: way(z),
+        turn=turn,
+        numbers=lambda row: [row[name] for name in COMPARED],
+    )

@@ -53,6 +53,13 @@ def test_growth(benchmark, axis, size):
     call, given = problem(axis, size)
     slow = axis == "tokens" and size > 5000
     compare(
-        benchmark, f"growth with {axis}: {FIXED[axis]}, {size}", "ours", call, warmup=int(not slow),
-        axis=axis, size=size, fixed=FIXED[axis], input_bytes=given,
-    )  # fmt: skip
+        benchmark,
+        f"growth with {axis}: {FIXED[axis]}, {size}",
+        "ours",
+        call,
+        warmup=int(not slow),
+        axis=axis,
+        size=size,
+        fixed=FIXED[axis],
+        input_bytes=given,
+    )

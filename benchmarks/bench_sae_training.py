@@ -46,9 +46,13 @@ def trainer(side: str, size: tuple[int, int, int, int], device: str = "cpu") -> 
     torch.manual_seed(0)
     sae = KINDS[side](TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device=device))
     config = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=batch, lr=3e-3, lr_end=3e-4, device=device,
+        total_training_samples=10**9,
+        train_batch_size_samples=batch,
+        lr=3e-3,
+        lr_end=3e-4,
+        device=device,
         logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
+    )
     made = SAETrainer(config, sae, iter([]))
     for group in made.optimizer.param_groups if side == "ours" else ():
         group.update(fused=True, foreach=False)
@@ -70,19 +74,31 @@ def test_training_step(benchmark, name, side, turn, device):
     size = SIZES[name]
     made, x = trainer(side, size, device), tokens(size[3], size[0]).to(device)
     compare(
-        benchmark, f"SAE training step, {name}", side, lambda: one_step(made, x), turn=turn, device=device,
-        numbers=lambda loss: [float(loss)], rtol=1e-3, tokens=size[3],
+        benchmark,
+        f"SAE training step, {name}",
+        side,
+        lambda: one_step(made, x),
+        turn=turn,
+        device=device,
+        numbers=lambda loss: [float(loss)],
+        rtol=1e-3,
+        tokens=size[3],
         **({"aim": 2.5} if name == "default study" else {}),
-    )  # fmt: skip
+    )
 
 
 def test_floor(benchmark):
     d_in, d_sae, _, batch = SIZES["default study"]
     x, weights, bias = tokens(batch, d_in), torch.randn(d_in, d_sae), torch.zeros(d_sae)
     compare(
-        benchmark, "SAE training step, default study: encoder product alone", "ours",
-        lambda: torch.addmm(bias, x, weights), memory=False, tokens=batch, note="the floor of any exact TopK step",
-    )  # fmt: skip
+        benchmark,
+        "SAE training step, default study: encoder product alone",
+        "ours",
+        lambda: torch.addmm(bias, x, weights),
+        memory=False,
+        tokens=batch,
+        note="the floor of any exact TopK step",
+    )
 
 
 @sides
@@ -101,7 +117,14 @@ def test_training(benchmark, side):
             return explained_variance(heldout, made[0].sae(heldout))
 
     found = compare(
-        benchmark, f"SAE training, {STEPS} steps of the smoke study", side, train, warmup=0, memory=False,
-        numbers=lambda variance: variance, rtol=0.01, tokens=STEPS * size[3],
-    )  # fmt: skip
+        benchmark,
+        f"SAE training, {STEPS} steps of the smoke study",
+        side,
+        train,
+        warmup=0,
+        memory=False,
+        numbers=lambda variance: variance,
+        rtol=0.01,
+        tokens=STEPS * size[3],
+    )
     benchmark.extra_info["note"] = f"held-out explained variance {found:.4f} ({side})"

@@ -55,9 +55,15 @@ def test_gram(benchmark, side, turn, device):
 
     call = {"ours": lambda: gram_of_rows(latents)[0], "plain": dense}[side]
     compare(
-        benchmark, f"inner products of {len(latents)} tokens' latents, {SIZE}", side, call, turn=turn, device=device,
-        numbers=lambda gram: gram.cpu(), **AIMS,
-    )  # fmt: skip
+        benchmark,
+        f"inner products of {len(latents)} tokens' latents, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=lambda gram: gram.cpu(),
+        **AIMS,
+    )
 
 
 @sides
@@ -68,10 +74,17 @@ def test_encode(benchmark, side, turn, device):
     coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
     call = {"ours": lambda: coder.encode(x), "plain": lambda: coder.sae.encode(x)}[side]
     compare(
-        benchmark, f"encode {SLICE:,} tokens to dense latents, {SIZE}", side, call, turn=turn, device=device,
-        numbers=lambda z: z.sum(0).cpu(), rtol=1e-4, tokens=SLICE,
+        benchmark,
+        f"encode {SLICE:,} tokens to dense latents, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=lambda z: z.sum(0).cpu(),
+        rtol=1e-4,
+        tokens=SLICE,
         note="nearly all of it the encoder product and its dense result, on both sides",
-    )  # fmt: skip
+    )
 
 
 @sides
@@ -82,9 +95,16 @@ def test_decode(benchmark, side, turn, device):
     pairs, coder = TopKLatents(values.to(device), where.to(device), D_SAE), SaeCoder(sae(device))
     call = {"ours": lambda: coder.decode(pairs), "plain": lambda: coder.sae.decode(pairs.dense())}[side]
     compare(
-        benchmark, f"decode {BATCH} tokens from pairs, {SIZE}", side, call, turn=turn, device=device,
-        numbers=lambda x: x.cpu(), rtol=1e-4, **AIMS,
-    )  # fmt: skip
+        benchmark,
+        f"decode {BATCH} tokens from pairs, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=lambda x: x.cpu(),
+        rtol=1e-4,
+        **AIMS,
+    )
 
 
 @sides
@@ -94,9 +114,18 @@ def test_reconstruct(benchmark, side, turn, device):
     coder, x = SaeCoder(sae(device)), vectors(SLICE, device)
     call = {"ours": lambda: coder.reconstruct(x), "plain": lambda: coder.sae.decode(coder.sae.encode(x))}[side]
     compare(
-        benchmark, f"reconstruct {SLICE:,} tokens, {SIZE}", side, call, turn=turn, device=device,
-        numbers=lambda x: x.cpu(), rtol=1e-4, tokens=SLICE, note="the encoder product is the floor of time", **AIMS,
-    )  # fmt: skip
+        benchmark,
+        f"reconstruct {SLICE:,} tokens, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=lambda x: x.cpu(),
+        rtol=1e-4,
+        tokens=SLICE,
+        note="the encoder product is the floor of time",
+        **AIMS,
+    )
 
 
 @sides
@@ -112,10 +141,17 @@ def test_splice(benchmark, side, turn, device):
         return spliced_losses(model, tokens, "blocks.15.hook_resid_post", {"sae": edit})["sae"].cross_entropy[:, :-1]
 
     compare(
-        benchmark, f"splice reconstructions of {tokens.numel()} tokens into SmolLM2-135M, {SIZE}", side, call,
-        turn=turn, device=device, numbers=lambda losses: losses, rtol=1e-3, tokens=tokens.numel(),
+        benchmark,
+        f"splice reconstructions of {tokens.numel()} tokens into SmolLM2-135M, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        device=device,
+        numbers=lambda losses: losses,
+        rtol=1e-3,
+        tokens=tokens.numel(),
         note="nearly all of it two passes through the language model, on both sides",
-    )  # fmt: skip
+    )
 
 
 @sides
@@ -136,11 +172,17 @@ def test_training_pass(benchmark, side, turn):
         )
 
     compare(
-        benchmark, f"loss and gradients of {BATCH} tokens, {SIZE}", side, call, turn=turn,
-        numbers=lambda found: found.tolist(), rtol=1e-4, tokens=BATCH,
+        benchmark,
+        f"loss and gradients of {BATCH} tokens, {SIZE}",
+        side,
+        call,
+        turn=turn,
+        numbers=lambda found: found.tolist(),
+        rtol=1e-4,
+        tokens=BATCH,
         note="the package's peak is the gradients of both weights, which no optimizer spares",
         **AIMS,
-    )  # fmt: skip
+    )
 
 
 @sides
@@ -160,8 +202,13 @@ def test_random_dictionary(benchmark, latents, side, turn, device):
 
     ours = coder.encode if latents == "dense latents" else coder.encode_pairs
     compare(
-        benchmark, f"random dictionary encodes {SLICE:,} tokens to {latents}, {SIZE}", side,
-        {"ours": lambda: ours(x), "plain": dense}[side], turn=turn, device=device, rtol=1e-4,
+        benchmark,
+        f"random dictionary encodes {SLICE:,} tokens to {latents}, {SIZE}",
+        side,
+        {"ours": lambda: ours(x), "plain": dense}[side],
+        turn=turn,
+        device=device,
+        rtol=1e-4,
         numbers=lambda z: (z.dense() if isinstance(z, TopKLatents) else z).sum(0).cpu(),
         **(AIMS if latents == "pairs" else {}),
-    )  # fmt: skip
+    )

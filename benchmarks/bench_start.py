@@ -19,10 +19,7 @@ import pytest
 from benchmarks.measure import QUICK, compare, sides
 
 EAGER = "import saema_utils, torch, transformers, transformer_lens, sae_lens, umap, plotly"
-COMMANDS = {
-    "import saema_utils": ["-c", "import saema_utils"],
-    "saema --help": ["-m", "saema_utils", "--help"],
-}
+COMMANDS = {"import saema_utils": ["-c", "import saema_utils"], "saema --help": ["-m", "saema_utils", "--help"]}
 ROOT = Path(__file__).resolve().parents[1]
 FINISHED = Path(os.environ.get("SAEMA_BENCH_RUN") or ROOT / "runs" / "smollm2-135m")
 COLD, WARM, ROOM = 900, 90, 6 * 2**30  # what the whole study may take: seconds the first time and again, bytes
@@ -40,9 +37,15 @@ def test_start(benchmark, name, side):
     arguments = COMMANDS[name] if side == "ours" else ["-c", EAGER]
     note = "plain: every library that the package uses, imported at once"
     compare(
-        benchmark, f"start: {name}", side, lambda: run(arguments), memory=False, warmup=int(side == "ours"),
-        note=note, seconds_aim=1,
-    )  # fmt: skip
+        benchmark,
+        f"start: {name}",
+        side,
+        lambda: run(arguments),
+        memory=False,
+        warmup=int(side == "ours"),
+        note=note,
+        seconds_aim=1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +77,18 @@ def chapters_of(manifest: dict) -> str:
 def test_study_the_first_time(benchmark, finished):
     chapters = finished["chapters"].values()
     compare(
-        benchmark, f"study {finished['study']['name']}, chapters {chapters_of(finished)}, the first time", "ours",
-        lambda: None, rounds=1, warmup=0, memory=False, seconds_aim=COLD, bytes_aim=ROOM,
-        recorded=sum(chapter["seconds"] for chapter in chapters), note="recorded by the run itself, once",
-    )  # fmt: skip
+        benchmark,
+        f"study {finished['study']['name']}, chapters {chapters_of(finished)}, the first time",
+        "ours",
+        lambda: None,
+        rounds=1,
+        warmup=0,
+        memory=False,
+        seconds_aim=COLD,
+        bytes_aim=ROOM,
+        recorded=sum(chapter["seconds"] for chapter in chapters),
+        note="recorded by the run itself, once",
+    )
     benchmark.extra_info["memory"] = max(chapter["peak_memory"] for chapter in chapters)
 
 
@@ -98,7 +109,12 @@ def test_study_again(benchmark, tmp_path, finished, executed):
 
     arguments = ["--study", finished["study"]["name"], "--run-dir", str(place), "--chapters", chapters_of(finished)]
     compare(
-        benchmark, f"the same study again, {'every notebook executed' if executed else 'nothing changed'}", "ours",
-        again, warmup=0, memory=False, seconds_aim=WARM,
-    )  # fmt: skip
+        benchmark,
+        f"the same study again, {'every notebook executed' if executed else 'nothing changed'}",
+        "ours",
+        again,
+        warmup=0,
+        memory=False,
+        seconds_aim=WARM,
+    )
     assert {name: (place / name).stat().st_mtime_ns for name in made} == made, "a table was made again: not a rerun"

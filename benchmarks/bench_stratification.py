@@ -60,10 +60,17 @@ def test_three_modes(benchmark, n_latents, side, turn, device):
     cloud = TokenCloud.of(latents, MASK)
     call = {"ours": lambda: three_modes(latents, cloud), "plain": lambda: plain_modes(latents)}[side]
     compare(
-        benchmark, f"spectrum and ranks, three modes, {n_latents:,} latents", side, call, turn=turn, device=device,
+        benchmark,
+        f"spectrum and ranks, three modes, {n_latents:,} latents",
+        side,
+        call,
+        turn=turn,
+        device=device,
         numbers=ranks,
-        family="three modes", size=n_latents, **({"aim": 70} if n_latents == 4096 else {}),
-    )  # fmt: skip
+        family="three modes",
+        size=n_latents,
+        **({"aim": 70} if n_latents == 4096 else {}),
+    )
 
 
 @devices
@@ -71,9 +78,14 @@ def test_three_modes_of_a_wide_sae(benchmark, device):
     latents = topk_latents(WIDE).to(device)
     cloud = TokenCloud.of(latents, MASK)
     compare(
-        benchmark, f"spectrum and ranks, three modes, {WIDE:,} latents", "ours", lambda: three_modes(latents, cloud),
-        device=device, family="three modes", size=WIDE,
-    )  # fmt: skip
+        benchmark,
+        f"spectrum and ranks, three modes, {WIDE:,} latents",
+        "ours",
+        lambda: three_modes(latents, cloud),
+        device=device,
+        family="three modes",
+        size=WIDE,
+    )
 
 
 def encoders(device: str) -> dict[str, Callable]:
@@ -83,8 +95,12 @@ def encoders(device: str) -> dict[str, Callable]:
     sae.W_enc.data = torch.randn(D_IN, D_SAE, generator=draw).to(device)
     components = torch.linalg.qr(torch.randn(D_IN, D_IN, generator=draw))[0][: D_IN // 4].to(device)
     pca = PcaCoder(torch.zeros(D_IN, device=device), components, torch.ones(D_IN))
-    return {"residual": lambda x: x, "sae": SaeCoder(sae).encode, "pca": pca.encode,
-            "random_dictionary": RandomDictionary(D_IN, D_SAE, K).encode}  # fmt: skip
+    return {
+        "residual": lambda x: x,
+        "sae": SaeCoder(sae).encode,
+        "pca": pca.encode,
+        "random_dictionary": RandomDictionary(D_IN, D_SAE, K).encode,
+    }
 
 
 def concept_clouds(device: str, count: int = CONCEPTS) -> list[TokenCloud]:
@@ -117,9 +133,12 @@ def encoders_of(device: str) -> dict[str, Callable]:
 
 def swept(clouds: list[TokenCloud], device: str):
     return sweep_clouds(
-        clouds, encoders_of(device), noise_levels=NOISE, seeds=range(SEEDS),
+        clouds,
+        encoders_of(device),
+        noise_levels=NOISE,
+        seeds=range(SEEDS),
         derived={"shuffled": ("sae", shuffle_latents)},
-    )  # fmt: skip
+    )
 
 
 SWEEP = f"full noise sweep, {CONCEPTS} concepts, {LEVELS} levels, {SEEDS} seeds, 5 representations, 3 modes"
@@ -154,7 +173,17 @@ def test_sweep(benchmark, plain, side, turn, device):
 
     slow = side == "plain" and plain == "the plain covariance"
     compare(
-        benchmark, f"{SWEEP}; plain: {plain}", side, call, turn=turn,
-        warmup=0 if slow else 1, device=device, numbers=numbers, rtol=1e-4, memory=not slow, scale=scale, note=note,
+        benchmark,
+        f"{SWEEP}; plain: {plain}",
+        side,
+        call,
+        turn=turn,
+        warmup=0 if slow else 1,
+        device=device,
+        numbers=numbers,
+        rtol=1e-4,
+        memory=not slow,
+        scale=scale,
+        note=note,
         **({"aim": 20} if plain == "one call a spectrum" else {}),
-    )  # fmt: skip
+    )

@@ -53,22 +53,25 @@ def benchmark_table(measured: Mapping[str, Any]) -> pd.DataFrame:
         if plain is None and ours.get("family") == "three modes":
             seconds, power = extrapolated(every, device, ours["size"])
             notes = [f"plain extrapolated: grows as latents^{power:.2f}"]
-        rows.append({
-            "Work": work,
-            "Device": device,
-            "Package (s)": figures(ours["seconds"]),
-            "Plain (s)": figures(seconds),
-            "Times faster": figures(seconds / ours["seconds"]),
-            "Aim": aim(ours.get("aim"), ours.get("seconds_aim"), "s"),
-            "Package, tokens/s": figures(ours.get("tokens", math.nan) / ours["seconds"]),
-            "Package, peak (MiB)": figures(ours.get("memory", math.nan) / MIB),
-            "Plain, peak (MiB)": figures(plain.get("memory", math.nan) / MIB) if plain is not None else "",
-            "Times less memory": figures(plain.get("memory", math.nan) / ours.get("memory", math.nan))
-            if plain is not None else "",
-            "Aim for memory": aim(ours.get("memory_aim"), ours.get("bytes_aim", math.nan) / MIB, "MiB"),
-            "Rounds": f"{ours['rounds']}" + (f", {plain['rounds']}" if plain is not None else ""),
-            "Note": "; ".join(dict.fromkeys([*notes, *few_rounds(ours, plain)])),
-        })  # fmt: skip
+        rows.append(
+            {
+                "Work": work,
+                "Device": device,
+                "Package (s)": figures(ours["seconds"]),
+                "Plain (s)": figures(seconds),
+                "Times faster": figures(seconds / ours["seconds"]),
+                "Aim": aim(ours.get("aim"), ours.get("seconds_aim"), "s"),
+                "Package, tokens/s": figures(ours.get("tokens", math.nan) / ours["seconds"]),
+                "Package, peak (MiB)": figures(ours.get("memory", math.nan) / MIB),
+                "Plain, peak (MiB)": figures(plain.get("memory", math.nan) / MIB) if plain is not None else "",
+                "Times less memory": figures(plain.get("memory", math.nan) / ours.get("memory", math.nan))
+                if plain is not None
+                else "",
+                "Aim for memory": aim(ours.get("memory_aim"), ours.get("bytes_aim", math.nan) / MIB, "MiB"),
+                "Rounds": f"{ours['rounds']}" + (f", {plain['rounds']}" if plain is not None else ""),
+                "Note": "; ".join(dict.fromkeys([*notes, *few_rounds(ours, plain)])),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -100,15 +103,17 @@ def page_table(found: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, row in found.iterrows():
         device = "" if row["Device"] == "cpu" else f" ({row['Device']})"
-        rows.append({
-            "Work": f"{row['Work']}{device}" + (f"; *{row['Note']}*" if row["Note"] else ""),
-            "Package / plain (s)": pair(row, " (s)"),
-            "Times faster": row["Times faster"],
-            "Aim": row["Aim"],
-            "Peak (MiB)": pair(row, ", peak (MiB)"),
-            "Times less": row["Times less memory"],
-            "Aim ": row["Aim for memory"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "Work": f"{row['Work']}{device}" + (f"; *{row['Note']}*" if row["Note"] else ""),
+                "Package / plain (s)": pair(row, " (s)"),
+                "Times faster": row["Times faster"],
+                "Aim": row["Aim"],
+                "Peak (MiB)": pair(row, ", peak (MiB)"),
+                "Times less": row["Times less memory"],
+                "Aim ": row["Aim for memory"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -171,17 +176,19 @@ def growth_table(points: pd.DataFrame) -> pd.DataFrame:
         is_known = bool(np.isfinite(group["bytes"].astype(float)).all())
         grows = is_known and not is_level(group["bytes"])
         most = largest(group["size"], group["bytes"], is_square=axis == "tokens") if grows else math.inf
-        rows.append({
-            "Growth with": axis,
-            "Work": last["fixed"],
-            "From": f"{group['size'].iloc[0]:,}",
-            "To": f"{last['size']:,}",
-            "Time at the largest (s)": figures(last["seconds"]),
-            "Time grows as size to the": f"{slope(group['size'], group['seconds']):.2f}",
-            "Memory at the largest (MiB)": figures(last["bytes"] / MIB),
-            "Memory grows as size to the": f"{slope(group['size'], group['bytes']):.2f}" if grows else "level",
-            "Largest that fits 24 GiB": figures(most, 1) if math.isfinite(most) else "any",
-        })  # fmt: skip
+        rows.append(
+            {
+                "Growth with": axis,
+                "Work": last["fixed"],
+                "From": f"{group['size'].iloc[0]:,}",
+                "To": f"{last['size']:,}",
+                "Time at the largest (s)": figures(last["seconds"]),
+                "Time grows as size to the": f"{slope(group['size'], group['seconds']):.2f}",
+                "Memory at the largest (MiB)": figures(last["bytes"] / MIB),
+                "Memory grows as size to the": f"{slope(group['size'], group['bytes']):.2f}" if grows else "level",
+                "Largest that fits 24 GiB": figures(most, 1) if math.isfinite(most) else "any",
+            }
+        )
         if not is_known:
             rows[-1].update({"Memory grows as size to the": "", "Largest that fits 24 GiB": ""})
     return pd.DataFrame(rows)

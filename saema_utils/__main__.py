@@ -59,8 +59,8 @@ def run(
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
     from saema_utils import checks as preflight
     from saema_utils import runtime
-    from saema_utils.runs import directory as artifacts
     from saema_utils.runs import files
+    from saema_utils.runs.directory import RunDirectory, forget
 
     wanted = parse_chapters(chapters)
     runtime.choose_device(device)
@@ -68,8 +68,8 @@ def run(
     preflight.check_study(chosen)
     target = user_path(run_dir) if run_dir else default_run_dir(chosen)
     if force:
-        artifacts.forget(target)
-    directory = artifacts.RunDirectory(target, chosen, device=device)
+        forget(target)
+    directory = RunDirectory(target, chosen, device=device)
     from saema_utils.publishing import build as book
 
     study_file = directory.path / "study.json"
@@ -159,13 +159,13 @@ def _chapter_progress() -> Any:
 def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> None:
     """Build the book in HTML from a finished run; nothing is executed again."""
     from saema_utils.publishing.build import build_book
-    from saema_utils.runs import directory as artifacts
+    from saema_utils.runs.directory import RunDirectory
 
     chosen = resolve_study(study)
     path = user_path(run_dir) if run_dir else default_run_dir(chosen)
     if run_dir and (path / "study.json").exists():
         chosen = resolve_study(str(path / "study.json"))
-    index = build_book(artifacts.RunDirectory(path, chosen))
+    index = build_book(RunDirectory(path, chosen))
     typer.echo(f"Open {index}")
 
 
@@ -190,9 +190,14 @@ def studies() -> None:
         recipe = study.sae
         trained = f"trained: {recipe.architecture} {recipe.d_sae}, k {recipe.k}"
         listing.add_row(
-            study.name, study.model, str(study.layer), trained if recipe.source == "train" else recipe.source,
-            f"{study.corpus.tokens:,}", study.hardware, f"{seconds / 60:.1f} min" if seconds else "not run here",
-        )  # fmt: skip
+            study.name,
+            study.model,
+            str(study.layer),
+            trained if recipe.source == "train" else recipe.source,
+            f"{study.corpus.tokens:,}",
+            study.hardware,
+            f"{seconds / 60:.1f} min" if seconds else "not run here",
+        )
     Console().print(listing)
 
 

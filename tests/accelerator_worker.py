@@ -88,14 +88,29 @@ def tiny_study(folder: Path) -> Path:
     hub_layout.write_model(folder / "llama", "llama")
     study = STUDIES["smoke"].changed(
         **{
-            "name": "tiny", "model": str(folder / "llama"), "layer": 1, "concepts": ["months", "days"],
-            "templates": 3, "n_seeds": 2, "noise_levels": [0, 0.1, 0.5, 2], "corpus.tokens": 1500,
-            "corpus.heldout_tokens": 500, "corpus.context": 32, "sae.d_sae": 96, "sae.k": 8, "sae.epochs": 1,
-            "sae.batch": 128, "geometry.min_cluster_size": 4, "geometry.n_neighbors": 5, "geometry.bootstrap": 20,
-            "intervention.alphas": [-1, -0.5, 0, 0.5, 1], "intervention.finetune_steps": 4,
-            "intervention.fresh_steps": 8, "intervention.optimise_steps": 3,
+            "name": "tiny",
+            "model": str(folder / "llama"),
+            "layer": 1,
+            "concepts": ["months", "days"],
+            "templates": 3,
+            "n_seeds": 2,
+            "noise_levels": [0, 0.1, 0.5, 2],
+            "corpus.tokens": 1500,
+            "corpus.heldout_tokens": 500,
+            "corpus.context": 32,
+            "sae.d_sae": 96,
+            "sae.k": 8,
+            "sae.epochs": 1,
+            "sae.batch": 128,
+            "geometry.min_cluster_size": 4,
+            "geometry.n_neighbors": 5,
+            "geometry.bootstrap": 20,
+            "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
+            "intervention.finetune_steps": 4,
+            "intervention.fresh_steps": 8,
+            "intervention.optimise_steps": 3,
         }
-    )  # fmt: skip
+    )
     path = folder / "study.json"
     path.write_text(json.dumps(study.as_dict()))
     return path

@@ -34,9 +34,22 @@ def ask(packages: dict[str, str]) -> dict[str, str]:
         wanted = Path(folder) / "wanted.txt"
         wanted.write_text("".join(f"{name}=={version}\n" for name, version in packages.items()))
         done = subprocess.run(
-            [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off",
-             "--format", "json", "--requirement", str(wanted)], capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "pip_audit",
+                "--no-deps",
+                "--disable-pip",
+                "--progress-spinner",
+                "off",
+                "--format",
+                "json",
+                "--requirement",
+                str(wanted),
+            ],
+            capture_output=True,
+            text=True,
+        )
     try:
         answers = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):

@@ -44,10 +44,14 @@ def main(path: Path) -> dict:
             return {"failed": cell.id, "error": repr(done.error_in_exec or done.error_before_exec)}
     run = shell.user_ns["run"]
     return {
-        "cells": len(cells), "installs": installs, "study": run.study.name,
-        "device": str(run.device), "tables": sorted(p.stem for p in (run.path / "tables").glob("*.csv")),
-        "figures": sorted(p.stem for p in (run.path / "figures").glob("*.svg")), "path": str(run.path),
-    }  # fmt: skip
+        "cells": len(cells),
+        "installs": installs,
+        "study": run.study.name,
+        "device": str(run.device),
+        "tables": sorted(p.stem for p in (run.path / "tables").glob("*.csv")),
+        "figures": sorted(p.stem for p in (run.path / "figures").glob("*.svg")),
+        "path": str(run.path),
+    }
 
 
 if __name__ == "__main__":

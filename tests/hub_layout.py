@@ -42,14 +42,16 @@ RELEASES = {
     for release in (
         Release("gpt2-small", "gpt2", "jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs", "v5_32k_layer_11.pt"),
         Release(
-            "pythia-70m", "EleutherAI/pythia-70m-deduped", "ctigges/pythia-70m-deduped__res-sm_processed", "5-res-sm",
+            "pythia-70m", "EleutherAI/pythia-70m-deduped", "ctigges/pythia-70m-deduped__res-sm_processed", "5-res-sm"
         ),
         Release(
-            "gemma-2-2b", "google/gemma-2-2b", "canrager/saebench_gemma-2-2b_width-2pow16_date-1109",
+            "gemma-2-2b",
+            "google/gemma-2-2b",
+            "canrager/saebench_gemma-2-2b_width-2pow16_date-1109",
             "gemma-2-2b_topk_width-2pow16_date-1109/resid_post_layer_19/trainer_0",
         ),
     )
-}  # fmt: skip
+}
 LAYERS = {"gpt2-small": 11, "pythia-70m": 5, "gemma-2-2b": 19}
 
 
@@ -103,20 +105,41 @@ def model_config(kind: str, d_model: int, vocabulary: int):
             return GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=d_model, n_layer=12, n_head=2)
         case "pythia-70m":
             return GPTNeoXConfig(
-                vocab_size=vocabulary + 50, hidden_size=d_model, num_hidden_layers=6, num_attention_heads=2,
-                intermediate_size=2 * d_model, max_position_embeddings=128, rotary_pct=0.25, use_parallel_residual=True,
+                vocab_size=vocabulary + 50,
+                hidden_size=d_model,
+                num_hidden_layers=6,
+                num_attention_heads=2,
+                intermediate_size=2 * d_model,
+                max_position_embeddings=128,
+                rotary_pct=0.25,
+                use_parallel_residual=True,
                 tie_word_embeddings=False,
-            )  # fmt: skip
+            )
         case "gemma-2-2b":
             return Gemma2Config(
-                vocab_size=vocabulary, hidden_size=d_model, num_hidden_layers=26, num_attention_heads=2,
-                num_key_value_heads=1, head_dim=16, intermediate_size=2 * d_model, max_position_embeddings=128,
-                sliding_window=32, query_pre_attn_scalar=16, bos_token_id=2, eos_token_id=1, pad_token_id=0,
-            )  # fmt: skip
+                vocab_size=vocabulary,
+                hidden_size=d_model,
+                num_hidden_layers=26,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                intermediate_size=2 * d_model,
+                max_position_embeddings=128,
+                sliding_window=32,
+                query_pre_attn_scalar=16,
+                bos_token_id=2,
+                eos_token_id=1,
+                pad_token_id=0,
+            )
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=d_model, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=2 * d_model, max_position_embeddings=128,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=d_model,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=2 * d_model,
+        max_position_embeddings=128,
+    )
 
 
 def byte_level_tokenizer():
@@ -128,9 +151,11 @@ def byte_level_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=[ENDOFTEXT], show_progress=False,
+        vocab_size=420,
+        special_tokens=[ENDOFTEXT],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS for _ in range(3)], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=ENDOFTEXT, eos_token=ENDOFTEXT, unk_token=ENDOFTEXT, model_max_length=128
@@ -173,9 +198,11 @@ def write_sae(folder: Path, release: Release) -> None:
         # b_dec. Its k was a plain number then and not part of the state, and there was no threshold.
         (folder / "config.json").write_text(json.dumps(config, indent=4))
         state = {
-            "encoder.weight": decoder.clone(), "encoder.bias": torch.zeros(release.d_sae),
-            "decoder.weight": decoder.T.contiguous(), "b_dec": bias,
-        }  # fmt: skip
+            "encoder.weight": decoder.clone(),
+            "encoder.bias": torch.zeros(release.d_sae),
+            "decoder.weight": decoder.T.contiguous(),
+            "b_dec": bias,
+        }
         torch.save(state, folder / "ae.pt")
         return
     from safetensors.torch import save_file
@@ -199,31 +226,56 @@ def published(study: str, layer: int) -> dict:
     """
     if study == "gemma-2-2b":
         trainer = {
-            "trainer_class": "TrainerTopK", "dict_class": "AutoEncoderTopK", "lr": 0.0001, "steps": 97656, "seed": 0,
-            "activation_dim": 2304, "dict_size": 65536, "k": 20, "device": "cuda:1", "layer": layer,
-            "lm_name": "google/gemma-2-2b", "wandb_name": f"TopKTrainer-google/gemma-2-2b-resid_post_layer_{layer}",
+            "trainer_class": "TrainerTopK",
+            "dict_class": "AutoEncoderTopK",
+            "lr": 0.0001,
+            "steps": 97656,
+            "seed": 0,
+            "activation_dim": 2304,
+            "dict_size": 65536,
+            "k": 20,
+            "device": "cuda:1",
+            "layer": layer,
+            "lm_name": "google/gemma-2-2b",
+            "wandb_name": f"TopKTrainer-google/gemma-2-2b-resid_post_layer_{layer}",
             "submodule_name": f"resid_post_layer_{layer}",
-        }  # fmt: skip
+        }
         buffer = {
-            "d_submodule": 2304, "io": "out", "n_ctxs": 2048, "ctx_len": 128, "refresh_batch_size": 24,
-            "out_batch_size": 4096, "device": "cuda:1",
-        }  # fmt: skip
+            "d_submodule": 2304,
+            "io": "out",
+            "n_ctxs": 2048,
+            "ctx_len": 128,
+            "refresh_batch_size": 24,
+            "out_batch_size": 4096,
+            "device": "cuda:1",
+        }
         return {"trainer": trainer, "buffer": buffer}
     gpt2 = study == "gpt2-small"
     # Older than sae_lens 6: renamed and filled in by handle_pre_6_0_config, where activation_fn topk makes the
     # architecture topk. OpenAI's autoencoders normalise every token.
     return {
-        "architecture": "standard", "d_in": 768 if gpt2 else 512, "d_sae": 32768, "dtype": "torch.float32",
-        "device": "cuda", "model_name": "gpt2-small" if gpt2 else "pythia-70m-deduped",
-        "hook_name": f"blocks.{layer}.hook_resid_post", "hook_layer": layer, "hook_head_index": None,
-        "activation_fn_str": "topk" if gpt2 else "relu", "activation_fn_kwargs": {"k": 32} if gpt2 else {},
-        "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "sae_lens_training_version": None,
+        "architecture": "standard",
+        "d_in": 768 if gpt2 else 512,
+        "d_sae": 32768,
+        "dtype": "torch.float32",
+        "device": "cuda",
+        "model_name": "gpt2-small" if gpt2 else "pythia-70m-deduped",
+        "hook_name": f"blocks.{layer}.hook_resid_post",
+        "hook_layer": layer,
+        "hook_head_index": None,
+        "activation_fn_str": "topk" if gpt2 else "relu",
+        "activation_fn_kwargs": {"k": 32} if gpt2 else {},
+        "apply_b_dec_to_input": True,
+        "finetuning_scaling_factor": False,
+        "sae_lens_training_version": None,
         "prepend_bos": gpt2,
         "dataset_path": "apollo-research/Skylion007-openwebtext-tokenizer-gpt2"
-        if gpt2 else "EleutherAI/the_pile_deduplicated",
-        "dataset_trust_remote_code": True, "context_size": 64 if gpt2 else 128,
+        if gpt2
+        else "EleutherAI/the_pile_deduplicated",
+        "dataset_trust_remote_code": True,
+        "context_size": 64 if gpt2 else 128,
         "normalize_activations": "layer_norm" if gpt2 else "none",
-    }  # fmt: skip
+    }
 
 
 def shrunk(release: Release) -> dict:

@@ -22,13 +22,22 @@ def tiny(name: str):
 
     return STUDIES[name].changed(
         **{
-            "concepts": ["months", "days"], "templates": 2, "n_seeds": 2, "noise_levels": [0, 0.1, 0.5, 2],
-            "corpus.tokens": 1500, "corpus.heldout_tokens": 500, "corpus.context": 32,
-            "geometry.min_cluster_size": 4, "geometry.n_neighbors": 5, "geometry.bootstrap": 20,
-            "intervention.alphas": [-1, -0.5, 0, 0.5, 1], "intervention.coefficients": [0, 0.1],
-            "intervention.finetune_steps": 2, "intervention.optimise_steps": 3,
+            "concepts": ["months", "days"],
+            "templates": 2,
+            "n_seeds": 2,
+            "noise_levels": [0, 0.1, 0.5, 2],
+            "corpus.tokens": 1500,
+            "corpus.heldout_tokens": 500,
+            "corpus.context": 32,
+            "geometry.min_cluster_size": 4,
+            "geometry.n_neighbors": 5,
+            "geometry.bootstrap": 20,
+            "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
+            "intervention.coefficients": [0, 0.1],
+            "intervention.finetune_steps": 2,
+            "intervention.optimise_steps": 3,
         }
-    )  # fmt: skip
+    )
 
 
 def plain_residual(folder: str, layer: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -47,9 +56,9 @@ def plain_residual(folder: str, layer: int, tokens: torch.Tensor) -> torch.Tenso
 
 
 def facts_of(name: str, folder: Path) -> dict[str, Any]:
-    from saema_utils.chapters.activations import tables as stage1_activations
+    from saema_utils.chapters.activations import concept_activations, corpus_activations, language_model
     from saema_utils.chapters.families.recipes import comparable_recipe
-    from saema_utils.chapters.sae import tables as stage2_sae
+    from saema_utils.chapters.sae import sae_evaluation, study_sae
     from saema_utils.model.loading import model_folder
     from saema_utils.runs.directory import RunDirectory
     from saema_utils.saes.coders import SaeCoder
@@ -57,34 +66,43 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
 
     study = tiny(name)
     run = RunDirectory(folder / name, study, device="cpu")
-    concepts = stage1_activations.concept_activations(run)
-    corpus = stage1_activations.corpus_activations(run)
-    model = stage1_activations.language_model(run)
+    concepts = concept_activations(run)
+    corpus = corpus_activations(run)
+    model = language_model(run)
     months = concepts["months"]
     whole = months.tokens[:1, : len(months.token_strings[0])]
     plain = plain_residual(str(model_folder(study.model)), study.layer, whole)[0, 1:]
     captured = months.residual[0, 1 : whole.shape[1]]
-    sae = stage2_sae.study_sae(run)
+    sae = study_sae(run)
     coder = SaeCoder(sae)
     x = corpus.heldout.float()
     z = coder.encode(x)
     once, twice = coder.decode(z), coder.decode(z)
     again = coder.decode(z, like=x)
-    evaluation = stage2_sae.sae_evaluation(run).set_index("representation")
+    evaluation = sae_evaluation(run).set_index("representation")
     weights = {key: value.tolist() for key, value in sae.state_dict().items()}
     return {
         "bos_per_row": (months.tokens == model.tokenizer.bos_token_id)[:, :1].sum().item() / len(months.tokens),
         "second_is_bos": bool((months.tokens[:, 1] == model.tokenizer.bos_token_id).any()),
         "residual_error": float((plain - captured).abs().max() / plain.abs().max()),
-        "model_dtype": str(next(model.parameters()).dtype), "sae_dtype": str(sae.dtype), "corpus": len(corpus.train),
-        "architecture": sae.cfg.architecture(), "normalisation": sae.cfg.normalize_activations,
-        "hook": sae.cfg.metadata.hook_name, "weights": weights, "x": x.tolist(), "z": z.tolist(),
-        "x_hat": once.tolist(), "decode_repeats": float((once - twice).abs().max() + (once - again).abs().max()),
-        "finite": bool(evaluation.select_dtypes("number").notna().all().all()), "l0": evaluation["l0"]["sae"],
+        "model_dtype": str(next(model.parameters()).dtype),
+        "sae_dtype": str(sae.dtype),
+        "corpus": len(corpus.train),
+        "architecture": sae.cfg.architecture(),
+        "normalisation": sae.cfg.normalize_activations,
+        "hook": sae.cfg.metadata.hook_name,
+        "weights": weights,
+        "x": x.tolist(),
+        "z": z.tolist(),
+        "x_hat": once.tolist(),
+        "decode_repeats": float((once - twice).abs().max() + (once - again).abs().max()),
+        "finite": bool(evaluation.select_dtypes("number").notna().all().all()),
+        "l0": evaluation["l0"]["sae"],
         "comparable": dataclasses.asdict(comparable_recipe(run)),
-        "facts": dataclasses.asdict(sae_facts(run)), "recorded": run.entry("sae/cfg.json")["sae_facts"],
+        "facts": dataclasses.asdict(sae_facts(run)),
+        "recorded": run.entry("sae/cfg.json")["sae_facts"],
         "files": sorted(path.name for path in (run.path / "sae").iterdir()),
-    }  # fmt: skip
+    }
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -125,9 +143,10 @@ def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     tables = {
         "03_noise_rank": stage3_stratification.noise_rank_table(run),
         "03_stratification": stage3_stratification.stratification_verdicts(run),
-        "04_geometry": stage4_geometry.geometry_table(run), "04_merging": stage4_geometry.merging_table(run),
+        "04_geometry": stage4_geometry.geometry_table(run),
+        "04_merging": stage4_geometry.merging_table(run),
         **{made.name: made(run) for place, made in declared_results().items() if place.startswith("tables/05_")},
-    }  # fmt: skip
+    }
     kinds = {
         key: next((c for c in ("representation", "arm", "start") if c in table), None) for key, table in tables.items()
     }

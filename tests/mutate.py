@@ -35,8 +35,9 @@ def copy_checkout() -> Path:
     target = PLACE / "checkout"
     if not target.exists():
         parts = ["saema_utils", "tests", "benchmarks", "pyproject.toml"]
-        listed = subprocess.run(["git", "ls-files", *parts], cwd=ROOT, check=True,
-                                capture_output=True, text=True).stdout.split("\n")  # fmt: skip
+        listed = subprocess.run(
+            ["git", "ls-files", *parts], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split("\n")
         for name in filter(None, listed):
             if (ROOT / name).exists():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)

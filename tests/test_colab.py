@@ -22,12 +22,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 NOTEBOOKS = chapter_notebooks(ROOT)
 TINY = {
-    "concepts": ["months", "days"], "templates": 2, "layer": 1, "n_seeds": 2, "noise_levels": [0, 0.1, 1],
-    "corpus.tokens": 1500, "corpus.heldout_tokens": 500, "corpus.context": 32, "sae.d_sae": 64, "sae.k": 8,
-    "sae.epochs": 2, "sae.batch": 128, "geometry.min_cluster_size": 3, "geometry.n_neighbors": 3,
-    "geometry.bootstrap": 20, "intervention.alphas": [-1, -0.5, 0, 0.5, 1], "intervention.coefficients": [-0.1, 0, 0.1],
-    "intervention.finetune_steps": 3, "intervention.optimise_steps": 3,
-}  # fmt: skip
+    "concepts": ["months", "days"],
+    "templates": 2,
+    "layer": 1,
+    "n_seeds": 2,
+    "noise_levels": [0, 0.1, 1],
+    "corpus.tokens": 1500,
+    "corpus.heldout_tokens": 500,
+    "corpus.context": 32,
+    "sae.d_sae": 64,
+    "sae.k": 8,
+    "sae.epochs": 2,
+    "sae.batch": 128,
+    "geometry.min_cluster_size": 3,
+    "geometry.n_neighbors": 3,
+    "geometry.bootstrap": 20,
+    "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
+    "intervention.coefficients": [-0.1, 0, 0.1],
+    "intervention.finetune_steps": 3,
+    "intervention.optimise_steps": 3,
+}
 
 
 # ---- installing ----------------------------------------------------------------------------------
@@ -142,9 +156,14 @@ def on_colab(notebook: Path, folder: Path, **more: str) -> dict:
     machine.mkdir()
     environment = {**os.environ, "SAEMA_TREE": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "colab_host.py"), str(notebook)], cwd=machine, env=environment,
-        capture_output=True, text=True, timeout=1800, check=False,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "tests" / "colab_host.py"), str(notebook)],
+        cwd=machine,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
     assert "RESULT " in done.stdout, done.stderr[-3000:]
     return json.loads(done.stdout.rsplit("RESULT ", 1)[1]) | {"printed": done.stdout, "machine": str(machine)}
 

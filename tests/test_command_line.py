@@ -14,8 +14,7 @@ def saema(*arguments, cwd=None):
 
 
 @pytest.mark.parametrize(
-    ("text", "chapters"),
-    [("3", (3,)), ("1-3", (1, 2, 3)), ("1,3-5", (1, 3, 4, 5)), ("2,2", (2,)), (" 4 ", (4,))],
+    ("text", "chapters"), [("3", (3,)), ("1-3", (1, 2, 3)), ("1,3-5", (1, 3, 4, 5)), ("2,2", (2,)), (" 4 ", (4,))]
 )
 def test_chapters_are_understood(text, chapters):
     assert parse_chapters(text) == chapters

@@ -29,8 +29,19 @@ from saema_utils.stratification.spectra import unfold
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE = ROOT / "saema_utils"
-HOT = ("distances", "grams", "spectra", "noise", "topk_latents", "sparse_topk", "coders", "splice",
-       "residual_stream", "separation", "edits")  # fmt: skip
+HOT = (
+    "distances",
+    "grams",
+    "spectra",
+    "noise",
+    "topk_latents",
+    "sparse_topk",
+    "coders",
+    "splice",
+    "residual_stream",
+    "separation",
+    "edits",
+)
 SYNCS = {"item", "cpu", "tolist", "numpy"}
 ALLOWED = {
     # function: why each turn of its loop may wait for the device
@@ -220,12 +231,20 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
     environment = {
-        **os.environ, "SAEMA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg",
-    }  # fmt: skip
+        **os.environ,
+        "SAEMA_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+    }
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), "01,02,03,04,05,08", kind],
-        env=environment, capture_output=True, text=True, timeout=1500, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == []

@@ -97,11 +97,22 @@ def test_impossible_values_are_refused_in_one_line(field, value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("layer", 1.5), ("layer", "ten"), ("layer", True), ("seed", 0.5), ("n_seeds", 2.5), ("templates", 2.5),
-        ("noise_levels", (0.0, float("nan"))), ("noise_levels", (0.0, float("inf"))), ("noise_levels", 0.0),
-        ("concepts", "months"), ("concepts", (1,)), ("corpus", {"tokens": 5000}), ("sae", None), ("name", 3),
+        ("layer", 1.5),
+        ("layer", "ten"),
+        ("layer", True),
+        ("seed", 0.5),
+        ("n_seeds", 2.5),
+        ("templates", 2.5),
+        ("noise_levels", (0.0, float("nan"))),
+        ("noise_levels", (0.0, float("inf"))),
+        ("noise_levels", 0.0),
+        ("concepts", "months"),
+        ("concepts", (1,)),
+        ("corpus", {"tokens": 5000}),
+        ("sae", None),
+        ("name", 3),
     ],
-)  # fmt: skip
+)
 def test_a_study_made_directly_is_checked_as_well(field, value):
     with pytest.raises(StudyError, match=f"{field}|name"):
         dataclasses.replace(STUDIES["smoke"], **{field: value})

@@ -55,9 +55,13 @@ def own(parts: Path, **given):
 
 def test_all_parts_together_make_a_study_that_names_what_it_uses(parts):
     study = own(
-        parts, model=str(parts / "model"), layer=1, sae=str(parts / "sae"), prompts=str(parts / "prompts.json"),
+        parts,
+        model=str(parts / "model"),
+        layer=1,
+        sae=str(parts / "sae"),
+        prompts=str(parts / "prompts.json"),
         corpus=str(parts / "text.txt"),
-    )  # fmt: skip
+    )
     assert study.name.startswith("smoke-")
     assert set(study.concepts) == set(PROMPTS)
     assert (study.model, study.layer) == (str((parts / "model").resolve()), 1)
@@ -108,9 +112,14 @@ def test_what_cannot_work_is_refused_before_anything_heavy(parts, given, error, 
 def saema(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "SAEMA_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "saema_utils", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=1500, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "saema_utils", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
 
 
 def test_a_refused_study_leaves_nothing_behind(parts, tmp_path):
@@ -144,9 +153,20 @@ def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(
 
 
 SMALL = {
-    "n_seeds": 2, "noise_levels": [0, 0.1, 1], "corpus.tokens": 1500, "corpus.heldout_tokens": 500,
-    "corpus.context": 32, "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 2, "sae.batch": 128,
-    "geometry.min_cluster_size": 3, "geometry.n_neighbors": 3, "geometry.bootstrap": 20,
-    "intervention.alphas": [-1, 0, 1], "intervention.coefficients": [0, 0.1], "intervention.finetune_steps": 2,
+    "n_seeds": 2,
+    "noise_levels": [0, 0.1, 1],
+    "corpus.tokens": 1500,
+    "corpus.heldout_tokens": 500,
+    "corpus.context": 32,
+    "sae.d_sae": 64,
+    "sae.k": 8,
+    "sae.epochs": 2,
+    "sae.batch": 128,
+    "geometry.min_cluster_size": 3,
+    "geometry.n_neighbors": 3,
+    "geometry.bootstrap": 20,
+    "intervention.alphas": [-1, 0, 1],
+    "intervention.coefficients": [0, 0.1],
+    "intervention.finetune_steps": 2,
     "intervention.optimise_steps": 3,
-}  # fmt: skip
+}

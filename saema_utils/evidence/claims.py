@@ -94,9 +94,11 @@ def judgement(claim: Claim, table: pd.DataFrame, *, seed: int = 0) -> Judgement:
     dropped = len(per_unit) - interval.n
     why = "no value, or a control that leaves no room" if claim.statistic in BOUNDED else "no value"
     return Judgement(
-        interval, decide(interval, claim.direction, claim.margin, claim.minimum_units), dropped,
+        interval,
+        decide(interval, claim.direction, claim.margin, claim.minimum_units),
+        dropped,
         f"{dropped} of {len(per_unit)} {claim.unit}s left out: {why}" if dropped else "",
-    )  # fmt: skip
+    )
 
 
 # ---- statistics: table and claim in, one value per unit out (NaN where a unit decides nothing) ----
@@ -226,7 +228,13 @@ def training_effect(table: pd.DataFrame, claim: Claim) -> pd.Series:
 STATISTICS: dict[str, Callable[[pd.DataFrame, Claim], pd.Series]] = {
     function.__name__: function
     for function in (
-        rank_change_share, rank_excursion, log_ratio, log_count_ratio, pole_error_correlation, best_dose, best_gain,
+        rank_change_share,
+        rank_excursion,
+        log_ratio,
+        log_count_ratio,
+        pole_error_correlation,
+        best_dose,
+        best_gain,
         training_effect,
     )
-}  # fmt: skip
+}

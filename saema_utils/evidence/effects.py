@@ -30,9 +30,17 @@ CONTROLS = ("random_direction", "permuted_labels")
 
 #: What a coefficient is asked about: separation, and reconstruction of running text and of concept words.
 SWEPT = (
-    "separation_train", "separation_words", "separation_sentences", "explained_variance", "ev_train", "ev_words",
-    "ev_sentences", "cosine", "cosine_words", "ce_recovered",
-)  # fmt: skip
+    "separation_train",
+    "separation_words",
+    "separation_sentences",
+    "explained_variance",
+    "ev_train",
+    "ev_words",
+    "ev_sentences",
+    "cosine",
+    "cosine_words",
+    "ce_recovered",
+)
 LEVEL = 0.95
 
 
@@ -106,9 +114,17 @@ def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit:
     d = d[np.isfinite(d)]
     estimate, low, high = paired_interval(d)
     return {
-        "effect": effect, "control": control, "claimed": claimed, "estimate": estimate, "low": low, "high": high,
-        "d": cohens_d_paired(d), "n": len(d), "unit": unit, "p": paired_p(d),
-    }  # fmt: skip
+        "effect": effect,
+        "control": control,
+        "claimed": claimed,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "d": cohens_d_paired(d),
+        "n": len(d),
+        "unit": unit,
+        "p": paired_p(d),
+    }
 
 
 def _verdict(row) -> str:
@@ -202,11 +218,18 @@ def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
         p = float((np.sum(np.abs(null) >= abs(r) - 1e-12) + 1) / (n_resamples + 1))
     return [
         {
-            "effect": "separation with explained variance, training step held fixed", "control": "no relation",
-            "claimed": 1, "estimate": r, "low": low, "high": high, "d": float("nan"), "n": freedom,
-            "unit": "degrees of freedom", "p": p,
+            "effect": "separation with explained variance, training step held fixed",
+            "control": "no relation",
+            "claimed": 1,
+            "estimate": r,
+            "low": low,
+            "high": high,
+            "d": float("nan"),
+            "n": freedom,
+            "unit": "degrees of freedom",
+            "p": p,
         }
-    ]  # fmt: skip
+    ]
 
 
 def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:

@@ -53,19 +53,28 @@ def compare_representations(
         for against in AGAINST:
             family = []
             for table, measures, effect in (
-                (geometry, RATIOS, "log ratio"), (merging, DIFFERENCES[protocol], "difference"),
-            ):  # fmt: skip
+                (geometry, RATIOS, "log ratio"),
+                (merging, DIFFERENCES[protocol], "difference"),
+            ):
                 for measure in measures:
                     if protocol == "words" and measure in ("n_local", "effective_rank"):
                         continue  # as many as there are words, and as few tokens each as there are sentences
                     changes = paired_changes(table, protocol, measure, against, effect)
                     interval = mean_interval(changes, n_resamples=n_resamples, seed=seed)
-                    family.append({
-                        "protocol": protocol, "measure": measure, "against": against, "effect": effect,
-                        "estimate": interval.estimate, "low": interval.low, "high": interval.high,
-                        "ratio": np.exp(interval.estimate) if effect == "log ratio" else np.nan,
-                        "p_value": paired_permutation_test(changes, seed=seed), "n_concepts": interval.n,
-                    })  # fmt: skip
+                    family.append(
+                        {
+                            "protocol": protocol,
+                            "measure": measure,
+                            "against": against,
+                            "effect": effect,
+                            "estimate": interval.estimate,
+                            "low": interval.low,
+                            "high": interval.high,
+                            "ratio": np.exp(interval.estimate) if effect == "log ratio" else np.nan,
+                            "p_value": paired_permutation_test(changes, seed=seed),
+                            "n_concepts": interval.n,
+                        }
+                    )
             for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
                 rows.append(row | {"p_holm": p, "verdict": verdict(row, p)})
     return pd.DataFrame(rows)

@@ -226,7 +226,15 @@ def _row(
     interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
     words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
     return {
-        "concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate,
-        "low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm,
-        "margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words),
-    }  # fmt: skip
+        "concept": concept,
+        "statistic": statistic,
+        "control": control,
+        "difference": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "p": p,
+        "p_holm": p_holm,
+        "margin": margin,
+        "verdict": verdict_of(interval, p_holm, margin, *words),
+    }

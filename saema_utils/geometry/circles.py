@@ -92,12 +92,20 @@ def circle_rows(
     scale = diagrams[0][:, 1][np.isfinite(diagrams[0][:, 1])].max(initial=0.0)
     head = {"concept": clouds.concept, "cycle": name, "representation": representation}
     row = head | {
-        "n_words": found.n, "period": period, "score": found.score, "low": low, "high": high, "p_value": found.p_value,
-        "distance_score": found.distance_score, "distance_p_value": found.distance_p_value,
-        "variance_share": found.variance_share, "betti1": int(betti_numbers(None, 1, distances=distances)[1]),
+        "n_words": found.n,
+        "period": period,
+        "score": found.score,
+        "low": low,
+        "high": high,
+        "p_value": found.p_value,
+        "distance_score": found.distance_score,
+        "distance_p_value": found.distance_p_value,
+        "variance_share": found.variance_share,
+        "betti1": int(betti_numbers(None, 1, distances=distances)[1]),
         "betti1_plane": int(betti_numbers(found.plane, 1)[1]),
-        "loop_ratio": float(hole_ratios(diagrams[1], scale).max(initial=0.0)), "reason": found.reason,
-    }  # fmt: skip
+        "loop_ratio": float(hole_ratios(diagrams[1], scale).max(initial=0.0)),
+        "reason": found.reason,
+    }
     members = [clouds.words[w] for w in np.unique(labels)]
     points = [
         head | {"word": word, "place": int(place), "x": float(xy[0]), "y": float(xy[1])}

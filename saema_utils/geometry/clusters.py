@@ -89,9 +89,13 @@ def umap_embedding(
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn.manifold")
         warnings.filterwarnings("ignore", message="using precomputed metric")
         return umap.UMAP(
-            n_components=max(1, min(n_components, n - 2)), n_neighbors=min(n_neighbors, n - 1), n_epochs=n_epochs,
-            metric="precomputed", random_state=seed, n_jobs=1,
-        ).fit_transform(distances)  # fmt: skip
+            n_components=max(1, min(n_components, n - 2)),
+            n_neighbors=min(n_neighbors, n - 1),
+            n_epochs=n_epochs,
+            metric="precomputed",
+            random_state=seed,
+            n_jobs=1,
+        ).fit_transform(distances)
 
 
 def find_local_representations(

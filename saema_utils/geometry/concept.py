@@ -128,12 +128,8 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
         concept=activations.prompts.concept,
         words=words,
         points={name: z[select] for name, z in full.items()},
-        word_vectors={
-            name: poles(z, np.where(is_word, row_of[prompt_of], -1)) for name, z in full.items()
-        },
-        tokens=[
-            activations.token_strings[p][t] for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
-        ],
+        word_vectors={name: poles(z, np.where(is_word, row_of[prompt_of], -1)) for name, z in full.items()},
+        tokens=[activations.token_strings[p][t] for p, t in zip(prompt_of[kept], position_of[kept], strict=True)],
         prompt_of=prompt_of[kept],
         template_of=template_of[prompt_of][kept],
         word_of=prompt_words[prompt_of][kept],
@@ -145,7 +141,7 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
             in_brackets(activations.token_strings[p], t, prompts[p].text)
             for p, t in zip(prompt_of[kept], position_of[kept], strict=True)
         ],
-    )  # fmt: skip
+    )
 
 
 def in_brackets(strings: Sequence[str], position: int, text: str) -> str:
@@ -177,9 +173,12 @@ def cluster_cloud(
     space = "sphere" if protocol == "paper" else "data"
     try:
         return find_local_representations(
-            x, method=protocol, min_cluster_size=min_cluster_size, seed=seed,
+            x,
+            method=protocol,
+            min_cluster_size=min_cluster_size,
+            seed=seed,
             distances=clouds.distances(representation, space),
-        )  # fmt: skip
+        )
     except GeometryError as error:
         return LocalRepresentations(np.full(len(x), -1), None, 0, 1.0, str(error))
 
@@ -232,16 +231,22 @@ def cluster_row(
     cloud = intrinsic_dimension(None, distances=distances)
     row = geometry_row(local.labels, here, n_neighbors)
     row |= {
-        "n_points": len(local.labels), "n_copies": clouds.n_copies, "n_local": local.n_local,
-        "noise_fraction": local.noise_fraction, "betti0": int(betti_numbers(None, 0, distances=here)[0]),
-        "intrinsic_dimension": dimension.estimate, "intrinsic_dimension_error": dimension.error,
-        "intrinsic_dimension_cloud": cloud.estimate, "intrinsic_dimension_cloud_error": cloud.error,
+        "n_points": len(local.labels),
+        "n_copies": clouds.n_copies,
+        "n_local": local.n_local,
+        "noise_fraction": local.noise_fraction,
+        "betti0": int(betti_numbers(None, 0, distances=here)[0]),
+        "intrinsic_dimension": dimension.estimate,
+        "intrinsic_dimension_error": dimension.error,
+        "intrinsic_dimension_cloud": cloud.estimate,
+        "intrinsic_dimension_cloud_error": cloud.error,
         "effective_rank": weighted_mean([s["effective_rank"] for s in spectra], [s["n_tokens"] for s in spectra]),
         "effective_rank_error": pooled_error(spectra),
-        "intrinsic_dimension_embedding":
-            mean_dimension(local_dimensions(local.labels, here)).estimate if paper else NAN,
+        "intrinsic_dimension_embedding": mean_dimension(local_dimensions(local.labels, here)).estimate
+        if paper
+        else NAN,
         "space": "embedding" if paper else "data",
-    }  # fmt: skip
+    }
     rows_a, rows_b = match_by_assignment(reference.labels, local.labels)
     row |= {"procrustes_disparity": NAN, "procrustes_chance": NAN, "procrustes_p": NAN, "n_matched": len(rows_a)}
     if len(rows_a) >= 3:
@@ -280,10 +285,14 @@ def local_spectra(
             continue
         chosen = random_members(members, size, n_draws, rng)
         participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
-        found.append(row | {
-            "participation_ratio": float(participation.mean()), "effective_rank": float(effective.mean()),
-            "effective_rank_error": float(effective.std()),
-        })  # fmt: skip
+        found.append(
+            row
+            | {
+                "participation_ratio": float(participation.mean()),
+                "effective_rank": float(effective.mean()),
+                "effective_rank_error": float(effective.std()),
+            }
+        )
     return found
 
 
@@ -333,14 +342,25 @@ def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> di
     test = procrustes_test(poles(clouds.word_vectors["residual"], labels), centres)
     reasons = [row["reason"], dimension.reason] + (["Procrustes needs three words"] if test.n < 3 else [])
     return row | {
-        "effective_rank": NAN, "effective_rank_error": NAN, "n_points": len(x), "n_copies": 0,
-        "n_local": len(centres), "noise_fraction": 0.0,
-        "betti0": int(betti_numbers(centres, 0)[0]), "intrinsic_dimension": dimension.estimate,
-        "intrinsic_dimension_error": dimension.error, "intrinsic_dimension_cloud": cloud.estimate,
-        "intrinsic_dimension_cloud_error": cloud.error, "intrinsic_dimension_embedding": NAN, "space": "data",
-        "procrustes_disparity": test.disparity, "procrustes_chance": test.chance, "procrustes_p": test.p_value,
-        "n_matched": test.n, "reason": "; ".join(dict.fromkeys(r for r in reasons if r)),
-    }  # fmt: skip
+        "effective_rank": NAN,
+        "effective_rank_error": NAN,
+        "n_points": len(x),
+        "n_copies": 0,
+        "n_local": len(centres),
+        "noise_fraction": 0.0,
+        "betti0": int(betti_numbers(centres, 0)[0]),
+        "intrinsic_dimension": dimension.estimate,
+        "intrinsic_dimension_error": dimension.error,
+        "intrinsic_dimension_cloud": cloud.estimate,
+        "intrinsic_dimension_cloud_error": cloud.error,
+        "intrinsic_dimension_embedding": NAN,
+        "space": "data",
+        "procrustes_disparity": test.disparity,
+        "procrustes_chance": test.chance,
+        "procrustes_p": test.p_value,
+        "n_matched": test.n,
+        "reason": "; ".join(dict.fromkeys(r for r in reasons if r)),
+    }
 
 
 # ---- merging -----------------------------------------------------------------------------------
@@ -395,6 +415,10 @@ def cluster_merging_row(clouds: ConceptClouds, labels: Int[np.ndarray, " N"]) ->
 def merging_columns(scores: Any) -> dict[str, Any]:
     """The columns of ``04_merging`` that every protocol fills."""
     return {
-        "ami": scores.ami, "homogeneity": scores.homogeneity, "completeness": scores.completeness,
-        "coverage": scores.coverage, "n_tokens": scores.n, "reason": scores.reason,
-    }  # fmt: skip
+        "ami": scores.ami,
+        "homogeneity": scores.homogeneity,
+        "completeness": scores.completeness,
+        "coverage": scores.coverage,
+        "n_tokens": scores.n,
+        "reason": scores.reason,
+    }

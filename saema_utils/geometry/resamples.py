@@ -80,9 +80,14 @@ def interval_row(own: float, resampled: Sequence[float], templates: Int[np.ndarr
         method, unit = "a fifth left out", "prompt"
     half = errors_to_bound(reach) * error
     return {
-        "method": method, "unit": unit, "estimate": own, "error": error, "low": own - half, "high": own + half,
+        "method": method,
+        "unit": unit,
+        "estimate": own,
+        "error": error,
+        "low": own - half,
+        "high": own + half,
         "n_resamples": len(known),
-    }  # fmt: skip
+    }
 
 
 def pole_rows(

@@ -7,9 +7,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={
-        "doses": ["dose_response"],
-        "edits": ["scale_separation"],
-        "search": ["optimise_separability"],
-    },
+    submod_attrs={"doses": ["dose_response"], "edits": ["scale_separation"], "search": ["optimise_separability"]},
 )

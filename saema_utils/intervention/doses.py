@@ -20,12 +20,7 @@ import torch
 
 from saema_utils.errors import InterventionError
 from saema_utils.intervention.edits import ARMS, KEPT_SHARE, apply_edit, edit_direction
-from saema_utils.intervention.separation import (
-    check_labelled,
-    cluster_means,
-    mean_pole_distance,
-    separation_scale_free,
-)
+from saema_utils.intervention.separation import check_labelled, cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import float64
 
 if TYPE_CHECKING:
@@ -87,14 +82,16 @@ def dose_response(
             squared = (float64(decoded) - x).square()
             rows.append(
                 {
-                    "alpha": float(alpha), "arm": arm,
+                    "alpha": float(alpha),
+                    "arm": arm,
                     "aedp": float(mean_pole_distance(cluster_means(edited, y, k))),
                     "separation_scale_free": float(separation_scale_free(edited, y)),
-                    "mse": float(squared.mean()), "fvu": float(squared.sum() / spread),
+                    "mse": float(squared.mean()),
+                    "fvu": float(squared.sum() / spread),
                     "l0": float((edited != 0).sum(1).float().mean()),
                     "ce_loss": float("nan") if cross_entropy is None else float(cross_entropy(decoded)),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -181,9 +178,18 @@ def optimum(
     if preserve_sparsity and np.isfinite(best):
         exact = not bool(((z.sign() * (z + best * direction)) < KEPT_SHARE * z.abs()).any())
     return Optimum(
-        best, *alpha_interval, float(2 * c / n), *curvature_interval, slope, *slope_interval,
-        gain, float(a / n), at_best, exact, len(names),
-    )  # fmt: skip
+        best,
+        *alpha_interval,
+        float(2 * c / n),
+        *curvature_interval,
+        slope,
+        *slope_interval,
+        gain,
+        float(a / n),
+        at_best,
+        exact,
+        len(names),
+    )
 
 
 RANGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
@@ -217,11 +223,12 @@ def separation_error_correlation(table: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     **dict(zip(groups, key if isinstance(key, tuple) else (key,), strict=True)),
-                    "range": name, "n": len(part),
+                    "range": name,
+                    "n": len(part),
                     "r": _pearson(part["aedp"], part["mse"]),
                     "r_scale_free": _pearson(part["separation_scale_free"], part["mse"]),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 

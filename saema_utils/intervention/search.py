@@ -117,11 +117,15 @@ def optimise_separability(
         aedp = float(mean_pole_distance(poles + shift))
         gw = float(gromov_wasserstein(distance_matrix(poles + shift, relative=True), before, seed=seed))
         return {
-            "restart": restart, "step": step, "objective": {"aedp": aedp, "gromov_wasserstein": gw}.get(objective, 0.0),
-            "aedp": aedp, "gromov_wasserstein": gw, "separation_scale_free": float(separation_scale_free(edited, y)),
+            "restart": restart,
+            "step": step,
+            "objective": {"aedp": aedp, "gromov_wasserstein": gw}.get(objective, 0.0),
+            "aedp": aedp,
+            "gromov_wasserstein": gw,
+            "separation_scale_free": float(separation_scale_free(edited, y)),
             "mse": float((float64(decode(whole)) - float64(target)).square().mean()),
             "edit_norm": float(shift.square().sum(1).mean().sqrt() / unit),
-        }  # fmt: skip
+        }
 
     rows, ends = [], []
     for restart in range(restarts):

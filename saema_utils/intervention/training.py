@@ -11,7 +11,7 @@ else (width, k, data and their order, steps, warm start) is equal between coeffi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from saema_utils.errors import InterventionError, SaeError, unknown_name
 from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import generator, seed_everything
 from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
+from saema_utils.saes.training import NORMALISED, plain_sae, training_steps
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -117,43 +118,38 @@ class LabelledTokens:
     clusters: Int[Tensor, " N"]
     concepts: Int[Tensor, " N"]
 
-    def of(self, concept: int) -> LabelledTokens:
-        here = self.concepts == concept
-        return LabelledTokens(self.vectors[here], self.clusters[here], self.concepts[here])
 
+def labelled_batches(
+    sae: SeparableTopKTrainingSAE,
+    corpus: Float[Tensor, "M D"],
+    tokens: LabelledTokens | None,
+    *,
+    batch: int,
+    seed: int,
+    most: int = 64,
+    concepts_per_step: int = 2,
+) -> Iterator[Float[Tensor, "B D"]]:
+    """Corpus batches with concept tokens as their last rows, of which ``sae`` is told; the same sequence for one seed.
 
-class Batches(Iterator):
-    """Corpus batches with concept tokens as their last rows; the same sequence for one seed.
-
-    Each step brings two whole concepts (all their labelled tokens, at most ``most_labelled`` each), so
-    that poles are means over several contexts.
+    Each step brings two whole concepts (all their labelled tokens, at most ``most`` each), so that poles are means
+    over several contexts.
     """
-
-    def __init__(
-        self, sae: SeparableTopKTrainingSAE, corpus: Float[Tensor, "M D"], tokens: LabelledTokens | None,
-        *, batch: int, seed: int, most_labelled: int = 64, concepts_per_step: int = 2,
-    ):  # fmt: skip
-        self.sae, self.corpus, self.tokens, self.batch = sae, corpus, tokens, batch
-        self.most, self.per_step = most_labelled, concepts_per_step
-        self.draws = generator(seed, "separability batches")
-        self.names = [] if tokens is None else tokens.concepts.unique().tolist()
-
-    def __next__(self) -> Float[Tensor, "B D"]:
-        rows = torch.randint(len(self.corpus), (self.batch,), generator=self.draws)
-        # The corpus may be mapped from disk while the weights, and the concept tokens, lie on the device.
-        device = self.sae.W_dec.device
-        parts = [self.corpus[rows].to(device).float()]
-        if self.names:
-            order = torch.randperm(len(self.names), generator=self.draws)[: self.per_step]
+    draws = generator(seed, "separability batches")
+    names = [] if tokens is None else tokens.concepts.unique().tolist()
+    # The corpus may be mapped from disk while the weights, and the concept tokens, lie on the device.
+    device = sae.W_dec.device
+    while True:
+        rows = torch.randint(len(corpus), (batch,), generator=draws)
+        parts = [corpus[rows].to(device).float()]
+        if names:
             chosen = []
-            for i in order.tolist():
-                members = (self.tokens.concepts == self.names[i]).nonzero()[:, 0]
-                chosen.append(members[torch.randperm(len(members), generator=self.draws)[: self.most]])
+            for i in torch.randperm(len(names), generator=draws)[:concepts_per_step].tolist():
+                members = (tokens.concepts == names[i]).nonzero()[:, 0]
+                chosen.append(members[torch.randperm(len(members), generator=draws)[:most]])
             here = torch.cat(chosen)
-            parts.append(self.tokens.vectors[here].to(device).float())
-            self.sae.concept_labels = self.tokens.clusters[here].to(device)
-            self.sae.concept_groups = self.tokens.concepts[here].to(device)
-        return torch.cat(parts)
+            parts.append(tokens.vectors[here].to(device).float())
+            sae.concept_labels, sae.concept_groups = tokens.clusters[here].to(device), tokens.concepts[here].to(device)
+        yield torch.cat(parts)
 
 
 def activation_scale(corpus: Float[Tensor, "M D"], most: int = 4096) -> float:
@@ -165,16 +161,13 @@ def activation_scale(corpus: Float[Tensor, "M D"], most: int = 4096) -> float:
 def fresh(d_in: int, d_sae: int, k: int, *, seed: int, device: str = "cpu", **choices: Any) -> SeparableTopKTrainingSAE:
     """An untrained autoencoder; its weights depend on the seed alone, not on the device."""
     seed_everything(seed)
-    cfg = SeparableTopKConfig(
-        d_in=d_in, d_sae=d_sae, k=k, device="cpu", normalize_activations="expected_average_only_in", **choices
-    )
-    sae = SeparableTopKTrainingSAE(cfg)
-    return sae.to(device)
+    cfg = SeparableTopKConfig(d_in=d_in, d_sae=d_sae, k=k, device="cpu", normalize_activations=NORMALISED, **choices)
+    return SeparableTopKTrainingSAE(cfg).to(device)
 
 
 def can_continue(sae: SAE) -> bool:
     """Whether :func:`warm_start` takes this autoencoder."""
-    return sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+    return sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", NORMALISED)
 
 
 def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
@@ -193,14 +186,9 @@ def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) 
             f"a warm start needs a TopK SAE without run-time normalisation; this one is {cfg.architecture()!r} with "
             f"{cfg.normalize_activations!r}. Start fresh instead."
         )
-    new = SeparableTopKTrainingSAE(
-        SeparableTopKConfig(
-            d_in=cfg.d_in, d_sae=cfg.d_sae, k=k or cfg.k, device=str(sae.W_dec.device),
-            apply_b_dec_to_input=cfg.apply_b_dec_to_input,
-            rescale_acts_by_decoder_norm=cfg.rescale_acts_by_decoder_norm,
-            normalize_activations="expected_average_only_in", **choices,
-        )
-    )  # fmt: skip
+    sizes = {"d_in": cfg.d_in, "d_sae": cfg.d_sae, "k": k or cfg.k, "device": str(sae.W_dec.device)}
+    kept = {name: getattr(cfg, name) for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")}
+    new = SeparableTopKTrainingSAE(SeparableTopKConfig(normalize_activations=NORMALISED, **sizes, **kept, **choices))
     # TopK is positively homogeneous: scaling inputs and biases scales latents and outputs alike.
     with torch.no_grad():
         new.W_enc.copy_(sae.W_enc)
@@ -221,7 +209,7 @@ def train_separable(
     learning_rate: float = 3e-4,
     seed: int = 0,
     checkpoints: tuple[int, ...] = (),
-    watch: Any = None,
+    watch: Callable[[int, SAE], None] | None = None,
 ) -> SAE:
     """Train with sae_lens's ``SAETrainer`` and return the plain TopK autoencoder for inference.
 
@@ -236,39 +224,18 @@ def train_separable(
     checkpoints, watch
         ``watch(step, plain_sae)`` is called after each of these steps.
     """
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    batches = Batches(sae, corpus, tokens, batch=batch, seed=seed)
-    config = SAETrainerConfig(
-        total_training_samples=steps * batch, train_batch_size_samples=batch, device=str(sae.W_dec.device),
-        lr=learning_rate, lr_end=learning_rate, lr_warm_up_steps=max(1, steps // 20), dead_feature_window=1000,
-        logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
-    trainer = SAETrainer(config, sae, batches)
-    trainer.activation_scaler.scaling_factor = scale
-    for group in trainer.optimizer.param_groups:
-        group.update(fused=True, foreach=False)  # the same Adam in one pass over the weights
-    for step in range(1, steps + 1):
-        trainer.step(next(batches))
-        trainer.n_training_steps += 1
-        if step in checkpoints and watch is not None:
-            watch(step, as_plain(sae, scale))
+    batches = labelled_batches(sae, corpus, tokens, batch=batch, seed=seed)
+    schedule = {"lr": learning_rate, "lr_end": learning_rate}
+    for trainer, _ in training_steps(sae, batches, scale=scale, steps=steps, batch=batch, **schedule):
+        if trainer.n_training_steps in checkpoints and watch is not None:
+            watch(trainer.n_training_steps, as_plain(sae, scale))
     return as_plain(sae, scale)
 
 
 @torch.no_grad()
 def as_plain(sae: SeparableTopKTrainingSAE, scale: float = 1.0) -> SAE:
-    """The plain inference ``TopKSAE`` of sae_lens, in the model's own scale; ``sae`` is left alone.
-
-    Uses sae_lens's own step for saving, so that it equals what ``SAE.load_from_disk`` reads back.
-    """
-    from sae_lens import SAE
-
-    state = {name: value.detach().clone() for name, value in sae.state_dict().items()}
-    sae.process_state_dict_for_saving_inference(state)
-    plain = SAE.from_dict({**sae.cfg.get_inference_sae_cfg_dict(), "normalize_activations": "none"})
-    plain.load_state_dict(state)
+    """:func:`~saema_utils.saes.training.plain_sae` in the model's own scale."""
+    plain = plain_sae(sae)
     plain.b_enc /= scale
     plain.b_dec /= scale
-    return plain.to(sae.W_dec.device).eval().requires_grad_(False)
+    return plain

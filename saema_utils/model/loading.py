@@ -302,15 +302,11 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns while it is imported
         from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-        from transformers.utils import logging as transformers_logging
+        from transformers.utils import logging as ours
 
-    verbosity, bars, hub_bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-        not are_progress_bars_disabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    verbosity, bars, hub_bars = ours.get_verbosity(), ours.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    ours.set_verbosity_error()
+    ours.disable_progress_bar()
     disable_progress_bars()
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -320,9 +316,9 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-        transformers_logging.set_verbosity(verbosity)
+        ours.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            ours.enable_progress_bar()
         if hub_bars:
             enable_progress_bars()
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 SINK_FACTOR = 5.0
 RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_post|in|out)")
-
-
 # Enough rows to keep the cores busy, few enough to stay in their caches. Fixed, so that
 # rounding does not depend on how much memory happens to be free.
 TOKENS_PER_BATCH = {"cpu": 2048, "mps": 8192, "cuda": 16384}
@@ -188,9 +186,12 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def find_sinks(
-    norms: Float[Tensor, "*shape"], ordinary: Bool[Tensor, "*shape"], factor: float = SINK_FACTOR
+    norms: Float[Tensor, "*shape"],
+    ordinary: Bool[Tensor, "*shape"],
+    typical: Bool[Tensor, "*shape"] | None = None,
+    factor: float = SINK_FACTOR,
 ) -> tuple[Bool[Tensor, "*shape"], float]:
-    """Attention sinks among ordinary tokens: norm above ``factor`` times their median norm.
+    """Attention sinks among ordinary tokens: norm above ``factor`` times the median norm of typical ones.
 
     Parameters
     ----------
@@ -198,19 +199,22 @@ def find_sinks(
         Euclidean norms of the residual stream.
     ordinary
         True at tokens that are neither padding nor special.
+    typical
+        True at tokens whose median norm is compared with (default: the ordinary ones).
 
     Returns
     -------
-    A mask of the sinks, and the median norm of ordinary tokens.
+    A mask of the sinks, and the median norm of typical tokens.
 
     Raises
     ------
     ActivationError
-        If no token is ordinary.
+        If no token is typical.
     """
-    if not ordinary.any():
+    typical = ordinary if typical is None else typical
+    if not typical.any():
         raise ActivationError("every token is padding or special: nothing is left to measure. Use longer prompts.")
-    median = float(norms[ordinary].median())
+    median = float(norms[typical].median())
     return ordinary & (norms > factor * median), median
 
 
@@ -261,11 +265,6 @@ class ConceptActivations:
         index = {word: i for i, word in enumerate(self.prompts.words)}
         return torch.tensor([index[prompt.word] for prompt in self.prompts.prompts])
 
-    @property
-    def point_words(self) -> Int[Tensor, " N"]:
-        """Index into ``prompts.words`` of the word of each point's prompt."""
-        return self.prompt_words[self.point_prompts]
-
     def word_vectors(self) -> Float[Tensor, "P D"]:
         """Mean over the tokens of each prompt's word; NaN where all of them are sinks."""
         weights = self.word_mask.to(self.residual.dtype)
@@ -311,11 +310,8 @@ def _assemble(
     spans = torch.tensor([prompt.span for prompt in prompts.prompts])
     starts, ends = batch.offsets[..., 0], batch.offsets[..., 1]
     in_word = (starts < spans[:, 1:]) & (ends > spans[:, :1])
-    return ConceptActivations(
-        prompts=prompts, residual=residual, tokens=batch.tokens, mask=mask, word_mask=mask & in_word,
-        token_strings=strings, n_special=int(batch.special.sum()), n_sinks=int(sinks.sum()),
-        n_padding=int((~batch.real).sum()), median_norm=median,
-    )  # fmt: skip
+    counts = (int(batch.special.sum()), int(sinks.sum()), int((~batch.real).sum()))
+    return ConceptActivations(prompts, residual, batch.tokens, mask, mask & in_word, strings, *counts, median)
 
 
 def pack(activations: Mapping[str, ConceptActivations]) -> dict[str, Tensor]:
@@ -354,8 +350,12 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, ConceptActivations]:
         found[concept] = ConceptActivations(
             ConceptPrompts(concept, tuple(Prompt(*fields) for fields in facts["prompts"])),
             *(tensors[f"{concept}.{name}"] for name in ("residual", "tokens", "mask", "word_mask")),
-            facts["strings"], special, sinks, padding, facts["median_norm"],
-        )  # fmt: skip
+            facts["strings"],
+            special,
+            sinks,
+            padding,
+            facts["median_norm"],
+        )
     return found
 
 

@@ -114,8 +114,8 @@ def spliced_losses(
             clean = model(batch, return_type="logits").float().log_softmax(-1)
             _fill(ce[CLEAN], kl[CLEAN], rows, counts, clean, clean, targets)
             for group in _groups(list(replace), max(1, STACKED_TOKENS // batch.numel())):
-                new = {name: _of_rows(replace[name], rows) for name in group}
-                logits = _run_stacked(model, batch, hook_name, new, None if where is None else where[rows])
+                new = {n: r[rows] if isinstance(r := replace[n], torch.Tensor) else r for n in group}
+                logits = run_spliced(model, batch, hook_name, new, None if where is None else where[rows])
                 for name, own in zip(group, logits.chunk(len(group)), strict=True):
                     _fill(ce[name], kl[name], rows, counts, own, clean, targets)
 
@@ -129,20 +129,8 @@ def run_spliced(
     model: TransformerBridge,
     tokens: Int[Tensor, "B T"],
     hook_name: str,
-    new: Replacement,
-    where: Bool[Tensor, "B T"] | None = None,
-    name: str = "replacement",
-) -> Float[Tensor, "B T V"]:
-    """Logits of one forward pass with the vectors at ``hook_name`` replaced by ``new``."""
-    return _run_stacked(model, tokens, hook_name, {name: new}, where)
-
-
-def _run_stacked(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "B T"],
-    hook_name: str,
     new: Mapping[str, Replacement],
-    where: Bool[Tensor, "B T"] | None,
+    where: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "NB T V"]:
     """Logits of one pass over as many copies of the prompts as there are replacements, each copy with its own."""
     fired = 0
@@ -164,11 +152,7 @@ def _run_stacked(
 
 
 def _replaced(
-    activations: Float[Tensor, "B T D"],
-    new: Replacement,
-    where: Bool[Tensor, "B T"] | None,
-    name: str,
-    hook_name: str,
+    activations: Float[Tensor, "B T D"], new: Replacement, where: Bool[Tensor, "B T"] | None, name: str, hook_name: str
 ) -> Float[Tensor, "B T D"]:
     replacement = new(activations) if callable(new) else new
     if replacement.shape != activations.shape:
@@ -181,10 +165,6 @@ def _replaced(
     if not torch.isfinite(replacement[chosen]).all():
         raise InterventionError(f"replacement {name!r} holds NaN or infinity; check the edit before splicing it in.")
     return torch.where(chosen[..., None], replacement, activations)
-
-
-def _of_rows(new: Replacement, rows: slice) -> Replacement:
-    return new[rows] if isinstance(new, torch.Tensor) else new
 
 
 def _groups(names: list[str], size: int) -> list[list[str]]:

@@ -172,12 +172,7 @@ def _copy_plotly(target: Path) -> None:
 
 
 def _stage_notebooks(
-    run: RunDirectory,
-    root: Path,
-    staging: Path,
-    wanted: set[int] | None,
-    allow_stale: bool,
-    say: Callable[[str], None],
+    run: RunDirectory, root: Path, staging: Path, wanted: set[int] | None, allow_stale: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Clean and copy the executed chapters; returns the table of contents that lists exactly these.
 

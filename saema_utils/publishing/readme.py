@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 START, END = "<!-- generated: start -->", "<!-- generated: end -->"
 CLAIMS, TIMES = "book/default_claims.csv", "book/default_times.json"
-HEADINGS = {
-    "supported": "Held up",
-    "not supported": "Did not hold up",
-    "inconclusive": "Cannot be told yet",
-}
+HEADINGS = {"supported": "Held up", "not supported": "Did not hold up", "inconclusive": "Cannot be told yet"}
 
 
 def scorecard_lines(card: pd.DataFrame) -> str:

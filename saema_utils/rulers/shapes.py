@@ -20,13 +20,7 @@ from saema_utils.geometry.clouds import rms_radius
 from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere, umap_embedding
 from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension
 from saema_utils.geometry.matching import merging_scores, procrustes_disparity
-from saema_utils.geometry.pole_measures import (
-    aedp,
-    average_geodesic_distance,
-    mst_weight,
-    mst_weight_scale_free,
-    poles,
-)
+from saema_utils.geometry.pole_measures import aedp, average_geodesic_distance, mst_weight, mst_weight_scale_free, poles
 from saema_utils.geometry.topology import betti_numbers
 
 if TYPE_CHECKING:
@@ -151,8 +145,15 @@ def trials() -> list[Trial]:
     found.append(Trial("half circle, 7 poles", "average geodesic distance", math.pi * 8 / 18, _half_circle))
     found.append(Trial("swiss roll, ratio to truth", "average geodesic distance", 1, _swiss_geodesic))
     found.append(Trial("rotated, scaled copy", "Procrustes disparity", 0, _procrustes_copy))
-    found.append(Trial("12 unrelated poles, 576 dimensions", "Procrustes disparity", 1, _procrustes_chance,
-                       "high-dimensional poles look alike: compare with chance"))  # fmt: skip
+    found.append(
+        Trial(
+            "12 unrelated poles, 576 dimensions",
+            "Procrustes disparity",
+            1,
+            _procrustes_chance,
+            "high-dimensional poles look alike: compare with chance",
+        )
+    )
     found.append(Trial("words merged by threes", "homogeneity", math.log(4) / math.log(12), _merged))
     found.append(Trial("words merged by threes", "completeness", 1, lambda rng: (_merging(rng).completeness, math.nan)))
     found.append(Trial("labels at random", "adjusted mutual information", 0, _unrelated))
@@ -177,11 +178,19 @@ def ruler_table(seed: int = 0, n_repeats: int = 20) -> pd.DataFrame:
         n = max(3, n_repeats // 4) if trial.measure in ("Betti-2", EMBEDDED) else n
         results = np.array([trial.run(np.random.default_rng([seed, index, repeat])) for repeat in range(n)])
         estimates = results[:, 0]
-        rows.append({
-            "shape": trial.shape, "measure": trial.measure, "truth": trial.truth, "estimate": estimates.mean(),
-            "bias": estimates.mean() - trial.truth, "spread": estimates.std(ddof=1),
-            "stated_error": results[:, 1].mean(), "n": n, "note": trial.note,
-        })  # fmt: skip
+        rows.append(
+            {
+                "shape": trial.shape,
+                "measure": trial.measure,
+                "truth": trial.truth,
+                "estimate": estimates.mean(),
+                "bias": estimates.mean() - trial.truth,
+                "spread": estimates.std(ddof=1),
+                "stated_error": results[:, 1].mean(),
+                "n": n,
+                "note": trial.note,
+            }
+        )
     return pd.DataFrame(rows)
 
 

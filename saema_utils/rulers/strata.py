@@ -193,10 +193,16 @@ def rank_recovery(seed: int = 0) -> pd.DataFrame:
             for noise in (0.0, 1e-5, 1e-2):
                 tensor = tucker_tensor(shape, ranks, seed=seed, noise=noise, dtype=dtype)
                 found = tuple(numerical_rank(covariance_spectrum(tensor, mode)) for mode in range(3))
-                rows.append({
-                    "shape": _by(shape), "dtype": str(dtype).removeprefix("torch."), "noise": noise,
-                    "true_ranks": _by(ranks), "found_ranks": _by(found), "recovered": found == ranks,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "shape": _by(shape),
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "noise": noise,
+                        "true_ranks": _by(ranks),
+                        "found_ranks": _by(found),
+                        "recovered": found == ranks,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -260,11 +266,18 @@ def sweep_alike(clouds: Sequence[TokenCloud], encoders: Mapping[str, Encode]) ->
             values = torch.linalg.eigvalsh(latents @ latents.mT / (n - 1)).clamp(min=0)
             largest = values.amax(1, keepdim=True)
             shares = values / values.sum(1, keepdim=True)
-            parts.append(pd.DataFrame(head | {
-                "representation": name, "noise": level, "noise_rms": level / rms,
-                "rank": (values > DEFAULT_RTOL * largest).sum(1).numpy(),
-                "effective_rank": torch.special.entr(shares).sum(1).exp().numpy(),
-            }))  # fmt: skip
+            parts.append(
+                pd.DataFrame(
+                    head
+                    | {
+                        "representation": name,
+                        "noise": level,
+                        "noise_rms": level / rms,
+                        "rank": (values > DEFAULT_RTOL * largest).sum(1).numpy(),
+                        "effective_rank": torch.special.entr(shares).sum(1).exp().numpy(),
+                    }
+                )
+            )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -276,8 +289,9 @@ def _against_controls(table: pd.DataFrame, concepts: Sequence[str]) -> list[set[
     for start in range(0, len(concepts), CONCEPTS):
         means = {
             (statistic, control): values.to_numpy()[start : start + CONCEPTS]
-            for statistic, wide in gaps.items() for control, values in wide.items()
-        }  # fmt: skip
+            for statistic, wide in gaps.items()
+            for control, values in wide.items()
+        }
         found.append({row["verdict"] for row in over_concepts(means) if row["control"] == STRONGEST})
     return found
 
@@ -286,10 +300,16 @@ def _rate(test: str, world: World, flagged: int, n: int) -> dict[str, object]:
     low, high = wilson(flagged, n)
     is_alarm = world.truth != "stratified"
     return {
-        "test": test, "world": world.name, "truth": world.truth, "n": n, "flagged": flagged / n, "low": low,
-        "high": high, "error": flagged / n if is_alarm else 1 - flagged / n,
+        "test": test,
+        "world": world.name,
+        "truth": world.truth,
+        "n": n,
+        "flagged": flagged / n,
+        "low": low,
+        "high": high,
+        "error": flagged / n if is_alarm else 1 - flagged / n,
         "kind": "false alarm" if is_alarm else "missed",
-    }  # fmt: skip
+    }
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -304,6 +324,9 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 WORLDS: dict[str, Callable[[int], World]] = {
-    "smooth": smooth_world, "flat": flat_world, "repeated": repeated_world, "stratified": stratified_world,
+    "smooth": smooth_world,
+    "flat": flat_world,
+    "repeated": repeated_world,
+    "stratified": stratified_world,
     "chance": chance_world,
-}  # fmt: skip
+}

@@ -122,13 +122,19 @@ def synthetic_merging_table(seed: int = 0, samples: int = 200_000) -> pd.DataFra
     for name, width, room, z, decoder in codes:
         d = pairwise_distances(z)
         found = merging_scores(cut_into(d, room), world.words)
-        rows.append({
-            "representation": name, "n_latents": width, "room_for": room,
-            "homogeneity_truth": np.log(room) / np.log(N_WORDS),
-            "features_recovered": np.nan if decoder is None else recovered_share(world.features, decoder),
-            "words_recovered": np.nan if decoder is None else recovered_share(directions, decoder),
-            "ami": found.ami, "homogeneity": found.homogeneity, "completeness": found.completeness,
-            "ami_family": merging_scores(cut_into(d, N_FAMILIES), world.families).ami,
-            "purity": neighbour_purity(d, world.words, np.arange(len(d)))[0],
-        })  # fmt: skip
+        rows.append(
+            {
+                "representation": name,
+                "n_latents": width,
+                "room_for": room,
+                "homogeneity_truth": np.log(room) / np.log(N_WORDS),
+                "features_recovered": np.nan if decoder is None else recovered_share(world.features, decoder),
+                "words_recovered": np.nan if decoder is None else recovered_share(directions, decoder),
+                "ami": found.ami,
+                "homogeneity": found.homogeneity,
+                "completeness": found.completeness,
+                "ami_family": merging_scores(cut_into(d, N_FAMILIES), world.families).ami,
+                "purity": neighbour_purity(d, world.words, np.arange(len(d)))[0],
+            }
+        )
     return pd.DataFrame(rows)

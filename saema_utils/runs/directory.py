@@ -76,7 +76,7 @@ class RunDirectory:
         if known is not None and known != study.digest:
             raise ArtifactError(
                 f"{self.path} belongs to study {manifest.get('study', {}).get('name')!r} with other choices "
-                f"(digest {known}, this one has {study.digest}). Choose another --run-dir or pass --force."
+                f"(digest {known}, this one has {study.digest}). Choose another folder, or empty this one (--force)."
             )
         if known is None:
             self._update_manifest(lambda m: m.update(_birth_certificate(study)))
@@ -132,7 +132,7 @@ class RunDirectory:
         self._update_manifest(lambda m: m.setdefault("chapters", {}).update({chapter: facts}))
 
     def record_task(self, task: str, **facts: Any) -> None:
-        """Note how a task of a sweep ran: its key, seconds, peak memory, device, what it made."""
+        """Note how a task of a sweep ran: its key, seconds, where, with how many threads."""
         self._update_manifest(lambda m: m.setdefault("tasks", {}).update({task: facts}))
 
     @contextlib.contextmanager
@@ -202,8 +202,8 @@ class RunDirectory:
         """What the manifest says of an artifact, or None."""
         return self.manifest().get("artifacts", {}).get(relative)
 
-    def check(self, relative: str) -> Path:
-        """Path of an artifact after checking it against its hash.
+    def check(self, relative: str, entry: dict[str, Any] | None = None) -> Path:
+        """Path of an artifact after checking it against its hash (of ``entry``, by default as the manifest stands).
 
         Raises
         ------
@@ -212,7 +212,7 @@ class RunDirectory:
         ArtifactError
             If its bytes are not those that were written.
         """
-        entry, path = self.entry(relative), self.path / relative
+        entry, path = entry or self.entry(relative), self.path / relative
         if entry is None or not path.is_file():
             chapter = (entry or {}).get("chapter") or chapter_in_name(relative) or 1
             raise MissingInputError(
@@ -232,7 +232,7 @@ class RunDirectory:
     def is_whole(self, chapter: int) -> bool:
         """Whether all that a chapter left in this run is still what was written."""
         return all(
-            self._is_sound(name)
+            self._is_sound(name, entry)
             for name, entry in self.manifest().get("artifacts", {}).items()
             if entry.get("chapter") == chapter
         )
@@ -242,14 +242,14 @@ class RunDirectory:
         entry = self.entry(relative)
         if entry is None or entry["key"] != key:
             return False
-        if not self._is_sound(relative):
+        if not self._is_sound(relative, entry):
             self.remark(f"{relative} is damaged or missing; it is made anew.")
             return False
         return True
 
-    def _is_sound(self, relative: str) -> bool:
+    def _is_sound(self, relative: str, entry: dict[str, Any]) -> bool:
         try:
-            self.check(relative)
+            self.check(relative, entry)
         except ArtifactError:
             return False
         return True
@@ -270,9 +270,9 @@ class RunDirectory:
         log = self.path / REMARKS
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
-    def save_table(self, name: str, table: pd.DataFrame, key: str = "", **facts: Any) -> Path:
+    def save_table(self, name: str, table: pd.DataFrame, key: str = "") -> Path:
         """Write ``tables/<name>.csv``."""
-        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key, **facts)
+        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key)
 
     def table(self, name: str) -> pd.DataFrame:
         """Read ``tables/<name>.csv``, checked."""
@@ -283,14 +283,13 @@ class RunDirectory:
     def cached_table(self, name: str, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table, computed only if it is missing, damaged, or made from something else."""
         if not self.is_fresh(f"tables/{name}.csv", key):
-            value, seconds = _timed(compute)
-            self.save_table(name, value, key, seconds=seconds)
+            self.save_table(name, compute(), key)
         return self.table(name)
 
-    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "", **facts: Any) -> Path:
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "") -> Path:
         """Write ``tensors/<name>.safetensors``."""
         whole = {k: v.detach().cpu() for k, v in tensors.items()}
-        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key, **facts)
+        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read ``tensors/<name>.safetensors``, checked."""
@@ -303,8 +302,7 @@ class RunDirectory:
     ) -> dict[str, torch.Tensor]:
         """The tensors, computed only if they are missing, damaged, or made from something else."""
         if not self.is_fresh(f"tensors/{name}.safetensors", key):
-            value, seconds = _timed(compute)
-            self.save_tensors(name, value, key, seconds=seconds)
+            self.save_tensors(name, compute(), key)
         return self.tensors(name)
 
     def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
@@ -353,12 +351,6 @@ def _held(folder: Path, taken: str, *, alone: bool = True, patience: float = 0) 
         raise ArtifactError(cannot_write(folder / RUN_LOCK, error)) from error
     with held:
         yield
-
-
-def _timed(compute: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.perf_counter()
-    value = compute()
-    return value, round(time.perf_counter() - started, 3)
 
 
 def _version() -> str | None:

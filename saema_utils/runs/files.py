@@ -155,8 +155,9 @@ def read_yaml(path: Path, what: str, error: type[SaemaError]) -> Any:
     except SaemaError:
         raise
     except Exception as refused:  # beside YAMLError, a wrong tag raises whatever its constructor does
-        reason = f"{type(refused).__name__}: {one_line(refused)}"
-        raise error(f"{what} {path} is not YAML ({reason}). Correct it.") from refused
+        mark, problem = getattr(refused, "problem_mark", None), getattr(refused, "problem", None)
+        where = f"line {mark.line + 1}" if mark else type(refused).__name__
+        raise error(f"{what} {path} is not YAML ({where}: {one_line(problem or refused)}). Correct it.") from refused
     # Aliases let a short file hold a value that fills the memory when it is copied or shown, or holds itself.
     parts = [plain]
     for part in parts:  # grows while it is walked

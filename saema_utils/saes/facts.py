@@ -42,11 +42,8 @@ def read_facts(folder: Path) -> SaeFacts:
     config = read_json(folder / "cfg.json", "the configuration of an SAE", remedy)
     if not isinstance(config.get("d_sae"), int):
         raise ArtifactError(f"{folder / 'cfg.json'} does not say how many latents the SAE has (d_sae). {remedy}")
-    metadata = config.get("metadata") or {}
-    return SaeFacts(
-        architecture=config.get("architecture", "standard"), d_sae=config["d_sae"], k=config.get("k"),
-        prepend_bos=metadata.get("prepend_bos") is not False,
-    )  # fmt: skip
+    prepend_bos = (config.get("metadata") or {}).get("prepend_bos") is not False
+    return SaeFacts(config.get("architecture", "standard"), config["d_sae"], config.get("k"), prepend_bos)
 
 
 def sae_facts(run: RunDirectory) -> SaeFacts:

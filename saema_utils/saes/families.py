@@ -178,7 +178,6 @@ def calibrate_threshold(
 def small_recipe(recipe: SaeRecipe, architecture: str) -> SaeRecipe:
     """The study's recipe made small enough to train a dozen families: half as wide, at most 1,152 latents, 4 epochs."""
     width = max(2 * recipe.k, min(recipe.d_sae // 2, 1152))
-    return dataclasses.replace(
-        recipe, source="train", architecture=architecture, d_sae=width, k=min(recipe.k, width // 2),
-        epochs=min(4, recipe.epochs), batch=min(1024, recipe.batch),
-    )  # fmt: skip
+    sizes = {"d_sae": width, "k": min(recipe.k, width // 2)}
+    shorter = {"epochs": min(4, recipe.epochs), "batch": min(1024, recipe.batch)}
+    return dataclasses.replace(recipe, source="train", architecture=architecture, **sizes, **shorter)

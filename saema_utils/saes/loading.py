@@ -1,9 +1,4 @@
-"""Sparse autoencoders, in one place to import from: load them and check that they fit the model.
-
-Everything is sae_lens's: its file format stores, its classes encode and decode, and its trainer learns
-(:mod:`saema_utils.saes.training`). What they are compared with is in :mod:`saema_utils.saes.coders`, how they
-are measured in :mod:`saema_utils.saes.fidelity`.
-"""
+"""Load a sparse autoencoder, from a folder or from sae_lens's registry, and check that it fits the model."""
 
 from __future__ import annotations
 
@@ -16,18 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import SaeError, one_line, unknown_name
 from saema_utils.runs.files import user_path
-from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.saes.fidelity import Fidelity, explained_variance, measure_fidelity
-from saema_utils.saes.training import DEFAULT_PENALTY, TrainedSae, train_sae
 
 if TYPE_CHECKING:
     import torch
     from sae_lens import SAE
 
 SAE_FILES = ("sae_weights.safetensors", "cfg.json")
-
-
-# ---- loading and saving ------------------------------------------------------------------------
 
 
 def load_sae(
@@ -178,25 +167,3 @@ def _place(hook_name: str) -> tuple[str, int] | str:
     if match is None:
         return hook_name
     return "residual", int(match[1]) + (match[2] in ("hook_resid_post", "hook_out"))
-
-
-__all__ = [
-    "DEFAULT_PENALTY",
-    "SAE_FILES",
-    "Coder",
-    "Fidelity",
-    "PcaCoder",
-    "RandomDictionary",
-    "SaeCoder",
-    "TrainedSae",
-    "check_fits",
-    "check_reads",
-    "check_release",
-    "explained_variance",
-    "load_sae",
-    "measure_fidelity",
-    "no_sae",
-    "read_sae_config",
-    "same_place",
-    "train_sae",
-]

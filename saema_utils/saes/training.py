@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
     from sae_lens import SAE
-    from sae_lens.saes.sae import TrainingSAE
+    from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+    from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
 HISTORY_ROWS = 30
 HISTORY_TOKENS = 1024
+NORMALISED = "expected_average_only_in"  # all activations by one factor, as sae_lens calls it
 # Sparsity penalties that reach an L0 near 32 on activations of unit mean square (see train_sae);
 # TopK families take k itself.
 DEFAULT_PENALTY = {"standard": 3.0, "gated": 5.0, "jumprelu": 0.5}
@@ -63,7 +65,7 @@ def train_sae(
 
     It minimises :math:`\lVert x - \hat x \rVert^2` (plus the family's penalty) with Adam, in
     ``recipe.epochs`` shuffled passes over ``train``. Activations are multiplied by one number so that
-    their mean norm is :math:`\sqrt D` (sae_lens's ``expected_average_only_in``) and the number is folded
+    their mean norm is :math:`\sqrt D` (:data:`NORMALISED`) and the number is folded
     into the weights at the end, so the result reads and writes the model's own units. Per-token
     normalisation is not used: it removes the norm, which is part of what is studied, and sae_lens's loss
     that revives dead latents refuses it.
@@ -91,8 +93,6 @@ def train_sae(
     Gao et al., Scaling and evaluating sparse autoencoders, 2024 (TopK, loss of dead latents).
     """
     import pandas as pd
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
 
     wanted = device = torch.device(device)
     if device.type in WITHOUT_FLOAT64 and recipe.architecture in ("batchtopk", "matryoshka"):
@@ -107,42 +107,80 @@ def train_sae(
         sae = _training_sae(recipe, train.shape[1], steps, device, penalty)
     # Start from the mean of the data, so that no latent has to spend itself on it.
     sae.b_dec.data.copy_(mean.to(sae.b_dec) * scale)
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=steps * batch,
-            train_batch_size_samples=batch,
-            lr=recipe.learning_rate,
-            lr_end=recipe.learning_rate / 10,
-            lr_warm_up_steps=max(1, steps // 20),
-            lr_decay_steps=steps // 3,
-            device=str(device),
-            dead_feature_window=max(4, min(1000, per_epoch)),
-            feature_sampling_window=max(1, per_epoch),
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae,
-        _shuffled_batches(train, batch, seed),
-    )
-    for group in trainer.optimizer.param_groups:
-        group.update(fused=True, foreach=False)  # the same Adam in one pass over the weights
-    trainer.activation_scaler.scaling_factor = scale
     sample = heldout[_spread(len(heldout), HISTORY_TOKENS)].to(device, torch.float32)
-    every = max(1, steps // HISTORY_ROWS)
+    every, unit = max(1, steps // HISTORY_ROWS), scale**2 * train.shape[1]
     rows = []
+    schedule = {
+        "lr": recipe.learning_rate,
+        "lr_end": recipe.learning_rate / 10,
+        "lr_decay_steps": steps // 3,
+        "dead_feature_window": max(4, min(1000, per_epoch)),
+        "feature_sampling_window": max(1, per_epoch),
+    }
+    batches = _shuffled_batches(train, batch, seed)
     with progress_bar(steps, description) as advance:
-        for step in range(1, steps + 1):
-            trainer.maybe_reset_sparsity()
-            output = trainer.step(next(trainer.data_provider).to(torch.float32))
-            trainer.n_training_steps += 1
+        for trainer, output in training_steps(sae, batches, scale=scale, steps=steps, batch=batch, **schedule):
+            step = trainer.n_training_steps
             if step == 1 or step % every == 0 or step == steps:
-                unit = scale**2 * train.shape[1]
                 rows.append(_history_row(trainer, sample, scale, output.losses["mse_loss"].item() / unit))
             advance(1)
     sae.fold_activation_norm_scaling_factor(scale)
     trainer.set_final_sae_metadata()
     for name, value in (metadata or {}).items():
         sae.cfg.metadata[name] = value
-    return TrainedSae(_inference_sae(sae).to(wanted), pd.DataFrame(rows))
+    plain = plain_sae(sae).to(wanted)
+    if plain.cfg.architecture() != "topk":  # TopK's are folded by sae_lens already
+        plain.fold_W_dec_norm()
+    return TrainedSae(plain, pd.DataFrame(rows))
+
+
+def training_steps(
+    sae: TrainingSAE, batches: Iterator[Tensor], *, scale: float, steps: int, batch: int, **schedule: Any
+) -> Iterator[tuple[SAETrainer, TrainStepOutput]]:
+    """Steps of sae_lens's trainer, one after the other: the trainer and what the step gave.
+
+    Parameters
+    ----------
+    batches
+        Activations in the model's own units; they are multiplied by ``scale``.
+    schedule
+        Further fields of sae_lens's ``SAETrainerConfig``, ``lr`` among them. The first twentieth of the steps warms up.
+    """
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    config = SAETrainerConfig(
+        total_training_samples=steps * batch,
+        train_batch_size_samples=batch,
+        device=str(sae.W_dec.device),
+        lr_warm_up_steps=max(1, steps // 20),
+        **schedule,
+    )
+    trainer = SAETrainer(config, sae, batches)
+    trainer.activation_scaler.scaling_factor = scale
+    for group in trainer.optimizer.param_groups:
+        group.update(fused=True, foreach=False)  # the same Adam in one pass over the weights
+    for _ in range(steps):
+        trainer.maybe_reset_sparsity()
+        output = trainer.step(next(batches).to(torch.float32))
+        trainer.n_training_steps += 1
+        yield trainer, output
+
+
+@torch.no_grad()
+def plain_sae(trained: TrainingSAE) -> SAE:
+    """The inference class of a training class, with its weights as they are; ``trained`` is left alone.
+
+    Uses sae_lens's own step for saving, so that it equals what ``SAE.load_from_disk`` reads back.
+    """
+    from sae_lens import SAE
+
+    weights = {name: value.detach().clone() for name, value in trained.state_dict().items()}
+    trained.process_state_dict_for_saving_inference(weights)
+    with torch.random.fork_rng(devices=[]):  # the weights it is born with are drawn, then replaced
+        sae = SAE.from_dict({**trained.cfg.get_inference_sae_cfg_dict(), "normalize_activations": "none"})
+    sae.load_state_dict(weights)
+    return sae.to(trained.W_dec.device).eval().requires_grad_(False)
 
 
 def _check_activations(train: Tensor, heldout: Tensor) -> tuple[Tensor, float]:
@@ -179,16 +217,13 @@ def _training_sae(recipe: SaeRecipe, d_in: int, steps: int, device: torch.device
 
     from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
 
-    common = {
-        "d_in": d_in,
-        "d_sae": recipe.d_sae,
-        "device": str(device),
-        "normalize_activations": "expected_average_only_in",
-    }
+    common = {"d_in": d_in, "d_sae": recipe.d_sae, "device": str(device)}
+    common["normalize_activations"] = NORMALISED
     coefficient = DEFAULT_PENALTY.get(recipe.architecture) if penalty is None else penalty
     warm_up = max(1, steps // 5)
     # The stored threshold of the batch families is a running mean; a short run needs a faster one.
     batch = {"k": float(recipe.k), "topk_threshold_lr": min(0.5, max(0.01, 20 / steps))}
+    warm = {"l1_coefficient": coefficient, "l1_warm_up_steps": warm_up}
     match recipe.architecture:
         case "topk":
             return SparseTopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=recipe.k, **common))
@@ -199,19 +234,15 @@ def _training_sae(recipe: SaeRecipe, d_in: int, steps: int, device: torch.device
             config = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(matryoshka_widths=widths, **batch, **common)
             return sae_lens.MatryoshkaBatchTopKTrainingSAE(config)
         case "standard":
-            config = sae_lens.StandardTrainingSAEConfig(l1_coefficient=coefficient, l1_warm_up_steps=warm_up, **common)
-            return sae_lens.StandardTrainingSAE(config)
+            return sae_lens.StandardTrainingSAE(sae_lens.StandardTrainingSAEConfig(**warm, **common))
         case "gated":
-            config = sae_lens.GatedTrainingSAEConfig(l1_coefficient=coefficient, l1_warm_up_steps=warm_up, **common)
-            return sae_lens.GatedTrainingSAE(config)
+            return sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(**warm, **common))
         case "jumprelu":
             # On activations of unit mean square sae_lens's default bandwidth lets the penalty reach almost no
             # latent in a short run; this wide one, also passed to the encoder, does.
-            config = sae_lens.JumpReLUTrainingSAEConfig(
-                l0_coefficient=coefficient, l0_warm_up_steps=warm_up, jumprelu_init_threshold=0.1,
-                jumprelu_bandwidth=2.0, jumprelu_ste_to_input=True, **common,
-            )  # fmt: skip
-            return sae_lens.JumpReLUTrainingSAE(config)
+            wide = {"jumprelu_init_threshold": 0.1, "jumprelu_bandwidth": 2.0, "jumprelu_ste_to_input": True}
+            warm = {"l0_coefficient": coefficient, "l0_warm_up_steps": warm_up}
+            return sae_lens.JumpReLUTrainingSAE(sae_lens.JumpReLUTrainingSAEConfig(**warm, **wide, **common))
     raise SaeError(unknown_name("SAE architecture", recipe.architecture, ARCHITECTURES))
 
 
@@ -249,18 +280,3 @@ def _history_row(trainer: Any, sample: Tensor, scale: float, train_mse: float) -
         "l0": float((latents != 0).sum() / len(sample)),
         "dead": int(trainer.dead_neurons.sum()),
     }
-
-
-@torch.no_grad()
-def _inference_sae(trained: TrainingSAE) -> SAE:
-    """What ``save_inference_model`` would write, without the disk; decoder rows get unit norm where exact."""
-    from sae_lens import SAE
-
-    weights = trained.state_dict()
-    trained.process_state_dict_for_saving_inference(weights)
-    with torch.random.fork_rng(devices=[]):  # the weights it is born with are drawn, then replaced
-        sae = SAE.from_dict(trained.cfg.get_inference_sae_cfg_dict())
-    sae.load_state_dict({name: value.detach().clone() for name, value in weights.items()})
-    if sae.cfg.architecture() != "topk":  # TopK's are folded by sae_lens already
-        sae.fold_W_dec_norm()
-    return sae.eval().requires_grad_(False)

@@ -126,9 +126,13 @@ def subspace_drift(
         for level, seed in steps:
             noisy = encode(cloud.noisy(level, seed))
             facts = {
-                "concept": cloud.concept, "representation": name, "noise": float(level),
-                "noise_rms": float(level) / cloud.rms, "seed": seed, **_turnover(clean, noisy),
-            }  # fmt: skip
+                "concept": cloud.concept,
+                "representation": name,
+                "noise": float(level),
+                "noise_rms": float(level) / cloud.rms,
+                "seed": seed,
+                **_turnover(clean, noisy),
+            }
             turned = leading_subspaces(noisy, cloud, modes, n)
             for mode in modes:
                 angles = _angles(bases[mode], turned[mode])
@@ -188,23 +192,37 @@ def where_rank_moves(
             alone = cloud.distinct
             labels, blocks = [], []
             for axis, place, kept in (
-                ("prompt", cloud.prompt, alone.prompt), ("position", cloud.position, alone.position)
-            ):  # fmt: skip
+                ("prompt", cloud.prompt, alone.prompt),
+                ("position", cloud.position, alone.position),
+            ):
                 for index in place.unique().tolist():
                     here = (place == index).nonzero()[:, 0].to(grams[0].device)
                     if len(here) > 1:
-                        labels.append({"axis": axis, "index": index, "n_tokens": len(here),
-                                       "n_distinct": int((kept == index).sum())})  # fmt: skip
+                        labels.append(
+                            {
+                                "axis": axis,
+                                "index": index,
+                                "n_tokens": len(here),
+                                "n_distinct": int((kept == index).sum()),
+                            }
+                        )
                         blocks += [gram[here][:, here] for gram in grams]
             floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
             found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
             for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
-                rows.append({
-                    "concept": cloud.concept, "representation": name, **label, "noise": float(level),
-                    "rank_clean": clean["rank"], "rank_noisy": noisy["rank"],
-                    "rank_gain": noisy["rank"] - clean["rank"],
-                    "effective_rank_clean": clean["effective_rank"], "effective_rank_noisy": noisy["effective_rank"],
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "concept": cloud.concept,
+                        "representation": name,
+                        **label,
+                        "noise": float(level),
+                        "rank_clean": clean["rank"],
+                        "rank_noisy": noisy["rank"],
+                        "rank_gain": noisy["rank"] - clean["rank"],
+                        "effective_rank_clean": clean["effective_rank"],
+                        "effective_rank_noisy": noisy["effective_rank"],
+                    }
+                )
     return pd.DataFrame(rows)
 
 

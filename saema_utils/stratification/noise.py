@@ -100,8 +100,12 @@ def measured_draws(
             continue
         # Some encoders keep state between calls (sae_lens does); each waits for itself alone.
         lock, groups = threading.Lock(), list(_groups(clouds, encode, name))
-        tasks += [(plain, name, lock, group, level, seed) for seed, levels in levels_of.items()
-                  for level in levels for group in groups]  # fmt: skip
+        tasks += [
+            (plain, name, lock, group, level, seed)
+            for seed, levels in levels_of.items()
+            for level in levels
+            for group in groups
+        ]
     with (
         one_thread_each(clouds[0].points.device) as workers,
         progress_bar(len(encoders) * len(clouds) * draws, description) as advance,
@@ -161,10 +165,19 @@ def _solved(
     def solve() -> Iterator[tuple[dict, float, int | None]]:
         for (draw, name, mode, length, l0), spectrum in zip(labels, eigenvalues(grams, floors), strict=True):
             rms = draw.cloud.rms
-            yield {
-                "concept": draw.cloud.concept, "representation": name, "mode": mode, "noise": float(draw.level),
-                "noise_rms": float(draw.level) / rms if rms else math.nan, **measure(spectrum[:length]), "l0": l0,
-            }, draw.level, draw.seed  # fmt: skip
+            yield (
+                {
+                    "concept": draw.cloud.concept,
+                    "representation": name,
+                    "mode": mode,
+                    "noise": float(draw.level),
+                    "noise_rms": float(draw.level) / rms if rms else math.nan,
+                    **measure(spectrum[:length]),
+                    "l0": l0,
+                },
+                draw.level,
+                draw.seed,
+            )
 
     for draw, name, tokens in todo:
         l0 = count_nonzero(draw.latents) / len(tokens)
@@ -215,9 +228,17 @@ def check_latents(latents: Latents, points: Tensor, name: str, level: float) -> 
 
 
 COLUMNS = (
-    "concept", "representation", "mode", "noise", "noise_rms", "seed",
-    "rank", "effective_rank", "participation_ratio", "l0",
-)  # fmt: skip
+    "concept",
+    "representation",
+    "mode",
+    "noise",
+    "noise_rms",
+    "seed",
+    "rank",
+    "effective_rank",
+    "participation_ratio",
+    "l0",
+)
 
 
 def noise_rank_sweep(
@@ -304,9 +325,16 @@ def sweep_clouds(
         )
     names = [*encoders, *derived]
     rows = measured_draws(
-        clouds, encoders, noise_levels=noise_levels, seeds=seeds, modes=modes, derived=derived,
-        noise_shape=noise_shape, measure=measure, description=description,
-    )  # fmt: skip
+        clouds,
+        encoders,
+        noise_levels=noise_levels,
+        seeds=seeds,
+        modes=modes,
+        derived=derived,
+        noise_shape=noise_shape,
+        measure=measure,
+        description=description,
+    )
     order = {cloud.concept: i for i, cloud in enumerate(clouds)}
     table = []
     for name in names:

@@ -69,7 +69,8 @@ def sweep_command(
         settled = _reported(plan, engine.run_serially(plan, threads, retries))
     else:
         if scheduler:
-            opened = engine.existing_client(scheduler, typer.echo)
+            opened = engine.existing_client(scheduler)
+            typer.echo(f"waiting for a worker of {scheduler}, at most {engine.PATIENCE} s")
         elif slurm:
             opened = engine.slurm_client(plan)
         else:

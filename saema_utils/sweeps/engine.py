@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install "saema_utils[sweep]"'
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PATIENCE = 600  # seconds without a first worker after which a sweep gives up; a queue may take days
+PATIENCE = 600  # seconds without a first worker after which a sweep gives up
 MEMORY_OF_A_TASK = 5 * 2**30 // 2  # 2.0 GiB were measured on the embedded model
 # A worker keeps memory that its libraries do not give back: pausing or spilling would stall it for good.
 DASK_SETTINGS = {
@@ -71,7 +71,7 @@ def run_on_dask(
     SweepError
         If the scheduler is lost. Finished tasks are kept; the same sweep resumes.
     """
-    from distributed import as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
 
     session = os.urandom(4).hex()  # two sweeps on one scheduler never mistake each other's tasks
     address = client.scheduler.address
@@ -83,18 +83,18 @@ def run_on_dask(
     tasks = {futures[task.id].key: task for task in plan.todo}
     for future in as_completed(futures.values()):
         task = tasks[future.key]
-        if future.status == "finished":
+        lost = {needed for needed in task.needs if needed in futures and futures[needed].status != "finished"}
+        try:
             yield task, future.result()
-        elif future.status == "error":
-            lost = {needed for needed in task.needs if needed in futures and futures[needed].status != "finished"}
-            error = future.exception()
-            why = KILLED if type(error).__name__ == "KilledWorker" else reason_of(error)
-            yield task, _blocked(task, lost) or Outcome("failed", error=why)
-        else:
+        except KilledWorker:
+            yield task, _blocked(task, lost) or Outcome("failed", error=KILLED)
+        except CancelledError as error:
             raise SweepError(
                 f"the scheduler at {address} is gone; finished tasks are kept. "
                 "Start it again and run the same command to resume."
-            )
+            ) from error
+        except Exception as error:
+            yield task, _blocked(task, lost) or Outcome("failed", error=reason_of(error))
 
 
 def _blocked(task: Task, lost: set[str]) -> Outcome | None:
@@ -158,36 +158,24 @@ def local_client(workers: int, threads: int, gpus: list[str]) -> Iterator[Client
 
 
 @contextlib.contextmanager
-def existing_client(address: str, say: Callable[[str], None], patience: float = PATIENCE) -> Iterator[Client]:
-    """A client of a running Dask scheduler, once it has a first worker, and that can import this package."""
+def existing_client(address: str, patience: float = PATIENCE) -> Iterator[Client]:
+    """A client of a running Dask scheduler, once it has a first worker, and that one can import this package."""
     from distributed import Client
 
     if not re.fullmatch(r"(tcp|tls|ws|wss)://\S+:\d+", address):
         raise SweepError(f"scheduler is {address!r}; allowed: an address such as tcp://host:8786.")
-    start = f"Start one with 'dask worker {address} --nthreads 1'"
-    with _settings():
+    with _settings(), contextlib.ExitStack() as stack:
         try:
-            client = Client(address, timeout="10s")
-        except (OSError, ValueError) as error:
+            client = stack.enter_context(Client(address, timeout="10s"))
+            client.wait_for_workers(1, timeout=patience)
+            # Without the package a task would kill its worker, and then the next.
+            client.run(__import__, __package__, workers=list(client.nthreads())[:1])
+        except (OSError, ValueError, ImportError) as error:
             raise SweepError(
-                f"no Dask scheduler answers at {address}. Start it with 'dask scheduler', and workers with "
-                f"'dask worker {address} --nthreads 1', then run the same command again."
+                f"no Dask scheduler at {address} with a worker that has saema_utils ({reason_of(error)}). Start 'dask "
+                f"scheduler', and 'dask worker {address} --nthreads 1' where it is installed, then run again."
             ) from error
-        with client:
-            if not client.nthreads():
-                say(f"waiting for a worker, at most {patience:.0f} s. {start}")
-            try:
-                client.wait_for_workers(1, timeout=patience)
-                # Without the package a task would kill its worker, one after the other.
-                client.run(__import__, __package__, workers=list(client.nthreads())[:1])
-            except TimeoutError as error:
-                raise SweepError(f"{address} had no worker for {patience:.0f} s. {start}, then run again.") from error
-            except ImportError as error:
-                raise SweepError(
-                    f"the workers cannot import saema_utils ({one_line(error)}). Install the same version on the same "
-                    "Python there, start them again and rerun."
-                ) from error
-            yield client
+        yield client
 
 
 @contextlib.contextmanager
@@ -238,10 +226,7 @@ def slurm_cluster(plan: Plan) -> Iterator[Any]:
 def require_dask() -> None:
     """Refuse in one line where Dask is not installed."""
     try:
-        import dask_jobqueue
-        import distributed  # noqa: F401
-
-        assert dask_jobqueue
+        import dask_jobqueue, distributed  # noqa: E401, F401, I001
     except ImportError as error:
         raise SweepError(f"a sweep runs on Dask, which is not installed ({error}). Run: {INSTALL}") from error
 

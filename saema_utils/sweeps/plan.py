@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import re
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval, Len
 
-from saema_utils.errors import ArtifactError, StudyError, SweepError, require
+from saema_utils.errors import StudyError, SweepError, require
 from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study
 from saema_utils.plain import from_plain
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory
@@ -84,9 +83,8 @@ def read_sweep_file(path: str | Path) -> SweepFile:
     if isinstance(plain, dict):
         known = {f.name for f in fields(SweepFile)}
         plain = {name: value for name, value in plain.items() if value is not None or name not in known}
-        as_text = {name: str(plain[name]) for name in ("chapters",) if name in plain}
-        alone = {name: [plain[name]] for name in ("base",) if isinstance(plain.get(name), str)}
-        plain |= as_text | alone
+        plain |= {name: str(value) for name, value in plain.items() if name == "chapters"}
+        plain |= {name: [value] for name, value in plain.items() if name == "base" and isinstance(value, str)}
     return from_plain(SweepFile, plain, path.name, SweepError)
 
 
@@ -215,8 +213,10 @@ def plan_sweep(path: str | Path, *, folder: str | Path = "", chapters: str = "",
     runs, changes = expand(file, path)
     asked, name, device = parse_chapters(chapters or file.chapters), path.stem, device or file.device
     where = user_path(folder).resolve() if folder else default_run_dir(STUDIES["smoke"]).parent / name
-    existing = {run: _existing(where / run, study) for run, study in runs.items()}
-    threads, code, needs = _threads_before(where), source_digest(), chapter_needs(asked)
+    begun = [run for run in runs if (where / run / "manifest.json").exists()]
+    existing = {run: RunDirectory(where / run, runs[run]) for run in begun}
+    threads = read_json(where / PLAN_FILE, "the plan of a sweep", "Delete it and run again.").get("threads", 0)
+    code, needs = source_digest(), chapter_needs(asked)
     shared: dict[str, Task] = {}
     tasks: list[Task] = []
     for run, study in runs.items():
@@ -224,8 +224,7 @@ def plan_sweep(path: str | Path, *, folder: str | Path = "", chapters: str = "",
         sent = (key, str(where / run), study.as_dict(), code, device)
         corpus = f"corpus:{digest([study.model, study.layer, sent[2]['corpus'], study.seed])[:8]}"
         for chapter, earlier in needs.items():
-            directory = existing[run]
-            finished = directory is not None and is_finished(directory, chapter, key)
+            finished = run in existing and is_finished(existing[run], chapter, key)
             before = tuple(f"{run}/{needed}" for needed in earlier)
             if not before and not finished:  # runs of one model, layer, text and seed wait for the first to read it
                 before = (corpus,)
@@ -253,20 +252,3 @@ def chapter_needs(asked: Iterable[int]) -> dict[int, tuple[int, ...]]:
             raise SweepError(f"chapter {chapter} cannot be swept; allowed: {', '.join(map(str, sorted(needs)))}.")
         waiting += needs[chapter] - set(waiting)
     return {chapter: tuple(sorted(needs[chapter])) for chapter in sorted(set(waiting))}
-
-
-def _existing(folder: Path, study: Study) -> RunDirectory | None:
-    if not (folder / "manifest.json").exists():
-        return None
-    try:
-        return RunDirectory(folder, study)
-    except ArtifactError as error:
-        raise SweepError(f"{error} In a sweep: move it away, or pass another --out.") from error
-
-
-def _threads_before(where: Path) -> int:
-    """Threads of each task when the sweep in this folder was started; 0 if it was not, or does not say."""
-    with contextlib.suppress(ArtifactError):
-        threads = read_json(where / PLAN_FILE, "a plan", "").get("threads", 0)
-        return threads if isinstance(threads, int) and threads > 0 else 0
-    return 0

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saema_utils.errors import SaemaError, SweepError, one_line
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory
@@ -24,9 +24,6 @@ from saema_utils.runs.files import write_json
 from saema_utils.runs.freshness import source_digest
 from saema_utils.runtime import limit_threads, peak_memory
 from saema_utils.study import Study
-
-if TYPE_CHECKING:
-    from saema_utils.runs.tables import Result
 
 SHARED = 0  # stands for a chapter: what several runs find in the cache
 SCORECARD = 6
@@ -72,24 +69,18 @@ class Outcome:
     error: str = ""
 
 
-def results_of(chapter: int) -> list[Result]:
-    """What a task makes: results of a chapter that say something of the model; rulers are left to the notebooks.
+def make_chapter(run: RunDirectory, chapter: int) -> None:
+    """Make what a task makes, where it is not made yet: the results of a chapter that say something of the model.
 
-    Parts are left out too: the tables that need them make them. ``chapter`` may be :data:`SHARED`.
+    Rulers are left to the notebooks, and parts to the tables that need them. ``chapter`` may be :data:`SHARED`.
     """
     from saema_utils.chapters import declared_results
     from saema_utils.runs.tables import Parts
 
-    declared = [result for result in declared_results().values() if not isinstance(result, Parts)]
-    if chapter == SHARED:
-        return [result for result in declared if result.place.startswith("cache/")]
-    return [result for result in declared if result.chapter == chapter and not result.is_ruler]
-
-
-def make_chapter(run: RunDirectory, chapter: int) -> None:
-    """Make every result of a chapter that says something of the model, where it is not made yet."""
-    for result in results_of(chapter):
-        result(run)
+    for result in declared_results().values():
+        belongs = result.place.startswith("cache/") if chapter == SHARED else result.chapter == chapter
+        if belongs and not result.is_ruler and not isinstance(result, Parts):
+            result(run)
     if chapter == SCORECARD:
         from saema_utils.chapters.scorecard.tables import record_numbers
 

@@ -92,10 +92,12 @@ def course(seeds, steps, slope_between, slope_along, noise, seed=0):
         for step in range(steps):
             rows.append(
                 {
-                    "seed": s, "step": step, "separation": step + u,
+                    "seed": s,
+                    "step": step,
+                    "separation": step + u,
                     "explained_variance": slope_along * step + slope_between * u + noise * rng.normal(),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 

@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saema_utils.chapters.scorecard.figures import certainty_bars, claims_forest, verdict_grid
-from saema_utils.chapters.scorecard.findings import (
-    certainty,
-    count_verdicts,
-    distance_from_margin,
-    simulated_verdicts,
-)
+from saema_utils.chapters.scorecard.findings import certainty, count_verdicts, distance_from_margin, simulated_verdicts
 from saema_utils.chapters.scorecard.tables import card_in_brief
 from saema_utils.evidence.claims import VERDICTS, decide, load_claims
 from saema_utils.exercises import EXERCISES, Wrong

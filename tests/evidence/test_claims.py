@@ -54,12 +54,20 @@ def noise_table(sae=1.0, residual=0.0, random_dictionary=0.0):
             for seed in (0, 1):
                 for noise in (0.0, 0.5, 1.0, 7.0):
                     for mode in (0, 1, 2):
-                        rows.append({
-                            "concept": concept, "representation": name, "mode": mode, "noise": 7 * noise,
-                            "noise_rms": noise, "seed": seed, "rank": 10 + round(10 * slope * noise),
-                            "effective_rank": 5 * np.exp(slope * min(noise, 1.0) * (mode == 2)), "l0": 32,
-                            "participation_ratio": 4.0,
-                        })  # fmt: skip
+                        rows.append(
+                            {
+                                "concept": concept,
+                                "representation": name,
+                                "mode": mode,
+                                "noise": 7 * noise,
+                                "noise_rms": noise,
+                                "seed": seed,
+                                "rank": 10 + round(10 * slope * noise),
+                                "effective_rank": 5 * np.exp(slope * min(noise, 1.0) * (mode == 2)),
+                                "l0": 32,
+                                "participation_ratio": 4.0,
+                            }
+                        )
     return pd.DataFrame(rows)
 
 
@@ -93,11 +101,21 @@ def test_the_excursion_is_that_of_the_rank_verdicts():
 
 def geometry_table(ratio):
     rows = [
-        {"concept": c, "protocol": p, "representation": name, "seed": s, "n_local": value, "intrinsic_dimension": value,
-         "mst_weight_scale_free": value, "geodesic_scale_free": value}
-        for c in CONCEPTS for p in ("paper", "direct") for s in (0, 1)
+        {
+            "concept": c,
+            "protocol": p,
+            "representation": name,
+            "seed": s,
+            "n_local": value,
+            "intrinsic_dimension": value,
+            "mst_weight_scale_free": value,
+            "geodesic_scale_free": value,
+        }
+        for c in CONCEPTS
+        for p in ("paper", "direct")
+        for s in (0, 1)
         for name, value in (("residual", 8.0), ("sae", 8.0 * ratio), ("random_dictionary", 8.0))
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
@@ -137,11 +155,20 @@ GRID = tuple(np.linspace(-1, 2, 13))
 
 def dose_table(best, curvature=1.0, floor=1.0, permuted_best=0.0, alphas=GRID):
     rows = [
-        {"concept": c, "arm": arm, "alpha": a, "aedp": 1 + a, "mse": floor + curvature * (a - b) ** 2,
-         "preserve_sparsity": sparse, "seed": 0}
-        for c in CONCEPTS for sparse in (False, True) for a in alphas
+        {
+            "concept": c,
+            "arm": arm,
+            "alpha": a,
+            "aedp": 1 + a,
+            "mse": floor + curvature * (a - b) ** 2,
+            "preserve_sparsity": sparse,
+            "seed": 0,
+        }
+        for c in CONCEPTS
+        for sparse in (False, True)
+        for a in alphas
         for arm, b in (("poles", best), ("permuted_labels", permuted_best))
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 
@@ -196,9 +223,12 @@ def test_two_doses_make_no_curve(claim):
 
 def test_training_is_paired_by_seed():
     table = pd.DataFrame(
-        [{"seed": s, "coefficient": c, "explained_variance": 0.7 + 0.01 * s + 0.1 * c}
-         for s in range(5) for c in (-0.1, 0.0, 0.1)]
-    )  # fmt: skip
+        [
+            {"seed": s, "coefficient": c, "explained_variance": 0.7 + 0.01 * s + 0.1 * c}
+            for s in range(5)
+            for c in (-0.1, 0.0, 0.1)
+        ]
+    )
     interval, verdict = judge(CLAIMS["cause-during-training"], table)
     assert interval.estimate == pytest.approx(0.01)
     assert interval.high - interval.low < 1e-9
@@ -219,10 +249,13 @@ def test_few_units_are_judged_as_often_right_as_the_interval_says(n):
     rng = np.random.default_rng(n)
     hits = 0
     for effect in rng.normal(0.002, 0.01, (400, n)):
-        table = pd.DataFrame({
-            "seed": np.repeat(np.arange(n), 2), "coefficient": np.tile([0.0, 0.1], n),
-            "explained_variance": np.stack([np.zeros(n), effect], axis=1).ravel(),
-        })  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "seed": np.repeat(np.arange(n), 2),
+                "coefficient": np.tile([0.0, 0.1], n),
+                "explained_variance": np.stack([np.zeros(n), effect], axis=1).ravel(),
+            }
+        )
         interval, _ = judge(CLAIMS["cause-during-training"], table)
         hits += interval.low <= 0.002 <= interval.high
     assert 0.92 <= hits / 400 <= 0.98  # percentile bootstrap: 0.76, 0.84, 0.90
@@ -242,13 +275,7 @@ def test_every_claim_is_complete():
         assert (claim.margin > 0) == (claim.direction == "greater")
 
 
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("- {id: x, bogus: 1}", "bogus"),
-        ("- {id: x, claim: y}", "incomplete"),
-    ],
-)
+@pytest.mark.parametrize(("text", "match"), [("- {id: x, bogus: 1}", "bogus"), ("- {id: x, claim: y}", "incomplete")])
 def test_malformed_claims_are_refused(tmp_path, text, match):
     path = tmp_path / "claims.yaml"
     path.write_text(text)
@@ -263,10 +290,16 @@ def test_verdicts_are_the_three_of_the_contract():
 @pytest.mark.parametrize(
     ("low", "high", "where"),
     [
-        (2, 3, "above"), (-3, -2, "below"), (-1, 1, "within"), (0, 2, "across"), (-2, 0.5, "across"), (-2, 2, "across"),
-        (1, 1, "within"), (np.nan, np.nan, "across"),
+        (2, 3, "above"),
+        (-3, -2, "below"),
+        (-1, 1, "within"),
+        (0, 2, "across"),
+        (-2, 0.5, "across"),
+        (-2, 2, "across"),
+        (1, 1, "within"),
+        (np.nan, np.nan, "across"),
     ],
-)  # fmt: skip
+)
 def test_an_interval_lies_above_below_within_or_across(low, high, where):
     assert lies(low, high, -1, 1) == where
     mirror = {"above": "below", "below": "above"}

@@ -116,7 +116,7 @@ LOADERS: dict[str, Callable[[Path, bytes], None]] = {
     "prompts": written("prompts.json", read_prompts),
     "corpus": written("corpus.txt", lambda path: list(read_documents(str(path), 0))),
     "claims": written("claims.yaml", load_claims),
-    "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path))),
+    "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path), path)),
     "notebook": written("notebook.ipynb", parameters),
     "parameters": as_parameters,
     "chapters": lambda folder, data: parse_chapters(data.decode("utf-8", "replace")),

@@ -25,10 +25,23 @@ def _signal_is_heard():
 def test_ctrl_c_says_how_to_resume_and_leaves_nothing_running(tmp_path, to):
     """A terminal sends the signal to the group; ``kill -INT`` and many schedulers only to the program."""
     running = subprocess.Popen(
-        [sys.executable, "-m", "saema_utils", "run", "--study", "smoke", "--chapters", "1",
-         "--run-dir", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "saema_utils",
+            "run",
+            "--study",
+            "smoke",
+            "--chapters",
+            "1",
+            "--run-dir",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         kernel = wait_for_kernel(running)
         (os.kill if to == "the program" else os.killpg)(running.pid, signal.SIGINT)

@@ -34,7 +34,7 @@ def make_tables(folder: Path) -> None:
         ConceptPrompts("days", tuple(Prompt(t.replace("{}", w), w, t, "days", t.index("{}")) for w, t in sentences)),
         "blocks.1.hook_resid_post",
     )
-    points = found.points()
+    points, words = found.points(), found.prompt_words[found.point_prompts]
     trained = train_sae(points, points, SaeRecipe(d_sae=64, k=8, epochs=2, batch=64), 3, "cpu")
     coder = SaeCoder(trained.sae)
     latents = coder.encode(points)
@@ -43,7 +43,7 @@ def make_tables(folder: Path) -> None:
         "ranks": saema.noise_rank_sweep(
             found.residual, coder.encode, mask=found.mask, noise_levels=[0.0, 0.5, 2.0], seeds=[3, 4], concept="days"
         ),
-        "doses": saema.dose_response(latents, found.point_words, coder.decode, points, alphas=[-0.5, 0.0, 1.0], seed=3),
+        "doses": saema.dose_response(latents, words, coder.decode, points, alphas=[-0.5, 0.0, 1.0], seed=3),
         "latents": pd.DataFrame(latents.numpy()).add_prefix("z"),
     }
     for name, space in (("residual", points), ("sae", latents)):
@@ -70,9 +70,11 @@ def test_two_processes_make_the_same_tables(tmp_path):
         folder = tmp_path / hash_seed
         folder.mkdir()
         subprocess.run(
-            [sys.executable, str(HERE), str(folder)], check=True, capture_output=True,
+            [sys.executable, str(HERE), str(folder)],
+            check=True,
+            capture_output=True,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        )  # fmt: skip
+        )
         made.append({path.name: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))})
     assert len(made[0]) >= 10
     assert made[0].keys() == made[1].keys()
@@ -90,8 +92,9 @@ def test_two_trainings_for_separability_give_the_same_bits_on_two_threads():
     corpus = torch.randn(4000, 48, generator=draws) + 0.5
     tokens = LabelledTokens(
         corpus[:6].repeat_interleave(64, 0) + torch.randn(384, 48, generator=draws),
-        torch.arange(6).repeat_interleave(64), torch.arange(2).repeat_interleave(192),
-    )  # fmt: skip
+        torch.arange(6).repeat_interleave(64),
+        torch.arange(2).repeat_interleave(192),
+    )
 
     def weights() -> dict[str, torch.Tensor]:
         sae = fresh(48, 4608, 32, seed=3, separation_coefficient=0.3)

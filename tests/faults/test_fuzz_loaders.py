@@ -15,14 +15,37 @@ from hypothesis import strategies as st
 
 ASKED = os.environ.get("SAEMA_FUZZ_EXAMPLES")
 FUZZ = settings(
-    max_examples=int(ASKED or 60), derandomize=ASKED is None, deadline=None, database=None,
+    max_examples=int(ASKED or 60),
+    derandomize=ASKED is None,
+    deadline=None,
+    database=None,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 AS_JSON = ("study", "prompts", "notebook", "manifest", "cfg.json")
 NASTY = (
-    None, True, 0, -1, 10**30, 10**400, 1e308, float("nan"), float("inf"), "", "\0", "\n", "\ud800", "../up", "1e3",
-    [], [[]], {}, [None], [{}], {"": {}}, "x" * 3000,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0",
+    "\n",
+    "\ud800",
+    "../up",
+    "1e3",
+    [],
+    [[]],
+    {},
+    [None],
+    [{}],
+    {"": {}},
+    "x" * 3000,
+)
 values = st.recursive(
     st.sampled_from(NASTY) | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -148,10 +171,21 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join(9 * ['*' + old])}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
 ODD_YAML = (
-    "a: !!bool maybe", "a: !!int x", "a: !!timestamp x", "a: 2001-99-99", "!!map abc", "!!map [1, 2]", "? [a]\n: b",
-    "base: !!python/object/apply:os.system [ls]", "- !!float ''", "&a [*a]", "base: smoke\ngrid: {seed: &a [*a]}",
-    "base: smoke\ngrid: {seed: [0, 0]}", "base: smoke\ncases: [{layer: 3, 51ayer: 4, 5: 5}]", BOMB,
-)  # fmt: skip
+    "a: !!bool maybe",
+    "a: !!int x",
+    "a: !!timestamp x",
+    "a: 2001-99-99",
+    "!!map abc",
+    "!!map [1, 2]",
+    "? [a]\n: b",
+    "base: !!python/object/apply:os.system [ls]",
+    "- !!float ''",
+    "&a [*a]",
+    "base: smoke\ngrid: {seed: &a [*a]}",
+    "base: smoke\ngrid: {seed: [0, 0]}",
+    "base: smoke\ncases: [{layer: 3, 51ayer: 4, 5: 5}]",
+    BOMB,
+)
 
 
 @pytest.mark.parametrize("text", ODD_YAML)

@@ -20,19 +20,31 @@ import torch
 from saema_utils.runs.directory import RunDirectory, read_manifest
 from saema_utils.runs.files import UNFINISHED
 from saema_utils.study import STUDIES
-from saema_utils.sweeps.tasks import STAGES, _call
+from saema_utils.sweeps.tasks import make_chapter
 
 KILLS, KILLS_OF_THE_COMMAND = 17, 3
 KILLED_CHAPTER = 5  # the one with the most parts
 TINY = STUDIES["smoke"].changed(
     **{
-        "name": "tiny", "concepts": ["days", "color"], "templates": 3, "noise_levels": [0.0, 0.5, 2.0], "n_seeds": 2,
-        "corpus.tokens": 1000, "corpus.heldout_tokens": 500, "corpus.context": 32,
-        "sae.d_sae": 64, "sae.k": 8, "sae.epochs": 2, "sae.batch": 64, "geometry.bootstrap": 20,
-        "intervention.alphas": [-0.5, 0.0, 0.5], "intervention.coefficients": [0.0, 0.1],
-        "intervention.finetune_steps": 4, "intervention.optimise_steps": 3,
+        "name": "tiny",
+        "concepts": ["days", "color"],
+        "templates": 3,
+        "noise_levels": [0.0, 0.5, 2.0],
+        "n_seeds": 2,
+        "corpus.tokens": 1000,
+        "corpus.heldout_tokens": 500,
+        "corpus.context": 32,
+        "sae.d_sae": 64,
+        "sae.k": 8,
+        "sae.epochs": 2,
+        "sae.batch": 64,
+        "geometry.bootstrap": 20,
+        "intervention.alphas": [-0.5, 0.0, 0.5],
+        "intervention.coefficients": [0.0, 0.1],
+        "intervention.finetune_steps": 4,
+        "intervention.optimise_steps": 3,
     }
-)  # fmt: skip
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -56,13 +68,13 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     _warm_up(folder)
     started = time.monotonic()
-    assert run_study(folder / "whole", [c for c in STAGES if c < KILLED_CHAPTER])
+    assert run_study(folder / "whole", range(1, KILLED_CHAPTER))
     shutil.copytree(folder / "whole", folder / "begun")
     assert run_study(folder / "whole")
     return folder / "whole", folder / "begun", time.monotonic() - started
 
 
-def run_study(path, chapters=tuple(STAGES), seconds=600):
+def run_study(path, chapters=range(1, 7), seconds=600):
     """Chapters of the study in a child process, killed without warning after ``seconds``; True when it finished."""
     child = os.fork()
     if child == 0:
@@ -72,8 +84,7 @@ def run_study(path, chapters=tuple(STAGES), seconds=600):
             run = RunDirectory(path, TINY)
             with run.locked():
                 for chapter in chapters:
-                    for stage in STAGES[chapter]:
-                        _call(stage, run)
+                    make_chapter(run, chapter)
             status = 0
         finally:
             os._exit(status)
@@ -156,9 +167,12 @@ def test_the_command_killed_with_its_kernel_redoes_no_finished_part(tmp_path, wh
 def saema_run(folder):
     arguments = ["--study", "tiny.json", "--run-dir", "run", "--chapters", str(KILLED_CHAPTER), "--device", "cpu"]
     return subprocess.Popen(
-        [sys.executable, "-m", "saema_utils", "run", *arguments], cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "saema_utils", "run", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def wait_for_tables(folder, number, running, seconds=400):
@@ -196,7 +210,7 @@ def _assert_equal_tables(a, b, name):
 def _warm_up(tmp_path):
     """Import and compile in the parent, so that children start at the study itself."""
     import saema_utils as saema
-    from saema_utils.chapters.activations.corpus import language_model
+    from saema_utils.chapters.activations.model import language_model
 
     torch.set_num_threads(1)
     language_model(RunDirectory(tmp_path / "warm", TINY))

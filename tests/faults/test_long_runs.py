@@ -55,7 +55,8 @@ def small_study(model, path, seed):
     )
     local = saema.find_local_representations(points.numpy(), method="direct", min_cluster_size=3, seed=seed)
     dimension = saema.intrinsic_dimension(points.numpy())
-    doses = saema.dose_response(latents, found.point_words, coder.decode, points, alphas=[-0.5, 0.0, 0.5])
+    words = found.prompt_words[found.point_prompts]
+    doses = saema.dose_response(latents, words, coder.decode, points, alphas=[-0.5, 0.0, 0.5])
     losses = spliced_losses(
         model, found.tokens, HOOK, {"sae": lambda x: coder.decode(coder.encode(x.flatten(0, 1))).view_as(x)}
     )
@@ -157,7 +158,7 @@ def test_no_hook_survives_an_error_in_a_splice(model, new, error):
     tokens = model.to_tokens(["red", "the day of Wednesday."], padding_side="right")
     before = state(model)
     with pytest.raises(error):
-        run_spliced(model, tokens, HOOK, new)
+        run_spliced(model, tokens, HOOK, {"new": new})
     with pytest.raises(error):
         spliced_losses(model, tokens, HOOK, {"new": new})
     assert state(model) == before

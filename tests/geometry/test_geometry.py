@@ -36,9 +36,15 @@ from saema_utils.geometry.pole_measures import (
 from saema_utils.rulers.shapes import clusters, random_rotation, simplex, sphere
 
 CONTRACT = (
-    "find_local_representations", "poles", "aedp", "mst_weight", "average_geodesic_distance", "betti_numbers",
-    "intrinsic_dimension", "procrustes_disparity",
-)  # fmt: skip
+    "find_local_representations",
+    "poles",
+    "aedp",
+    "mst_weight",
+    "average_geodesic_distance",
+    "betti_numbers",
+    "intrinsic_dimension",
+    "procrustes_disparity",
+)
 coordinates = st.floats(-100, 100, allow_nan=False, width=32)
 clouds = st.integers(3, 12).flatmap(lambda n: arrays(np.float64, (n, 3), elements=coordinates, unique=True))
 seeds = st.integers(0, 2**31)

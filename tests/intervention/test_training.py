@@ -15,13 +15,13 @@ from saema_utils.chapters.intervention.training import Bench
 from saema_utils.errors import InterventionError, SaeError
 from saema_utils.intervention.separation import separation_scale_free
 from saema_utils.intervention.training import (
-    Batches,
     LabelledTokens,
     SeparableTopKConfig,
     SeparableTopKTrainingSAE,
     activation_scale,
     as_plain,
     fresh,
+    labelled_batches,
     train_separable,
     warm_start,
 )
@@ -45,9 +45,10 @@ def tokens(corpus):
     draws = torch.Generator().manual_seed(1)
     centres = corpus[:8].repeat_interleave(10, 0)
     return LabelledTokens(
-        centres + torch.randn(80, D, generator=draws), torch.arange(8).repeat_interleave(10),
+        centres + torch.randn(80, D, generator=draws),
+        torch.arange(8).repeat_interleave(10),
         torch.arange(2).repeat_interleave(40),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,14 @@ def step_input(x, dead=None):
     return TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False)
 
 
+def of_concept(tokens, concept):
+    here = tokens.concepts == concept
+    return LabelledTokens(tokens.vectors[here], tokens.clusters[here], tokens.concepts[here])
+
+
 def mean_separation(sae, tokens):
     with torch.no_grad():
-        parts = [tokens.of(concept) for concept in (0, 1)]
+        parts = [of_concept(tokens, concept) for concept in (0, 1)]
         values = [separation_scale_free(sae.encode(part.vectors), part.clusters) for part in parts]
     return float(sum(values) / 2)
 
@@ -191,7 +197,7 @@ def test_one_seed_gives_one_result_and_coefficients_see_the_same_batches(start, 
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     streams = [
-        Batches(warm_start(start, scale, separation_coefficient=c), corpus, tokens, batch=32, seed=5)
+        labelled_batches(warm_start(start, scale, separation_coefficient=c), corpus, tokens, batch=32, seed=5)
         for c in (0.0, 0.5)
     ]
     assert all(torch.equal(next(streams[0]), next(streams[1])) for _ in range(3))
@@ -199,7 +205,7 @@ def test_one_seed_gives_one_result_and_coefficients_see_the_same_batches(start, 
 
 def test_labels_describe_the_last_rows_of_the_batch(start, corpus, tokens):
     sae = warm_start(start, 1.0)
-    batch = next(Batches(sae, corpus, tokens, batch=32, seed=0, concepts_per_step=1, most_labelled=15))
+    batch = next(labelled_batches(sae, corpus, tokens, batch=32, seed=0, concepts_per_step=1, most=15))
     assert batch.shape == (32 + 15, D)
     assert len(sae.concept_groups.unique()) == 1
     for row, cluster in zip(batch[32:], sae.concept_labels, strict=True):
@@ -278,7 +284,7 @@ def test_only_a_topk_can_be_continued():
 
 def test_a_concept_of_one_word_adds_nothing_and_breaks_nothing(corpus, tokens):
     sae = SeparableTopKTrainingSAE(SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=0.5))
-    lonely = tokens.of(0)
+    lonely = of_concept(tokens, 0)
     sae.concept_labels, sae.concept_groups = torch.zeros(40, dtype=torch.long), lonely.concepts
     output = sae.training_forward_pass(step_input(torch.cat([corpus[:32], lonely.vectors])))
     assert float(output.losses["separation_loss"]) == 0

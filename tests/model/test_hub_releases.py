@@ -33,9 +33,15 @@ RELEASES = tuple(hub_layout.RELEASES)
 
 def environment(home: Path, cache: Path, **more: str) -> dict[str, str]:
     return {
-        **os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "SAEMA_CACHE": str(cache), "OMP_NUM_THREADS": "1",
-        "HF_TOKEN": "", "PYTHONPATH": str(ROOT), **more,
-    }  # fmt: skip
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "SAEMA_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "HF_TOKEN": "",
+        "PYTHONPATH": str(ROOT),
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,12 @@ def work(tmp_path_factory) -> Path:
 def ask_worker(what: str, home: Path, work: Path, *studies: str) -> dict:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "hub_worker.py"), what, str(work), *studies],
-        env=environment(home, work / "cache"), capture_output=True, text=True, timeout=1500, check=False,
-    )  # fmt: skip
+        env=environment(home, work / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -213,8 +223,11 @@ def test_chapters_3_to_5_run_on_the_release(home, work, study):
     assert {"residual", "sae", "pca", "random_dictionary"} <= set(tables["03_noise_rank"]["kinds"])
     assert {"residual", "sae"} <= set(tables["04_geometry"]["kinds"])
     assert set(tables["05_dose_response"]["kinds"]) == {
-        "poles", "random_direction", "permuted_labels", "global_scaling",
-    }  # fmt: skip
+        "poles",
+        "random_direction",
+        "permuted_labels",
+        "global_scaling",
+    }
     # Only a TopK SAE without run-time normalisation can be trained further; the table says which it was.
     assert tables["05_separability_training"]["kinds"] == ["warm" if study == "gemma-2-2b" else "fresh"]
 
@@ -227,9 +240,14 @@ def test_every_notebook_runs_on_a_release_from_the_command_line(home, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(study.as_dict()))
     command = [sys.executable, "-m", "saema_utils", "run", "--study", str(tmp_path / "study.json"), "--device", "cpu"]
     done = subprocess.run(
-        [*command, "--run-dir", str(tmp_path / "run")], cwd=ROOT, env=environment(home, tmp_path / "cache"),
-        capture_output=True, text=True, timeout=1500, check=False,
-    )  # fmt: skip
+        [*command, "--run-dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment(home, tmp_path / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
@@ -304,9 +322,14 @@ def ask_hub(folder: Path, token: str, *names: str, offline: bool = False) -> dic
     try:
         more = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": str(int(offline))}
         done = subprocess.run(
-            [sys.executable, "-c", ASK, *names], cwd=folder, capture_output=True, text=True, timeout=300,
-            env=environment(folder / "home", folder / "cache", HF_TOKEN=token, **more), check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", ASK, *names],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment(folder / "home", folder / "cache", HF_TOKEN=token, **more),
+            check=False,
+        )
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr[-2000:]
@@ -457,6 +480,6 @@ def test_every_step_of_a_chapter_on_gemma_fits_a_16_gb_card(copies):
         "training": (1 + copies["training"]) * GEMMA_SAE + 6 * 512 * GEMMA_LATENTS,
         "judging a checkpoint": (1 + copies["watching"]) * GEMMA_SAE
         + copies["judging"] * max(word_tokens, 2048) * GEMMA_LATENTS,
-    }  # fmt: skip
+    }
     for step, more in on_top.items():
         assert GEMMA_WEIGHTS + more + DRIVER < CARD, f"{step}: {(GEMMA_WEIGHTS + more + DRIVER) / 1e9:.1f} GB"

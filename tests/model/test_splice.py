@@ -108,7 +108,7 @@ def test_what_cannot_be_spliced_is_refused_and_leaves_no_hook(model, tokens, hoo
     with pytest.raises(error, match=message):
         spliced_losses(model, tokens, hook, {"edit": new})
     assert hooks_left(model) == 0
-    assert torch.isfinite(run_spliced(model, tokens, HOOK, lambda x: x)).all()
+    assert torch.isfinite(run_spliced(model, tokens, HOOK, {"same": lambda x: x})).all()
 
 
 def test_a_replacement_of_other_prompts_is_refused(model, tokens):
@@ -125,7 +125,7 @@ def test_losses_in_blocks_equal_the_definition(model):
     found = spliced_losses(model, tokens, HOOK, {"half": lambda x: 0.5 * x}, rows_at_once=2)
     with torch.inference_mode():
         clean, half = (
-            torch.log_softmax(run_spliced(model, tokens, HOOK, edit)[:, :-1].double(), dim=-1)
+            torch.log_softmax(run_spliced(model, tokens, HOOK, {"edit": edit})[:, :-1].double(), dim=-1)
             for edit in (lambda x: x, lambda x: 0.5 * x)
         )
     cross_entropy = -half.gather(-1, tokens[:, 1:, None])[..., 0]

@@ -20,15 +20,18 @@ NOTEBOOKS = chapter_notebooks(ROOT)
 NOTEBOOK_METADATA = {"kernelspec", "language_info", "colab"}
 CELL_METADATA = {"tags", "mystnb"}
 TAGS = {
-    "parameters", "setup", "definition", "exercise", "solution",
-    "hide-input", "hide-cell", "hide-output", "remove-output",
-}  # fmt: skip
-# Numbers with decimals that nothing here measured: of a definition, of a toy, of the paper.
-GIVEN = {
-    (4, "dimension"): {"0.9"},
-    (5, "toy"): {"0.8", "1.25", "0.25"},
-    (5, "correlation"): {"0.95", "0.89", "0.97"},
+    "parameters",
+    "setup",
+    "definition",
+    "exercise",
+    "solution",
+    "hide-input",
+    "hide-cell",
+    "hide-output",
+    "remove-output",
 }
+# Numbers with decimals that nothing here measured: of a definition, of a toy, of the paper.
+GIVEN = {(4, "dimension"): {"0.9"}, (5, "toy"): {"0.8", "1.25", "0.25"}, (5, "correlation"): {"0.95", "0.89", "0.97"}}
 # Verbs that a title opens with: a chapter is something that one does.
 VERB = re.compile(r"^# [A-Z][a-z]+(?<!ing)(?<!tion)(?<!ity) \w+")
 SHOWS = re.compile(r"^\s*(?:\w+ = )?(?:show|interactive)\(", re.M)

@@ -90,8 +90,15 @@ def test_it_finds_features_that_are_there():
 def test_history_is_measured_in_the_units_of_the_data(trained, tokens):
     heldout = tokens[1200:]
     assert list(trained.history.columns) == [
-        "step", "tokens", "learning_rate", "train_mse", "mse", "explained_variance", "l0", "dead",
-    ]  # fmt: skip
+        "step",
+        "tokens",
+        "learning_rate",
+        "train_mse",
+        "mse",
+        "explained_variance",
+        "l0",
+        "dead",
+    ]
     last = trained.history.iloc[-1]
     assert last["step"] == 4 * (1200 // 128)
     assert last["tokens"] == last["step"] * 128

@@ -101,9 +101,13 @@ def test_one_latent_chosen_by_every_token():
 
 def trained(sae, batches, fused=False):
     config = SAETrainerConfig(
-        total_training_samples=10_000, train_batch_size_samples=len(batches[0]), lr=3e-3, lr_end=3e-4,
-        dead_feature_window=3, logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
+        total_training_samples=10_000,
+        train_batch_size_samples=len(batches[0]),
+        lr=3e-3,
+        lr_end=3e-4,
+        dead_feature_window=3,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
     trainer = SAETrainer(config, sae, iter([]))
     for group in trainer.optimizer.param_groups if fused else ():
         group.update(fused=True, foreach=False)

@@ -82,8 +82,13 @@ def tokens(n, seed=0, d_in=16, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype)
 
 
-OPTIONS = [{}, {"rescale_acts_by_decoder_norm": True}, {"apply_b_dec_to_input": True},
-           {"normalize_activations": "layer_norm"}, {"k": 100}]  # fmt: skip
+OPTIONS = [
+    {},
+    {"rescale_acts_by_decoder_norm": True},
+    {"apply_b_dec_to_input": True},
+    {"normalize_activations": "layer_norm"},
+    {"k": 100},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "plain"))
@@ -156,8 +161,9 @@ def check_same_sweep(coder, points, seeds=(0, 1, 2)):
     exact = [c for c in expected if c.startswith("rank")] + ["concept", "representation", "mode", "noise", "seed", "l0"]
     assert found[exact].equals(expected[exact])
     for name in ("effective_rank", "participation_ratio", "noise_rms"):
-        torch.testing.assert_close(*(torch.tensor(t[name].to_numpy()) for t in (found, expected)),
-                                   rtol=1e-5, atol=0, equal_nan=True)  # fmt: skip
+        torch.testing.assert_close(
+            *(torch.tensor(t[name].to_numpy()) for t in (found, expected)), rtol=1e-5, atol=0, equal_nan=True
+        )
     return found
 
 
@@ -169,10 +175,14 @@ def test_a_sweep_from_few_products_is_the_plain_sweep(seed, by_norm, subtract):
     check_same_sweep(SaeCoder(sae), tokens(40, seed, dtype=torch.float64).view(8, 5, 16))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: SaeCoder(topk_sae()), lambda: RandomDictionary(16, 400, 6, bias=torch.ones(16)),
-    lambda: PcaCoder.fit(tokens(200), 10),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SaeCoder(topk_sae()),
+        lambda: RandomDictionary(16, 400, 6, bias=torch.ones(16)),
+        lambda: PcaCoder.fit(tokens(200), 10),
+    ],
+)
 def test_every_affine_coder_sweeps_the_same_in_single_precision(make):
     check_same_sweep(make(), tokens(40).view(8, 5, 16))
 
@@ -229,10 +239,14 @@ def entry(work, side, times, **facts):
 
 
 def test_turns_are_joined_scaled_and_compared():
-    measured = {"benchmarks": [
-        entry("w", "ours", [1.0, 3.0]), entry("w", "plain", [5.0], scale=4), entry("w", "ours", [2.0]),
-        entry("grown", "ours", [1.0], axis="tokens", fixed="f", size=10, input_bytes=1, memory=1),
-    ]}  # fmt: skip
+    measured = {
+        "benchmarks": [
+            entry("w", "ours", [1.0, 3.0]),
+            entry("w", "plain", [5.0], scale=4),
+            entry("w", "ours", [2.0]),
+            entry("grown", "ours", [1.0], axis="tokens", fixed="f", size=10, input_bytes=1, memory=1),
+        ]
+    }
     (row,) = table.benchmark_table(measured).to_dict("records")
     assert (row["Package (s)"], row["Plain (s)"], row["Times faster"], row["Rounds"]) == (
         "2.00",
@@ -243,13 +257,23 @@ def test_turns_are_joined_scaled_and_compared():
 
 
 def test_the_page_shows_both_sides_in_one_cell_and_notes_below_the_work():
-    measured = {"benchmarks": [
-        entry("w", "ours", 5 * [2.0], memory=2**20, note="of one"), entry("w", "plain", 5 * [5.0], memory=2**22),
-        entry("alone", "ours", 5 * [1.0], aim=3.0),
-    ]}  # fmt: skip
+    measured = {
+        "benchmarks": [
+            entry("w", "ours", 5 * [2.0], memory=2**20, note="of one"),
+            entry("w", "plain", 5 * [5.0], memory=2**22),
+            entry("alone", "ours", 5 * [1.0], aim=3.0),
+        ]
+    }
     both, alone = table.page_table(table.benchmark_table(measured)).to_dict("records")
-    assert both == {"Work": "w; *of one*", "Package / plain (s)": "2.00 / 5.00", "Times faster": "2.50", "Aim": "",
-                    "Peak (MiB)": "1.00 / 4.00", "Times less": "4.00", "Aim ": ""}  # fmt: skip
+    assert both == {
+        "Work": "w; *of one*",
+        "Package / plain (s)": "2.00 / 5.00",
+        "Times faster": "2.50",
+        "Aim": "",
+        "Peak (MiB)": "1.00 / 4.00",
+        "Times less": "4.00",
+        "Aim ": "",
+    }
     assert (alone["Package / plain (s)"], alone["Aim"], alone["Peak (MiB)"]) == ("1.00 / -", "3.00", "")
 
 
@@ -259,8 +283,11 @@ def test_a_side_that_was_measured_less_than_five_times_says_so():
 
 
 def test_a_plain_side_that_was_not_tried_follows_the_fitted_power():
-    rows = [entry(f"{n}", side, [seconds * n**3], family="three modes", size=n)
-            for n in (1, 2, 4) for side, seconds in (("ours", 0.5), ("plain", 1.0))]  # fmt: skip
+    rows = [
+        entry(f"{n}", side, [seconds * n**3], family="three modes", size=n)
+        for n in (1, 2, 4)
+        for side, seconds in (("ours", 0.5), ("plain", 1.0))
+    ]
     rows.append(entry("32", "ours", [1.0], family="three modes", size=32))
     found = table.benchmark_table({"benchmarks": rows}).set_index("Work").loc["32"]
     assert found["Plain (s)"] == "32,800"
@@ -282,8 +309,10 @@ def test_what_a_run_recorded_stands_beside_its_aims():
 
 def test_growth_within_the_scatter_is_called_level():
     def growth(used):
-        rows = [entry(f"g{n}", "ours", [float(n)], axis="levels", fixed="f", size=n, input_bytes=0, memory=m)
-                for n, m in zip((1, 2, 5, 10), used, strict=True)]  # fmt: skip
+        rows = [
+            entry(f"g{n}", "ours", [float(n)], axis="levels", fixed="f", size=n, input_bytes=0, memory=m)
+            for n, m in zip((1, 2, 5, 10), used, strict=True)
+        ]
         return table.growth_table(table.growth_points({"benchmarks": rows})).iloc[0]
 
     for lost in ([9.3, 22.0, 3.4, 5.1], [10, 9, 11, 12]):  # the largest did not use most, or hardly more

@@ -171,11 +171,17 @@ def test_one_token_matrix_serves_all_modes_of_a_masked_tensor(seed, width, densi
 @pytest.mark.parametrize(
     ("tensor", "mode"),
     [
-        (torch.zeros(1, 1, 5), 2), (torch.zeros(0, 3, 5), 0), (torch.zeros(2, 3, 0), 2), (torch.zeros(2, 3, 4), 3),
-        (torch.zeros(2, 3, 4), -1), (torch.tensor(1.0), 0), (torch.full((2, 3, 4), math.nan), 1),
-        (torch.full((2, 3, 400), math.inf), 2), (torch.zeros(2, 3, 4, dtype=torch.complex64), 0),
+        (torch.zeros(1, 1, 5), 2),
+        (torch.zeros(0, 3, 5), 0),
+        (torch.zeros(2, 3, 0), 2),
+        (torch.zeros(2, 3, 4), 3),
+        (torch.zeros(2, 3, 4), -1),
+        (torch.tensor(1.0), 0),
+        (torch.full((2, 3, 4), math.nan), 1),
+        (torch.full((2, 3, 400), math.inf), 2),
+        (torch.zeros(2, 3, 4, dtype=torch.complex64), 0),
     ],
-)  # fmt: skip
+)
 def test_tensors_without_a_covariance_are_refused(tensor, mode):
     with pytest.raises(ActivationError) as caught:
         covariance_spectrum(tensor, mode)
@@ -416,12 +422,20 @@ def test_silent_latents_give_rank_zero_and_no_effective_rank():
 @pytest.mark.parametrize(
     "change",
     [
-        {"mask": torch.zeros(5, 4, dtype=torch.bool)}, {"mask": torch.ones(4, 5, dtype=torch.bool)},
-        {"levels": (-1.0,)}, {"levels": ()}, {"levels": (math.nan,)}, {"levels": (0.0, 1.0, 1.0)},
-        {"noise_seeds": ()}, {"modes": (3,)}, {"modes": ()}, {"encode": lambda x: x * math.nan},
-        {"encode": lambda x: x[:1]}, {"encode": lambda x: x.sum()},
+        {"mask": torch.zeros(5, 4, dtype=torch.bool)},
+        {"mask": torch.ones(4, 5, dtype=torch.bool)},
+        {"levels": (-1.0,)},
+        {"levels": ()},
+        {"levels": (math.nan,)},
+        {"levels": (0.0, 1.0, 1.0)},
+        {"noise_seeds": ()},
+        {"modes": (3,)},
+        {"modes": ()},
+        {"encode": lambda x: x * math.nan},
+        {"encode": lambda x: x[:1]},
+        {"encode": lambda x: x.sum()},
     ],
-)  # fmt: skip
+)
 def test_sweeps_that_cannot_be_measured_are_refused(change):
     with pytest.raises(SaemaError) as caught:
         sweep(random_tensor((5, 4, 9)), **change)
@@ -476,11 +490,18 @@ def test_distinct_contexts_are_found_and_the_gain_is_the_number_of_repeats():
 def rows(representation, ranks, effective, concept="c", n_seeds=8, rms=(0, 0.1, 0.9, 3)):
     return pd.DataFrame(
         {
-            "concept": concept, "representation": representation, "mode": 2, "noise": 10.0 * level, "noise_rms": level,
-            "seed": seed, "rank": rank, "effective_rank": value * (1 + 0.001 * seed * (level > 0)),
+            "concept": concept,
+            "representation": representation,
+            "mode": 2,
+            "noise": 10.0 * level,
+            "noise_rms": level,
+            "seed": seed,
+            "rank": rank,
+            "effective_rank": value * (1 + 0.001 * seed * (level > 0)),
         }
-        for seed in range(n_seeds) for level, rank, value in zip(rms, ranks, effective, strict=True)
-    )  # fmt: skip
+        for seed in range(n_seeds)
+        for level, rank, value in zip(rms, ranks, effective, strict=True)
+    )
 
 
 def test_the_first_noise_is_the_lowest_level_at_which_most_seeds_moved():
@@ -500,8 +521,12 @@ def test_stratification_table_reads_range_onset_and_verdict():
     table = pd.concat([rows("sae", (5, 4, 7, 7), (3, 3, 4, 6)), rows("residual", (9, 9, 9, 9), (2, 2, 2, 2))])
     found = stratification_table(table).set_index("representation")
     assert found.loc["sae", ["rank_clean", "rank_min", "rank_max", "first_noise", "verdict"]].tolist() == [
-        5, 4, 7, 1.0, "stratified",
-    ]  # fmt: skip
+        5,
+        4,
+        7,
+        1.0,
+        "stratified",
+    ]
     assert found.loc["sae", "first_noise_rms"] == pytest.approx(0.1)
     assert found.loc["residual", "verdict"] == "smooth"
     assert math.isnan(found.loc["residual", "first_noise"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saema_utils.__main__ import main
-from saema_utils.errors import StudyError, SweepError
+from saema_utils.errors import ArtifactError, StudyError, SweepError
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.study import STUDIES
 from saema_utils.sweeps import engine
@@ -220,7 +220,7 @@ def test_finished_tasks_are_recognised_by_key_and_whole_files(plan, write):
 def test_a_folder_of_another_study_is_refused(plan, write):
     name = next(iter(plan.runs))
     RunDirectory(plan.folder / name, STUDIES["smoke"])
-    with pytest.raises(SweepError, match=name):
+    with pytest.raises(ArtifactError, match=name):
         plan_sweep(write(GRID), folder=plan.folder)
 
 
@@ -246,9 +246,9 @@ def test_a_sweep_that_resumes_keeps_its_threads(plan, write, monkeypatch):
     one = replace(again, tasks=tuple(replace(t, finished=t.id != again.tasks[-1].id) for t in again.tasks))
     assert engine.fit_this_machine(one) == (1, 1)
     assert engine.fit_this_machine(one, workers=2) == (2, 8)
-    for spoiled in ("[]", "{", '{"threads": "many"}', '{"threads": -1}'):
-        (plan.folder / "sweep.json").write_text(spoiled)
-        assert plan_sweep(write(GRID), folder=plan.folder).threads == 0
+    (plan.folder / "sweep.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"sweep\.json"):
+        plan_sweep(write(GRID), folder=plan.folder)
 
 
 # ---- the engines -----------------------------------------------------------------------------------
@@ -341,22 +341,19 @@ def test_workers_without_the_package_are_told(plan):
     with distributed.LocalCluster(**options) as cluster:
         with distributed.Client(cluster) as client:
             client.run(forget)
-        refused = pytest.raises(SweepError, match="cannot import saema_utils")
-        with refused, engine.existing_client(cluster.scheduler_address, print):
+        with pytest.raises(SweepError, match="ModuleNotFoundError"), engine.existing_client(cluster.scheduler_address):
             pass
 
 
-def test_a_scheduler_without_workers_is_told_and_given_up():
+def test_a_scheduler_without_workers_is_given_up():
     distributed = pytest.importorskip("distributed")
-    said = []
     options = {"n_workers": 0, "processes": False, "dashboard_address": None, "protocol": "tcp"}
     with distributed.LocalCluster(**options) as cluster:
-        refused = pytest.raises(SweepError, match=r"had no worker.*dask worker tcp")
-        with refused, engine.existing_client(cluster.scheduler_address, said.append, patience=0.5):
+        address = cluster.scheduler_address
+        with pytest.raises(SweepError, match=f"dask worker {address}"), engine.existing_client(address, patience=0.5):
             pass
-        assert "waiting for a worker" in said[0]
         threading.Timer(0.5, cluster.scale, [1]).start()
-        with engine.existing_client(cluster.scheduler_address, said.append, patience=60) as client:
+        with engine.existing_client(address, patience=60) as client:
             assert client.nthreads()
 
 

@@ -167,8 +167,7 @@ def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str
     read = [_read(shard) for shard in shards]
     norms, special = (torch.cat([shard[name] for shard in read]) for name in ("norms", "special"))
     is_train = (torch.arange(len(norms)) >= n_heldout)[:, None]
-    _, median = find_sinks(norms, ~special & is_train)
-    sinks = ~special & (norms > SINK_FACTOR * median)
+    sinks, median = find_sinks(norms, ~special, typical=~special & is_train)
     keep = ~special & ~sinks
     counts: dict[str, Any] = {"median_norm": median, "sink_threshold": SINK_FACTOR * median}
     tensors = {"heldout_mask": (keep & ~is_train)[:n_heldout]}

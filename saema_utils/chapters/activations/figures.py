@@ -164,5 +164,6 @@ def similarity_matrices(similarities: dict[str, pd.DataFrame]) -> Figure:
         seaborn.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)
         ax.set_title(concept)
         ax.tick_params(length=0, labelsize=7.5)
+        ax.grid(False)
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="cosine similarity", shrink=0.75)
     return figure

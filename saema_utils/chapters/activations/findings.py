@@ -45,8 +45,8 @@ class SinkGap:
 
     def in_short(self) -> str:
         return (
-            f"times the median norm: {self.first:.0f} first positions, {self.smallest:.2g} the smallest sink, "
-            f"{self.ordinary:.2g} the largest ordinary token · later sinks: {self.in_sentences} in sentences, "
+            f"norm over the median: first position {self.first:.3g}, smallest sink {self.smallest:.3g}, "
+            f"largest ordinary token {self.ordinary:.3g} · later sinks: {self.in_sentences} in sentences, "
             f"{self.alone} among words alone"
         )
 

@@ -14,7 +14,7 @@ from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures
 from saema_utils.chapters.families.recipes import comparable_recipe, concepts_of, is_small, training_tokens
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae
-from saema_utils.model.residual_stream import SINK_FACTOR, capture_concept, capture_residual_stream, find_sinks
+from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
@@ -123,7 +123,7 @@ def _corpus_at(
     for layer, hook in zip(layers, hooks, strict=True):
         residual = captured.pop(hook)
         norms = residual.norm(dim=-1)
-        _, median = find_sinks(norms, ordinary & is_train)
-        keep = ordinary & (norms <= SINK_FACTOR * median)
+        sinks, _ = find_sinks(norms, ordinary, typical=ordinary & is_train)
+        keep = ordinary & ~sinks
         found[layer] = tuple(residual[keep & part].half() for part in (is_train, ~is_train))
     return found

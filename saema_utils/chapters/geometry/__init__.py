@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "clouds_of",
             "comparison_table",
             "geometry_table",
+            "local_table",
             "map_table",
             "merged_words_table",
             "merging_table",

@@ -30,6 +30,7 @@ ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
 LINE = {"color": "#444444", "linewidth": 0.9}
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
+CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)  # for ratios within a factor of three
 
 
 def _present(table: pd.DataFrame, wanted: Sequence[str] = ORDER) -> list[str]:
@@ -156,7 +157,7 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     first = next(iter(parts.values()))
     figure, axes = panels(len(parts), width=width, height=0.36 * first["concept"].nunique() + 1.3, sharey=True)
     names = _present(first)
-    style = {"dodge": 0.5, "hue_order": names, "markers": [MARKERS[name] for name in names]}
+    style = {"dodge": 0.125 * len(names), "hue_order": names, "markers": [MARKERS[name] for name in names]}
     for axis, (title, rows) in zip(axes, parts.items(), strict=True):
         rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
         _dots(axis, rows, "concept", "representation", COLORS, **style)
@@ -244,7 +245,7 @@ def _ratio_axis(axis: Axes, rows: pd.DataFrame, label: str) -> None:
     from matplotlib.ticker import NullLocator
 
     low, high = 0.93 * np.fmin(rows["low"].min(), 1), 1.07 * np.fmax(rows["high"].max(), 1)
-    ticks = [tick for tick in TICKS if low <= tick <= high]
+    ticks = [tick for tick in (CLOSE_TICKS if high < 3 * low else TICKS) if low <= tick <= high]
     axis.set(xscale="log", xlabel=label)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -18,12 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "optimum_table",
             "separation_error_correlation",
         ],
-        "training": [
-            "gaming_table",
-            "natural_variation_table",
-            "reversed_cause_table",
-            "separability_training_table",
-        ],
+        "training": ["gaming_table", "natural_variation_table", "reversed_cause_table", "separability_training_table"],
         "figures": [
             "dose_curves",
             "dose_explorer",

@@ -14,13 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sparsity_frontier",
             "training_curve",
         ],
-        "findings": [
-            "frontier",
-            "known_features",
-            "reconstruction",
-            "telling_latents",
-            "workload",
-        ],
+        "findings": ["frontier", "known_features", "reconstruction", "telling_latents", "workload"],
         "tables": ["concept_latents", "corpus_activations", "latent_density", "sae_evaluation", "sparsity_curve"],
     },
 )

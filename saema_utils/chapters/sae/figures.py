@@ -133,6 +133,7 @@ def concept_heatmap(latents: pd.DataFrame, concept: str) -> Figure:
     names, step = [f"latent {latent}" for latent in first["latent"]], -(-grid.shape[1] // 26)
     seaborn.heatmap(grid, cmap=SEQUENTIAL, vmin=0, yticklabels=names, xticklabels=step, cbar_kws=bar, ax=ax)
     ax.set(xlabel="", ylabel="")
+    ax.grid(False)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
     _firing_words(ax, first["tokens"].fillna(""), grid.shape[1] + 0.3)
     return figure

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import saema_utils.chapters.geometry.tables
 import saema_utils.chapters.intervention.tables
-import saema_utils.chapters.sae.tables
 import saema_utils.chapters.stratification.tables  # noqa: F401
 from saema_utils.errors import ArtifactError
 from saema_utils.evidence.claims import CLAIMS_FILE, VERDICTS, Claim, judgement, load_claims

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, panels
+from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, nothing_to_draw, panels
 from saema_utils.stratification.spectra import DEFAULT_RTOL
 
 if TYPE_CHECKING:
@@ -135,10 +135,9 @@ def sink_ranks(table: pd.DataFrame) -> Figure:
     """Effective rank with sinks masked, with one left in, and with all left in; thin lines are concepts."""
     import seaborn
 
-    figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
     if table.empty:
-        figure.suptitle("No sink among these prompts")
-        return figure
+        return nothing_to_draw("No token of these prompts is masked: no sink to show.")
+    figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
     names = {"x": "kept", "y": "effective_rank", "hue": "representation", "sort": False, "legend": False}
     concepts = {"estimator": None, "units": "concept", "alpha": 0.25, "linewidth": 0.9}
     for mode, axis in enumerate(axes):

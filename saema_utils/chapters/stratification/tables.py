@@ -18,7 +18,7 @@ from saema_utils.evidence.rank import (
     stratification_table,
     tolerance_table,
 )
-from saema_utils.model.residual_stream import SINK_FACTOR
+from saema_utils.model.residual_stream import find_sinks
 from saema_utils.rulers.strata import false_alarm_and_sensitivity, rank_recovery
 from saema_utils.rulers.strata import tucker_tensor as tucker_tensor
 from saema_utils.runs.directory import RunDirectory
@@ -316,7 +316,7 @@ def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
         typical = norms[found.mask].median()
         one = found.mask.clone()
         one.view(-1)[norms.masked_fill(~hidden, 0).argmax()] = True
-        all_of_them = found.mask | (hidden & (norms > SINK_FACTOR * typical))
+        all_of_them = found.mask | find_sinks(norms, hidden, typical=found.mask)[0]
         for kept, mask in (("masked", found.mask), ("one sink", one), ("all sinks", all_of_them)):
             cloud = TokenCloud.of(found.residual.to(run.device), mask, concept)
             for name, encode in encoders.items():
