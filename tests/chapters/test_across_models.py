@@ -17,9 +17,10 @@ from scipy.stats import chi2
 from saema_utils.chapters.across_models import figures as plots_compare
 from saema_utils.chapters.across_models.findings import alarms, beyond_chance, disagreeing, pointing_apart
 from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
-from saema_utils.chapters.scorecard.tables import neighbouring_verdicts, scorecard
+from saema_utils.chapters.scorecard.tables import neighbouring_verdicts, record_numbers, scorecard
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
 from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.tables import Result
 from saema_utils.statistics import heterogeneity
 from saema_utils.study import STUDIES
 
@@ -178,6 +179,25 @@ def test_a_neighbour_called_like_the_study_does_not_take_its_place(tmp_path):
     assert verdicts.to_dict() == {"smoke (this run)": "supported", "smoke": "not supported"}
     (tmp_path / "smoke").rename(tmp_path / "other")
     assert list(neighbouring_verdicts(own)) == ["claim", "smoke", "other"]
+
+
+@pytest.mark.parametrize("read", [record_numbers, comparison], ids=["chapter 6", "chapter 7"])
+def test_in_colab_what_is_read_is_made_first(tmp_path, monkeypatch, read):
+    """Each chapter opens on a machine of its own there: no earlier one has run."""
+    source, run = finished_run(tmp_path, "source", gain=1.0), RunDirectory(tmp_path / "bare/run", STUDIES["smoke"])
+    quality = make_run(tmp_path, "quality").table("02_sae_eval")
+    call = Result.__call__
+
+    def made(self, run, **options):
+        if self.chapter >= 6:
+            return call(self, run, **options)
+        run.save_table(self.name, quality if self.name == "02_sae_eval" else source.table(self.name))
+        return run.table(self.name)
+
+    monkeypatch.setattr(Result, "__call__", made)
+    monkeypatch.setattr("saema_utils.chapters.scorecard.tables.in_colab", lambda: True)
+    monkeypatch.setattr("saema_utils.chapters.across_models.tables.in_colab", lambda: True)
+    read(run)
 
 
 def test_comparing_changes_no_run(tmp_path):

@@ -287,9 +287,7 @@ def test_badges_point_at_notebooks_that_exist():
 def test_a_fork_moves_every_follower(tmp_path):
     (tmp_path / "saema_utils" / "publishing").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    names = [address.HERE, "CITATION.cff"] + [
-        f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb")
-    ]
+    names = [address.HERE, "CITATION.cff"] + [f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb")]
     for name in names:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     moved = address.move_repository(tmp_path, "ada/saema-fork")

@@ -114,9 +114,10 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
     Their bytes count, not what the manifest says of them: a damaged run is left out, and comes back when it is whole.
     """
     if in_colab():
-        from saema_utils.chapters.scorecard.tables import scorecard
+        from saema_utils.chapters import declared_results
 
-        scorecard(run)
+        for place in ("tables/02_sae_eval.csv", "tables/06_claims.csv"):
+            declared_results()[place](run)
     run.check("tables/02_sae_eval.csv")
     names = ["sae/cfg.json", "tables/02_sae_eval.csv", *(f"tables/{claim.table}.csv" for claim in load_claims())]
     found: list[Any] = [CLAIMS_FILE.read_text(encoding="utf-8")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import saema_utils.chapters.geometry.tables
 import saema_utils.chapters.intervention.tables
 import saema_utils.chapters.stratification.tables  # noqa: F401
+from saema_utils.chapters.sae.tables import sae_evaluation
 from saema_utils.errors import ArtifactError
 from saema_utils.evidence.claims import CLAIMS_FILE, VERDICTS, Claim, judgement, load_claims
 from saema_utils.interactive import publishing
@@ -32,25 +33,28 @@ def _inputs() -> tuple[Result, ...]:
     return tuple(sorted({_result(claim) for claim in load_claims()}, key=lambda made: made.name))
 
 
+def as_it_stands(run: RunDirectory, made: Result) -> pd.DataFrame:
+    """A table of an earlier chapter, which may be older than the code.
+
+    Raises
+    ------
+    MissingInputError
+        If that chapter has not been run. (In Colab, where each chapter opens on a machine of its own, the table is
+        made instead.)
+    """
+    return made(run) if in_colab() else run.table(made.name)
+
+
 def _what_is_judged(run: RunDirectory) -> list[Any]:
-    """The tables as they stand, which may be older than the code, and the rules."""
     for made in _inputs():
-        made(run) if in_colab() else run.check(made.place)
+        as_it_stands(run, made)
     hashes = [run.entry(made.place)["sha256"] for made in _inputs()]
     return [run.study.digest, hashes, CLAIMS_FILE.read_text(encoding="utf-8")]
 
 
 def evidence_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
-    """The table that a claim is judged on.
-
-    Raises
-    ------
-    MissingInputError
-        If the chapter that makes it has not been run. (In Colab, where each chapter opens on a machine of its own, it
-        is made instead.)
-    """
-    made = _result(claim)
-    return made(run) if in_colab() else run.table(made.name)
+    """The table that a claim is judged on, :func:`as it stands <as_it_stands>`."""
+    return as_it_stands(run, _result(claim))
 
 
 @table(
@@ -145,7 +149,7 @@ def record_numbers(run: RunDirectory) -> None:
         numbers[f"{name}_verdict"] = row.verdict
         numbers[f"{name}_estimate"] = _rounded(row.estimate)
         numbers[f"{name}_interval"] = f"{_rounded(row.low)} to {_rounded(row.high)}"
-    evaluation = run.table("02_sae_eval").set_index("representation").loc["sae"]
+    evaluation = as_it_stands(run, sae_evaluation).set_index("representation").loc["sae"]
     for metric in ("explained_variance", "l0", "dead_fraction", "ce_recovered"):
         if metric in evaluation:
             numbers[f"sae_{metric}"] = _rounded(evaluation[metric])
