@@ -79,8 +79,8 @@ def modules_behind(*modules: str) -> tuple[str, ...]:
 
 
 def is_stage(module: str) -> bool:
-    """Whether a module declares results of its own."""
-    return STAGES_IMPORT in imports(module)
+    """Whether a module declares results of its own; a folder's face declares none."""
+    return STAGES_IMPORT in imports(module) and not _path_of(module).name == "__init__.py"
 
 
 def _is_beside(module: str) -> bool:

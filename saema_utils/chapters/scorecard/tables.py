@@ -59,7 +59,7 @@ def evidence_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
 
 @table(
     "06_claims",
-    needs=_inputs(),
+    needs=(*_inputs(), sae_evaluation),
     choices=_what_is_judged,
     columns={
         "claim": "its id",
