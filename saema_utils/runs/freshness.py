@@ -80,7 +80,7 @@ def modules_behind(*modules: str) -> tuple[str, ...]:
 
 def is_stage(module: str) -> bool:
     """Whether a module declares results of its own; a folder's face declares none."""
-    return STAGES_IMPORT in imports(module) and not _path_of(module).name == "__init__.py"
+    return STAGES_IMPORT in imports(module) and _path_of(module).name != "__init__.py"
 
 
 def _is_beside(module: str) -> bool:
