@@ -163,14 +163,14 @@ def test_every_coefficient_gets_an_interval_on_every_measure():
 
     rng = np.random.default_rng(0)
     base = {s: rng.normal() for s in range(3)}
-    sweep = pd.DataFrame(
+    trained = pd.DataFrame(
         [
             {"seed": s, "coefficient": c, **{name: base[s] + c * (1 + 0.01 * s) for name in SWEPT}}
             for s in range(3)
             for c in (-0.1, 0.0, 0.1)
         ]
     )
-    found = coefficient_effects(sweep)
+    found = coefficient_effects(trained)
     assert {tuple(row) for row in found[["coefficient", "measure"]].to_numpy()} == {
         (c, name) for c in (-0.1, 0.1) for name in SWEPT
     }
@@ -194,13 +194,13 @@ def made_tables(best: float, gain_of_training: float, punish: float):
             spliced = {"position": "concept", "error_term": False, "cross_entropy": 3 - star + 0.01 * rng.normal()}
             losses.append({**common, **spliced, "alpha": 0.5})
         losses.append({**common, **spliced, "arm": "unedited", "alpha": 0.0, "cross_entropy": 3.0})
-    sweep = [
+    trained = [
         {"seed": s, "coefficient": c, **dict.fromkeys(("explained_variance", "ev_words", "ev_sentences"), value)}
         for s in range(3)
         for c, shift in ((-0.1, punish), (0.0, 0.0), (0.1, gain_of_training))
         for value in (0.7 + shift + 1e-4 * rng.normal(),)
     ]
-    return [pd.DataFrame(rows) for rows in (doses, stars, losses, sweep)] + [course(5, 4, 0, 1, 0.1)]
+    return [pd.DataFrame(rows) for rows in (doses, stars, losses, trained)] + [course(5, 4, 0, 1, 0.1)]
 
 
 def test_a_world_in_which_separation_is_the_cause_is_recognised():
