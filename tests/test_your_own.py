@@ -82,7 +82,7 @@ def test_paths_are_made_whole_so_that_the_study_runs_from_anywhere(parts, monkey
     [
         ({"model": "MODEL", "layer": 3}, ModelError, ["layer 3", "0 to 2"]),
         ({"layer": 30}, ModelError, ["layer 30", "0 to 29"]),
-        ({"model": "MODEL/config.json"}, ModelError, ["neither an existing folder"]),
+        ({"model": "MODEL/config.json"}, ModelError, ["is a file", "allowed: a folder with config.json"]),
         ({"model": "./nowhere"}, ModelError, ["./nowhere"]),
         ({"model": "BROKEN"}, ModelError, ["config.json"]),
         ({"model": "MODEL", "layer": 0, "sae": "SAE"}, SaeError, ["blocks.1.hook_resid_post", "--layer"]),

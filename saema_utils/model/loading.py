@@ -130,7 +130,9 @@ def _named_folder(name: str) -> Path | None:
     if path.is_dir():
         return path.resolve()
     if path.exists():
-        raise ModelError(f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors.")
+        raise ModelError(
+            f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors. Name the folder that holds it."
+        )
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
     return None

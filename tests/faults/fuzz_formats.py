@@ -176,8 +176,8 @@ def main() -> None:
 
     import yaml
 
-    modules = ("artifacts", "chapter", "claims", "concepts", "corpus", "parameters", "study", "sweep_file")
-    for module in (*(sys.modules[f"saema_utils.{name}"] for name in modules), yaml.scanner, yaml.parser, json.decoder):
+    ours = [module for name, module in sys.modules.items() if name.startswith("saema_utils.")]
+    for module in (*ours, yaml.scanner, yaml.parser, json.decoder):
         for function in vars(module).values():
             if callable(function) and getattr(function, "__module__", "") == module.__name__:
                 with contextlib.suppress(Exception):  # what cannot be instrumented is still run
