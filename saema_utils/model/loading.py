@@ -131,7 +131,7 @@ def _named_folder(name: str) -> Path | None:
         return path.resolve()
     if path.exists():
         raise ModelError(
-            f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors. Name the folder that holds it."
+            f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors. Name its folder."
         )
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
