@@ -108,7 +108,8 @@ def as_parameters(folder: Path, data: bytes) -> None:
 def notebook(source: str) -> bytes:
     cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": source}
     cell.update(execution_count=None, outputs=[])
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}).encode()
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]}).encode()
 
 
 LOADERS: dict[str, Callable[[Path, bytes], None]] = {

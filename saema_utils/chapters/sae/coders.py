@@ -103,7 +103,8 @@ def training_history(run: RunDirectory) -> pd.DataFrame:
     import pandas as pd
 
     if run.study.sae.source != "train":
-        return pd.DataFrame(columns=[*training_history.columns, "explained_variance", "l0"])
+        names = ("step", "tokens", "learning_rate", "train_mse", "mse", "explained_variance", "l0", "dead")
+        return pd.DataFrame(columns=names)
     study_sae(run)  # which keeps its history, unless that alone was lost
     if run.is_fresh(training_history.place, training_history.key(run)):
         return run.table(training_history.name)
