@@ -115,7 +115,8 @@ def carry_out(task: Task, threads: int = 0, *_finished_before: Any) -> Outcome:
             f"worker {where} does not see {path.parent}. Put the runs on a file system that all workers share (--out), "
             "and rerun."
         )
-    run, name = RunDirectory(path, Study.from_dict(task.study), device=task.device), f"chapter-{task.chapter}"
+    run = RunDirectory(path, Study.from_dict(task.study), device=task.device)
+    name = "corpus" if task.chapter == SHARED else f"chapter-{task.chapter}"
     # One copy of a task at a time: a scheduler that lost sight of a worker sends its task out again.
     with _ONE_AT_A_TIME, run.shared(), FileLock(path / f".{name}.lock"):
         if task.chapter != SHARED and is_finished(run, task.chapter, task.key):
