@@ -243,7 +243,8 @@ def chapter_needs(asked: Iterable[int]) -> dict[int, tuple[int, ...]]:
 
     needs: dict[int, set[int]] = {}
     for result in declared_results().values():
-        if not result.is_ruler:
+        # What comes after the first chapter and needs no other result compares runs: no task of one of them.
+        if not result.is_ruler and (result.needs or result.chapter == 1):
             made_from = {need.chapter for need in result.behind()} - {result.chapter}
             needs[result.chapter] = needs.get(result.chapter, set()) | made_from
     waiting = list(asked)
