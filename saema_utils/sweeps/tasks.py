@@ -122,6 +122,7 @@ def carry_out(task: Task, threads: int = 0, *_finished_before: Any) -> Outcome:
         if task.chapter != SHARED and is_finished(run, task.chapter, task.key):
             return Outcome("skipped", where=where)
         log, started = path / "logs" / f"{name}.txt", time.perf_counter()
+        write_json(path / "study.json", run.study.as_dict())  # so that the run's notebooks can be executed later
         log.parent.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file:
             try:  # progress bars, which are for terminals, see that a file is none
@@ -133,7 +134,6 @@ def carry_out(task: Task, threads: int = 0, *_finished_before: Any) -> Outcome:
                 raise SweepError(f"{reason_of(error)} (traceback: {log})") from None
         outcome = Outcome("done", round(time.perf_counter() - started, 3), peak_memory(), where)
         if task.chapter != SHARED:
-            write_json(path / "study.json", run.study.as_dict())  # so that the run's notebooks can be executed later
             run.record_task(name, key=task.key, threads=threads, seconds=outcome.seconds, where=where)
         return outcome
 
