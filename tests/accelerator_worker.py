@@ -27,7 +27,7 @@ from accelerator import accelerator  # noqa: E402
 import saema_utils  # noqa: E402
 from saema_utils import runtime  # noqa: E402
 
-SKIPPED = {"exercise", "solution", "setup"}
+SKIPPED = {"exercise", "solution", "parameters", "setup"}
 
 
 class InThisThread:
@@ -117,11 +117,12 @@ def tiny_study(folder: Path) -> Path:
 
 
 def run_notebook(path: Path, study: Path) -> list[str]:
-    names: dict = {"seed": 0}
-    setup = "from saema_utils.notebook import open_run, say, show, table\nrun = open_run(study, run_dir, 'auto')"
-    exec(setup, names | {"study": str(study), "run_dir": str(study.parent / "run")}, names)
+    cells = json.loads(path.read_text())["cells"]
+    setup = next("".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", []))
+    names: dict = {"study": str(study), "run_dir": str(study.parent / "run"), "device": "auto", "seed": 0}
+    exec(setup[setup.index("from saema_utils") :], names)  # without what only Colab installs
     failed = []
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in cells:
         if cell["cell_type"] != "code" or SKIPPED & {*cell["metadata"].get("tags", []), cell["id"]}:
             continue
         try:

@@ -73,7 +73,7 @@ def test_two_processes_make_the_same_tables(tmp_path):
             [sys.executable, str(HERE), str(folder)],
             check=True,
             capture_output=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(HERE.parents[1])},
         )
         made.append({path.name: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))})
     assert len(made[0]) >= 10
