@@ -26,6 +26,7 @@ _MAY_CROSS = {_aten.copy_.default, _aten._to_copy.default}
 # An index on the CPU may address a tensor on the device (not the other way round), as on a GPU.
 _MAY_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 _TAKES_NO_SCALARS = {_aten.cat.default, _aten.stack.default}
+_WHOLE: set = set()  # operations known to be no composites
 _kind = ["lazy"]
 
 
@@ -120,9 +121,13 @@ class _Everywhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with self:  # under torch.inference_mode, composite operations arrive whole
-            parts = func.decompose(*args, **kwargs)
-        return _run(func, args, kwargs) if parts is NotImplemented else parts
+        if func not in _WHOLE:
+            with self:  # under torch.inference_mode, composite operations arrive whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            _WHOLE.add(func)
+        return _run(func, args, kwargs)
 
 
 @contextlib.contextmanager
