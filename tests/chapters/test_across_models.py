@@ -197,7 +197,10 @@ def test_in_colab_what_is_read_is_made_first(tmp_path, monkeypatch, read):
     monkeypatch.setattr(Result, "__call__", made)
     monkeypatch.setattr("saema_utils.chapters.scorecard.tables.in_colab", lambda: True)
     monkeypatch.setattr("saema_utils.chapters.across_models.tables.in_colab", lambda: True)
+    kept = run.path / "tables"
+    assert not list(kept.glob("*.csv"))
     read(run)
+    assert list(kept.glob("05_*.csv")), "what the verdicts and effects are read from was made"
 
 
 def test_comparing_changes_no_run(tmp_path):

@@ -10,8 +10,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layers": ["layer_table"],
         "figures": ["families_or_seeds", "family_strips", "over_depth", "sparsity_dots"],
         "findings": [
-            *["best_dose", "family_spread", "gaps_of_families", "gaps_over_layers", "in_ranges"],
-            *["sparsity_match"],
+            "best_dose",
+            "family_spread",
+            "gaps_of_families",
+            "gaps_over_layers",
+            "in_ranges",
+            "sparsity_match",
         ],
     },
 )
