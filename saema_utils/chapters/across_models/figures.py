@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from saema_utils.chapters.scorecard.figures import SIGNS, VERDICT_COLORS, draw_intervals, in_margins
 from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 METRIC_NAMES = {
     "explained_variance": "explained variance",
@@ -46,8 +44,6 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
 
 def effects_by_run(table: pd.DataFrame) -> Figure:
     """Every claimed effect in every run: colour is its size in margins, the sign its verdict."""
-    import seaborn as sns
-
     found = _claims(table)
     if found.empty:
         return _empty("no run has finished chapters 3 to 5 yet")
@@ -73,8 +69,6 @@ def effects_by_run(table: pd.DataFrame) -> Figure:
 
 def sae_quality(table: pd.DataFrame) -> Figure:
     """Held-out quality of every run's SAE beside its controls, one panel a metric, one line a run."""
-    import seaborn as sns
-
     found = table[(table["kind"] == "sae") & table["representation"].isin(CODERS)]
     if found.empty:
         return _empty("no run has finished chapter 2 yet")
@@ -131,7 +125,6 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
 
 def null_spread(q: Sequence[float], q_apart: Sequence[float], df: int) -> Figure:
     """Simulated Q of studies that share one effect, against its theory, beside studies that do not."""
-    import seaborn as sns
     from scipy.stats import chi2
 
     figure, axes = panels()
@@ -148,9 +141,6 @@ def null_spread(q: Sequence[float], q_apart: Sequence[float], df: int) -> Figure
 
 def effects_along(table: pd.DataFrame, field: str) -> Figure:
     """How each effect and the SAE's quality move along one field of a sweep; one dot a run, a line for the mean."""
-    import pandas as pd
-    import seaborn as sns
-
     effects = _claims(table)
     shown = pd.concat([table[(table["kind"] == "sae") & (table["representation"] == "sae")], effects])
     names = shown["metric"].unique()

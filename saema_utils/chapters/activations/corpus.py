@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.errors import ActivationError, ArtifactError
@@ -26,7 +27,6 @@ from saema_utils.text.tokens import special_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 TOKENS_PER_SHARD = 16_384

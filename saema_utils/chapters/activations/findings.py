@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from saema_utils.geometry.circles import same_sentences
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.text.concepts import ConceptPrompts
+from saema_utils.text.concepts import ConceptPrompts
 
 LEVEL = 0.01
 

@@ -7,8 +7,9 @@ and layers of a model can be compared in one table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 
 from saema_utils.errors import InterventionError
@@ -17,14 +18,10 @@ from saema_utils.geometry.circles import circle_rows
 from saema_utils.geometry.concept import cluster_cloud, concept_clouds, word_merging_row
 from saema_utils.geometry.dimension import local_dimensions, mean_dimension
 from saema_utils.intervention.doses import dose_beyond_scaling, optimum
+from saema_utils.model.residual_stream import ConceptActivations
+from saema_utils.saes.coders import Coder
 from saema_utils.stratification.noise import sweep_clouds
 from saema_utils.stratification.token_cloud import TokenCloud
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.model.residual_stream import ConceptActivations
-    from saema_utils.saes.coders import Coder
 
 NAN = float("nan")
 RESIDUAL = "residual"
@@ -86,8 +83,6 @@ def concept_measures(
         The same dose and share once every latent may be scaled as well, and what scaling alone removes: an
         autoencoder that returns its latents too small gains from anything that enlarges them (chapter 5).
     """
-    import pandas as pd
-
     ranks = _excursions(activations, coders, seed, device)
     clouds = concept_clouds(activations, coders, device)
     rows = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
@@ -29,10 +29,6 @@ from saema_utils.saes.families import MatchedSae, small_recipe, train_to_l0
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.loading import load_sae
 from saema_utils.study import ARCHITECTURES, SaeRecipe
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 FAMILY_NAMES = {
     "standard": "standard (L1)",
@@ -68,8 +64,6 @@ def ruler_of_families(run: RunDirectory) -> pd.DataFrame:
 
     Tokens are sparse sums of forty unit directions in sixteen dimensions, with a little noise.
     """
-    import pandas as pd
-
     epochs, trials = (2 if is_small(run) else 6), search_trials(run)
     draws = torch.Generator().manual_seed(run.study.seed)
     truth = torch.nn.functional.normalize(torch.randn(40, 16, generator=draws), dim=1)
@@ -135,8 +129,6 @@ def family_training(run: RunDirectory) -> pd.DataFrame:
 
 
 def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     sae, k = matched.trained.sae, small_recipe(comparable_recipe(run), architecture).k
     found = measure_fidelity(SaeCoder(sae), corpus_activations(run).heldout.to(run.device))
     tried = [[round(penalty, 5), round(l0, 2)] for penalty, l0 in matched.trials if penalty == penalty]
@@ -173,8 +165,6 @@ def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tup
 )
 def family_measures(run: RunDirectory) -> pd.DataFrame:
     """Headline measures per concept, for the residual stream and every family and seed."""
-    import pandas as pd
-
     found = measures_of_concepts(run)
     split = found["representation"].str.rsplit("-", n=1)
     found["architecture"], found["seed"] = split.str[0], pd.to_numeric(split.str[1]).fillna(run.study.seed)

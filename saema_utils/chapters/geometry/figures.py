@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.evidence.geometry import MEASURES
 from saema_utils.figures import (
@@ -20,11 +25,6 @@ from saema_utils.figures import (
     scatter_classes,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
@@ -66,8 +66,6 @@ def circle_grid(
 
 
 def _circle(axis: Axes, words: pd.DataFrame, score: pd.Series) -> None:
-    import matplotlib
-
     xy = words[["x", "y"]].to_numpy()
     closed = np.vstack([xy, xy[:1]]) if len(xy) == score["period"] else xy
     axis.plot(*closed.T, color=COLORS["muted"], linewidth=0.9, zorder=1)
@@ -143,12 +141,10 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
 
 def _dots(axis: Axes, rows: pd.DataFrame, y: str, hue: str, palette: dict[str, str], **style: Any) -> None:
     """Rows of dots at ``centre``, each with its interval from ``low`` to ``high``."""
-    import seaborn
-
     # Seaborn knows no given intervals, but the centre is the median of the three, and the interval their range.
     three = rows.melt([y, hue], ["low", "centre", "high"], value_name="x")
     style |= {"estimator": "median", "errorbar": ("pi", 100), "linestyles": "none", "markersize": 4}
-    seaborn.pointplot(three, x="x", y=y, hue=hue, palette=palette, err_kws={"linewidth": 1.8}, ax=axis, **style)
+    sns.pointplot(three, x="x", y=y, hue=hue, palette=palette, err_kws={"linewidth": 1.8}, ax=axis, **style)
     axis.set(xlabel="", ylabel="")
 
 
@@ -202,16 +198,14 @@ def persistence_diagrams(
     table: pd.DataFrame, concept: str, names: Sequence[str] = ("residual", "sae", "random_dictionary")
 ) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
-    import seaborn
-
     rows = table[table["concept"] == concept]
     names, top = _present(rows, names), 1.05 * rows["death"].max()
     figure, axes = panels(len(names), width=3.0 * len(names), height=3.2, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         components, loops = (rows[rows["representation"].eq(name) & rows["degree"].eq(degree)] for degree in (0, 1))
         axis.plot([0, top], [0, top], color=COLORS["muted"], linewidth=0.9)
-        seaborn.rugplot(components, y="death", ax=axis, height=0.04, color="#444444", alpha=0.7, linewidth=1.2)
-        seaborn.scatterplot(loops, x="birth", y="death", ax=axis, color=COLORS["accent"], alpha=0.7, s=26)
+        sns.rugplot(components, y="death", ax=axis, height=0.04, color="#444444", alpha=0.7, linewidth=1.2)
+        sns.scatterplot(loops, x="birth", y="death", ax=axis, color=COLORS["accent"], alpha=0.7, s=26)
         axis.set_title(NAMES[name], color=COLORS[name])
         axis.set(xlabel="birth / median distance", xlim=(-0.05 * top, top), ylim=(0, top))
     axes[0, 0].set_ylabel("death / median distance")
@@ -268,16 +262,14 @@ def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
 
 def numbers_by_seed(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae")) -> Figure:
     """Numbers of local representations: every seed of the paper's protocol, and the direct protocol."""
-    import seaborn
-
     rows = geometry[geometry["representation"].isin(names)]
     rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
     paper, direct = (rows[rows["protocol"] == protocol] for protocol in ("paper", "direct"))
     figure, axis = panels(width=7.6, height=0.36 * rows["concept"].nunique() + 1.3)
     style = {"x": "n_local", "y": "concept", "hue": "representation", "hue_order": names, "palette": COLORS}
     style |= {"dodge": True, "jitter": False, "ax": axis}
-    seaborn.stripplot(paper, size=5.5, alpha=0.6, **style)
-    seaborn.stripplot(direct, marker="|", size=10, linewidth=1.8, legend=False, **style)
+    sns.stripplot(paper, size=5.5, alpha=0.6, **style)
+    sns.stripplot(direct, marker="|", size=10, linewidth=1.8, legend=False, **style)
     axis.set(xlabel="number of local representations (dots: paper's protocol, a seed each; bars: direct)", ylabel="")
     axis.set_xlim(left=0)
     _legend(axis)

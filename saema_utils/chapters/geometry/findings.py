@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from saema_utils.statistics import holm
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEVEL = 0.05
 FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same

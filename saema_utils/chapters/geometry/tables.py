@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.distances import pairwise_distances
 from saema_utils.evidence.geometry import compare_representations
 from saema_utils.geometry.circles import circle_rows
-from saema_utils.geometry.clusters import umap_embedding
+from saema_utils.geometry.clusters import LocalRepresentations, umap_embedding
 from saema_utils.geometry.concept import (
     ConceptClouds,
     centred_by_template,
@@ -40,13 +41,8 @@ from saema_utils.rulers.words import synthetic_merging_table
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
+from saema_utils.study import GeometryRecipe, Study
 from saema_utils.text.concepts import build_prompts
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.geometry.clusters import LocalRepresentations
-    from saema_utils.study import GeometryRecipe, Study
 
 RESAMPLED = ("residual", "sae", "random_dictionary")
 MAPPED = ("residual", "sae")
@@ -343,8 +339,6 @@ EMPTY = {  # the columns of tables that a concept may leave without a row
 
 def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFrame]:
     """Every table of the chapter for one concept."""
-    import pandas as pd
-
     recipe, seeds = study.geometry, study.seeds
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reference: dict[tuple[str, int], LocalRepresentations] = {}
@@ -443,8 +437,6 @@ def _word_map_rows(clouds: ConceptClouds, representation: str, labels: np.ndarra
 
 
 def _records(clouds: ConceptClouds, representation: str, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    import pandas as pd
-
     return pd.DataFrame({"concept": clouds.concept, "representation": representation} | columns).to_dict("records")
 
 

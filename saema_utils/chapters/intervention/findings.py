@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CURVE = ["concept", "arm", "seed", "preserve_sparsity"]
 TOGETHER, APART = "moving together (alpha <= 0)", "moving apart (alpha >= 0)"
@@ -46,8 +44,6 @@ def closed_form(best: pd.DataFrame, alphas: object) -> pd.DataFrame:
 
     It is not fitted: its three numbers come from errors and steps at dose zero.
     """
-    import pandas as pd
-
     table = best[[*CURVE, "slope", "curvature", "mse_at_zero"]].merge(pd.DataFrame({"alpha": alphas}), how="cross")
     bend = table["curvature"] / (2 * table["mse_at_zero"])
     return table.assign(parabola=1 + table["slope"] * table["alpha"] + bend * table["alpha"] ** 2)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.dimension import intrinsic_dimension
@@ -20,7 +21,6 @@ from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_f
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from torch import Tensor
 
 SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
 

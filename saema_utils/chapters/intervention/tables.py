@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.model import language_model
@@ -31,9 +33,7 @@ from saema_utils.runtime import float64, progress
 from saema_utils.text.concepts import build_prompts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from jaxtyping import Float, Int
-    from torch import Tensor
 
 RANDOM_SEEDS = 3  # draws of the two random arms
 SEEDED = ("random_direction", "permuted_labels")
@@ -164,8 +164,6 @@ def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
 
 def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Every arm at every dose, with all latents free and with the support kept."""
-    import pandas as pd
-
     if not tokens.is_usable:
         return pd.DataFrame()
     found = []
@@ -187,8 +185,6 @@ def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
 
 def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best dose of each arm from the closed form, with intervals over prompts."""
-    import pandas as pd
-
     given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
     rows = []
@@ -207,8 +203,6 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
 
 def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best doses of the arms when a common scaling of all latents is fitted beside."""
-    import pandas as pd
-
     given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     rows = []
     for arm, seed in _arms_and_seeds(run) if tokens.is_usable else []:
@@ -224,8 +218,6 @@ def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     ``gromov_wasserstein``/``lower`` pulls the shape of the poles towards that of the dense residual's poles;
     ``raise`` pushes it away from its own shape before the edit. ``random`` is the control of equal size.
     """
-    import pandas as pd
-
     if not tokens.is_usable:
         return pd.DataFrame()
     _, labels, k = check_labelled(tokens.latents, tokens.labels)
@@ -258,7 +250,6 @@ def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     One row per arm, dose, ``error_term`` (whether the SAE's own error is added back, so that only the
     edit is felt) and ``position`` (``concept``: predictions made at the word; ``after``: later in the sentence).
     """
-    import pandas as pd
 
     from saema_utils.model.splice import CLEAN, spliced_losses
 
@@ -386,8 +377,6 @@ def dose_response_table(run: RunDirectory) -> pd.DataFrame:
 
     ``ce_loss`` is known at the doses that :func:`spliced_edits` splices (support not kept).
     """
-    import pandas as pd
-
     doses = doses_of_concepts(run)
     if doses.empty:
         example_concept(run)  # refuses, and says what to do

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import corpus_activations
@@ -34,9 +36,7 @@ from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sae_lens import SAE
-    from torch import Tensor
 
 TRAINED_SEEDS = 3
 BATCH = 384
@@ -180,8 +180,6 @@ def separability_training_table(run: RunDirectory) -> pd.DataFrame:
 
 
 def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     rows, spliced = [], {}
     corpus = corpus_activations(run)
     count = run.study.intervention.spliced_sequences
@@ -232,8 +230,6 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
     doubled and decoder rows halved (no reconstruction changes); and, from the common start, trained at the
     largest coefficient on AEDP, on the scale-free measure, and on neither.
     """
-    import pandas as pd
-
     coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
     trained = separability_training_table(run)
     shared = bench(run)
@@ -275,8 +271,6 @@ def _doubled(plain: SAE) -> SAE:
 @table("05_natural_variation", needs=TRAINED_ON, columns={**MEASURED, "step": "training step of the checkpoint"})
 def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     """Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on."""
-    import pandas as pd
-
     shared, rows = bench(run), []
     marks = sorted({max(1, round(share * shared.fresh_steps)) for share in CHECKPOINTS})
     for seed in progress(run.study.seeds, "fresh SAEs"):
@@ -291,8 +285,6 @@ def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
 @parts("05_reversed", of=lambda run: _seeds(run)[:2], needs=TRAINED_ON)
 def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The trainings of ``05_reversed_cause`` that no other table of the chapter holds. One seed a part."""
-    import pandas as pd
-
     shared = bench(run)
     cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
     jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
@@ -325,8 +317,6 @@ def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
 )
 def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
     """Reconstruction improved by other means, and what separation does."""
-    import pandas as pd
-
     # Runs that other tables of the chapter already hold are taken from there.
     table, trained = reversed_of_seeds(run), separability_training_table(run)
     usual = trained[(trained["coefficient"] == 0) & trained["seed"].isin(table["seed"])]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.saes.fidelity import explained_variance, recovered_features
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from jaxtyping import Float
-    from torch import Tensor
 
     from saema_utils.saes.training import TrainedSae
 

@@ -6,16 +6,18 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, nothing_to_draw, panels
 from saema_utils.stratification.spectra import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    import pandas as pd
     from jaxtyping import Float
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 MODE_NAMES = ("prompts (mode 0)", "positions (mode 1)", "features (mode 2)")
@@ -46,14 +48,12 @@ def _label_ends(axes: Axes, names: Sequence[str]) -> None:
 
 def _curves(axes: Axes, rows: pd.DataFrame, y: str, over: str = "concept") -> None:
     """A line a representation against noise in RMS, with the range over concepts (or seeds) as a band."""
-    import seaborn
-
     units = rows.groupby(["representation", over, "noise"])[[y, "noise_rms"]].mean().reset_index()
     units["noise_rms"] = units.groupby("noise")["noise_rms"].transform("mean")  # concepts differ a little in RMS
     band = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.18, "linewidth": 0}}
     look = {"palette": COLORS, "dashes": DASHES, "hue_order": _known(rows), "style_order": _known(rows)}
     names = {"hue": "representation", "style": "representation", "legend": False}
-    seaborn.lineplot(units, x="noise_rms", y=y, ax=axes, **names, **look, **band)
+    sns.lineplot(units, x="noise_rms", y=y, ax=axes, **names, **look, **band)
     noise_axis(axes, sorted(units["noise_rms"].unique()), NOISE)
     axes.set_ylabel("")
 
@@ -133,8 +133,6 @@ def toy_spectra(spectra: Sequence[Float[Tensor, " n"]], ranks: Sequence[int]) ->
 
 def sink_ranks(table: pd.DataFrame) -> Figure:
     """Effective rank with sinks masked, with one left in, and with all left in; thin lines are concepts."""
-    import seaborn
-
     if table.empty:
         return nothing_to_draw("No token of these prompts is masked: no sink to show.")
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
@@ -143,8 +141,8 @@ def sink_ranks(table: pd.DataFrame) -> Figure:
     for mode, axis in enumerate(axes):
         rows, look = table[table["mode"] == mode], {"palette": COLORS, "hue_order": _known(table), "ax": axis}
         axis.set_yscale("log")  # first, so that means are taken of logs
-        seaborn.lineplot(rows, **names, **look, errorbar=None, marker="o", markeredgewidth=0)
-        seaborn.lineplot(rows, **names, **look, **concepts)
+        sns.lineplot(rows, **names, **look, errorbar=None, marker="o", markeredgewidth=0)
+        sns.lineplot(rows, **names, **look, **concepts)
         axis.set(title=MODE_NAMES[mode], xlabel="", ylabel="effective rank", xlim=(-0.2, 2.2))
     _label_ends(axes[2], _known(table))
     return figure
@@ -152,9 +150,6 @@ def sink_ranks(table: pd.DataFrame) -> Figure:
 
 def tolerance_map(table: pd.DataFrame) -> Figure:
     """First noise level (in RMS) at which the feature-mode rank changes, by concept and tolerance."""
-    import matplotlib
-    import seaborn
-
     rows = table[table["mode"] == 2]
     concepts = list(dict.fromkeys(rows["concept"]))
     known = np.log10(rows["first_noise_rms"].dropna())
@@ -165,7 +160,7 @@ def tolerance_map(table: pd.DataFrame) -> Figure:
         wide = rows[rows["representation"] == name].pivot(index="concept", columns="rtol", values="first_noise_rms")
         wide = wide.loc[concepts].fillna(NEVER)
         text = wide.map(lambda level: f"{level:.2g}" if level < NEVER else "never")
-        seaborn.heatmap(np.log10(wide), annot=text, fmt="", ax=axis, **look)
+        sns.heatmap(np.log10(wide), annot=text, fmt="", ax=axis, **look)
         axis.set_title(SHORT[name], color=COLORS[name])
         axis.set_xticklabels([f"{rtol:.0e}".replace("e-0", "e-") for rtol in wide], rotation=0)
         axis.set(xlabel="tolerance (share of the largest)", ylabel="")
@@ -192,15 +187,13 @@ def gain_against_repeats(table: pd.DataFrame) -> Figure:
 
 def noise_units(table: pd.DataFrame) -> Figure:
     """The SAE's effective rank, a line a concept, against noise in both units."""
-    import seaborn
-
     rows = table[(table["mode"] == 2) & (table["representation"] == "sae")]
     rows = rows.groupby(["concept", "noise"])[["effective_rank", "noise_rms"]].mean().reset_index()
     one_rms = {"noise": (rows["noise"] / rows["noise_rms"]).mean(), "noise_rms": 1.0}
     figure, axes = panels(2, width=8.4, height=3.2, sharey=True)
     lines = {"units": "concept", "estimator": None, "color": COLORS["sae"], "alpha": 0.55, "linewidth": 1.2}
     for axis, x, label in zip(axes, one_rms, ("noise (activation units)", NOISE), strict=True):
-        seaborn.lineplot(rows, x=x, y="effective_rank", ax=axis, **lines)
+        sns.lineplot(rows, x=x, y="effective_rank", ax=axis, **lines)
         noise_axis(axis, sorted(rows.groupby("noise")[x].mean()), label)
         axis.axvline(one_rms[x], color=COLORS["accent"], linewidth=1, linestyle=":")
         at = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "fontsize": 9}

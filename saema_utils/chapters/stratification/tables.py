@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.evidence.rank import (
@@ -37,7 +39,6 @@ from saema_utils.stratification.token_cloud import TokenCloud
 from saema_utils.text.concepts import build_prompts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from jaxtyping import Float
     from torch import Tensor
 
@@ -198,8 +199,6 @@ def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     included, because that is how far an excursion is taken and where it is found. Two seeds: excursions differ
     between concepts ten times as much as between seeds.
     """
-    import pandas as pd
-
     clouds, same, seeds = token_clouds(run), noise_rank_table(run), run.study.seeds[:ANATOMY_SEEDS]
     levels = few_levels(run, most=ONE_RMS * min(cloud.rms for cloud in clouds))
     shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
@@ -232,8 +231,6 @@ def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     Under noise shaped like the activations the residual keeps the shape of its covariance by construction,
     so that the random dictionary is the control that counts.
     """
-    import pandas as pd
-
     judged = []
     for kind, part in ranks_by_noise_kind(run).groupby("kind", sort=False):
         found = controls_table(part, seed=run.study.seed)
@@ -304,8 +301,6 @@ def rank_gain_by_place(run: RunDirectory) -> pd.DataFrame:
 )
 def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
     """Ranks without noise when one attention sink, or every sink, is left in the tensor; no rows without a sink."""
-    import pandas as pd
-
     encoders = {name: f for name, f in representations(run).items() if name in ("residual", "sae")}
     rows = []
     for concept, found in concept_activations(run).items():
