@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from saema_utils.errors import SaemaError
 from saema_utils.statistics import (
@@ -138,6 +139,12 @@ def test_holm_only_raises_and_keeps_order(p_values):
     assert (adjusted >= p - 1e-12).all()
     assert (adjusted <= 1).all()
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_holm_is_that_of_statsmodels(n):
+    p = np.round(np.random.default_rng(n).random(n) / 5, 2)  # with ties
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
 
 
 def test_holm_leaves_unknown_values_out():

@@ -17,8 +17,8 @@ from saema_utils.chapters.families import figures
 from saema_utils.chapters.families.findings import (
     best_dose,
     family_spread,
-    sides_of_families,
-    sides_over_layers,
+    gaps_of_families,
+    gaps_over_layers,
     sparsity_match,
 )
 from saema_utils.chapters.families.layers import LAYERS, LAYERS_SMALL, spread_layers
@@ -190,35 +190,26 @@ def families() -> pd.DataFrame:
     return pd.DataFrame([stream, *rows])
 
 
-def test_a_finding_is_one_familys_where_families_part(families):
-    found = sides_of_families(families)
-    assert found.above == {"excursion": 1, "merging": 0, "intrinsic_dimension": 0, "circularity": 0}
-    assert "excursion" not in found.one_sided
-    assert found.all_one_sided is False
-    families.loc[families["architecture"] == "standard", "excursion"] = 0.7
-    assert sides_of_families(families).all_one_sided
+def test_families_are_measured_against_the_residual_stream(families):
+    gaps = gaps_of_families(families)
+    assert gaps["excursion"].to_dict() == {"topk": -0.5, "standard": 0.5}
+    assert (gaps[["merging", "intrinsic_dimension", "circularity"]] == -0.5).all(axis=None)
 
 
-def test_a_measure_that_nobody_has_takes_no_side(families):
-    found = sides_of_families(families.assign(circularity=math.nan))
-    assert "circularity" not in found.above
-    assert sides_of_families(families.assign(**dict.fromkeys(STREAM_MEASURES, math.nan))).all_one_sided is None
+def test_a_measure_that_nobody_has_leaves_no_gap(families):
+    assert "circularity" not in gaps_of_families(families.assign(circularity=math.nan))
+    assert gaps_of_families(families.assign(**dict.fromkeys(STREAM_MEASURES, math.nan))).size == 0
 
 
-def test_latents_take_a_side_at_every_layer_or_at_some():
+def test_gaps_over_layers_are_those_of_the_means_over_concepts():
     rows = [
-        {"representation": name, "layer": layer, "concept": concept, **dict.fromkeys(STREAM_MEASURES, value)}
-        for name, values in (("residual", (1.0, 1.0)), ("sae", (0.5, 0.8)))
+        {"representation": name, "layer": layer, "concept": concept, **dict.fromkeys(STREAM_MEASURES, value + shift)}
+        for name, values in (("residual", (1.0, 2.0)), ("sae", (0.5, 3.0)))
         for layer, value in zip((3, 9), values, strict=True)
-        for concept in ("months", "days")
+        for concept, shift in (("months", 1.0), ("days", -1.0))
     ]
-    layers = pd.DataFrame(rows)
-    found = sides_over_layers(layers)
-    assert found.all_one_sided
-    assert set(found.cases.values()) == {2}
-    layers.loc[(layers["representation"] == "sae") & (layers["layer"] == 9), "merging"] = 2.0
-    assert sides_over_layers(layers).above["merging"] == 1
-    assert sides_over_layers(layers).all_one_sided is False
+    gaps = gaps_over_layers(pd.DataFrame(rows))
+    assert gaps["merging"].to_dict() == pytest.approx({3: -0.5, 9: 1.0})
 
 
 def test_the_best_dose_is_that_of_the_family_that_gains_most(families):

@@ -127,7 +127,8 @@ def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     colors = dict(zip(scores["concept"].unique(), _CONCEPT_COLORS, strict=False))
     look = {"x": "layer", "hue": "concept", "palette": colors, "legend": False, "ax": ax}
     sns.lineplot(scores, y="cyclic_order", **look)
-    sns.scatterplot(scores[scores["p_value"] < 0.01], y="cyclic_order", s=28, linewidth=0, zorder=3, **look)
+    sure = scores[scores["p_value"] < 0.01]
+    ax.scatter(sure["layer"], sure["cyclic_order"], c=sure["concept"].map(colors), s=28, linewidth=0, zorder=3)
     sns.lineplot(scores, y="chance", linestyle=":", linewidth=1, **look)
     previous = -np.inf
     for row in scores.groupby("concept").last().sort_values("cyclic_order").itertuples():

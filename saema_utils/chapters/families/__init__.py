@@ -9,6 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measures": ["MEASURES", "concept_measures"],
         "layers": ["layer_table"],
         "figures": ["families_or_seeds", "family_strips", "over_depth", "sparsity_dots"],
-        "findings": ["best_dose", "family_spread", "sides_of_families", "sides_over_layers", "sparsity_match"],
+        "findings": [
+            *["best_dose", "family_spread", "gaps_of_families", "gaps_over_layers", "in_ranges"],
+            *["sparsity_match"],
+        ],
     },
 )

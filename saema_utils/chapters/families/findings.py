@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,42 +19,21 @@ def sparsity_match(training: pd.DataFrame) -> pd.DataFrame:
     return families.agg(off=("off", "max"), explained_variance=("explained_variance", "mean"))
 
 
-@dataclass(frozen=True)
-class Sides:
-    """For each measure: how many cases (families, layers) lie above the residual stream, and of how many."""
-
-    above: Mapping[str, int]
-    cases: Mapping[str, int]
-
-    @property
-    def one_sided(self) -> list[str]:
-        """Measures on which all cases lie on one side: there the finding is not one case's."""
-        return [name for name, count in self.above.items() if count in (0, self.cases[name])]
-
-    @property
-    def all_one_sided(self) -> bool | None:
-        return len(self.one_sided) == len(self.above) if self.above else None
-
-    def in_short(self) -> str:
-        return "above it: " + " · ".join(f"{MEASURES[m]} {self.above[m]} of {self.cases[m]}" for m in self.above)
-
-
-def _sides(gaps: pd.DataFrame) -> Sides:
-    known = {name: gaps[name].dropna() for name in STREAM_MEASURES if gaps[name].notna().any()}
-    above = {name: int((gap > 0).sum()) for name, gap in known.items()}
-    return Sides(above, {name: len(gap) for name, gap in known.items()})
-
-
-def sides_of_families(families: pd.DataFrame) -> Sides:
-    """On which side of the residual stream each family lies (mean over seeds)."""
+def gaps_of_families(families: pd.DataFrame) -> pd.DataFrame:
+    """By family: each measure (mean over seeds) minus the residual stream's; measures that nobody has are left out."""
     means = families.groupby("architecture")[list(STREAM_MEASURES)].mean()
-    return _sides(means.drop(RESIDUAL) - means.loc[RESIDUAL])
+    return (means.drop(RESIDUAL) - means.loc[RESIDUAL]).dropna(axis=1, how="all")
 
 
-def sides_over_layers(layers: pd.DataFrame) -> Sides:
-    """On which side of the residual stream the latents lie at each layer (mean over concepts)."""
+def gaps_over_layers(layers: pd.DataFrame) -> pd.DataFrame:
+    """By layer: each measure of the latents (mean over concepts) minus the residual stream's."""
     means = layers.groupby(["representation", "layer"])[list(STREAM_MEASURES)].mean()
-    return _sides(means.loc["sae"] - means.loc[RESIDUAL])
+    return means.loc["sae"] - means.loc[RESIDUAL]
+
+
+def in_ranges(gaps: pd.DataFrame) -> str:
+    """The smallest and the largest gap of every measure, in one line."""
+    return " · ".join(f"{MEASURES[name]} {gaps[name].min():+.2f} to {gaps[name].max():+.2f}" for name in gaps)
 
 
 @dataclass(frozen=True)
