@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
+from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
@@ -32,11 +31,6 @@ REWARDED = {
     "ce_recovered": "recovered cross-entropy",
 }
 STOPS = 1e-3  # share of the unedited error by which a measured error may leave its parabola and still be on it
-
-
-def in_short(values: Mapping[str, float], form: str) -> str:
-    """Names and numbers in one line, each number in the given format."""
-    return " · ".join(f"{NAMES.get(name, name)} {value:{form}}" for name, value in values.items())
 
 
 def closed_form(best: pd.DataFrame, alphas: object) -> pd.DataFrame:
