@@ -141,9 +141,7 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
         "kind": "claim: an effect; sae: quality on held-out text",
         "metric": "id of the claim, or name of the quality",
         "estimate": "the effect, or the quality",
-        "unit": "what one of n is",
         "direction": "side on which the claim lies",
-        "margin": "the least effect that counts",
     },
 )
 def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:

@@ -14,6 +14,11 @@ from saema_utils.runtime import progress
 from saema_utils.text.concepts import build_prompts
 
 
+def concepts_of(run: RunDirectory) -> list[str]:
+    """The concepts of the study that have prompts."""
+    return list(build_prompts(run.study))
+
+
 def _prompts_and_model(run: RunDirectory) -> list[Any]:
     prompts = build_prompts(run.study).items()
     texts = [(name, [(p.text, p.word, p.start) for p in found.prompts]) for name, found in prompts]

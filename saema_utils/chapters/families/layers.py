@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_tensors
+from saema_utils.chapters.activations.concepts import concept_tensors, concepts_of
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures
-from saema_utils.chapters.families.recipes import comparable_recipe, concepts_of, is_small, training_tokens
+from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae
 from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
@@ -28,9 +28,6 @@ from saema_utils.saes.training import train_sae
 from saema_utils.text.concepts import build_prompts
 from saema_utils.text.corpus import corpus_tokens
 from saema_utils.text.tokens import special_tokens
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 LAYERS = 4
 LAYERS_SMALL = 2  # in a study with too little text for a trend to be read

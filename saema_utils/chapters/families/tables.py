@@ -9,12 +9,11 @@ from collections.abc import Iterator
 import pandas as pd
 import torch
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures, mean_over_concepts
 from saema_utils.chapters.families.recipes import (
     comparable_recipe,
-    concepts_of,
     family_seeds,
     is_small,
     search_trials,
@@ -46,8 +45,6 @@ TRAINING_COLUMNS = {
     "trainings": "trainings that the search for it took",
     "l0_trained": "active latents on training tokens, before the threshold was moved",
     "l0_off": "share by which the held-out L0 misses k",
-    "cosine": "mean cosine of held-out tokens with their reconstructions",
-    "dead_fraction": "share of latents that never fire on held-out text",
 }
 
 
@@ -118,14 +115,11 @@ def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[s
         yield family, {"08_training": _facts(run, matched, architecture, int(seed))}
 
 
-@table(
+family_training = trained_families.whole(
     "08_training",
-    needs=(trained_families,),
-    columns={**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
+    "How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs.",
+    {**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
 )
-def family_training(run: RunDirectory) -> pd.DataFrame:
-    """How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs."""
-    return trained_families(run)
 
 
 def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int) -> pd.DataFrame:

@@ -7,16 +7,15 @@ of the chapter is :mod:`~saema_utils.chapters.intervention.training`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.training import natural_variation_table, separability_training_table
 from saema_utils.chapters.sae.coders import study_sae
@@ -28,12 +27,8 @@ from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import check_labelled, cluster_means, distance_matrix
 from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.tables import Parts, Result, parts, table
+from saema_utils.runs.tables import Parts, parts, table
 from saema_utils.runtime import float64, progress
-from saema_utils.text.concepts import build_prompts
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 RANDOM_SEEDS = 3  # draws of the two random arms
 SEEDED = ("random_direction", "permuted_labels")
@@ -73,6 +68,11 @@ class WordTokens:
     labels: Int[Tensor, " N"]
     prompts: Int[Tensor, " N"]
     decode: Callable[[Tensor], Tensor]
+
+    @property
+    def given(self) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor]:
+        """What a dose or a search is given: latents, which word, the decoder, and what it should decode to."""
+        return self.latents, self.labels, self.decode, self.vectors
 
     @property
     def is_usable(self) -> bool:
@@ -125,10 +125,6 @@ def example_concept(run: RunDirectory) -> tuple[str, WordTokens]:
 Measure = Callable[[RunDirectory, WordTokens], "pd.DataFrame"]
 
 
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
-
-
 def _concept_parts(name: str, measure: Measure) -> Parts:
     """Declare what a measure finds in each concept, kept concept by concept, so that a cut run resumes.
 
@@ -142,19 +138,8 @@ def _concept_parts(name: str, measure: Measure) -> Parts:
             part.insert(0, "concept", concept)
             yield concept, {name: part}
 
-    made.__doc__ = f"{inspect.getdoc(measure).splitlines()[0]} One concept a part."
-    return parts(name, of=_concepts, needs=(concept_tensors, study_sae))(made)
-
-
-def _concept_table(name: str, measure: Measure, columns: dict[str, str]) -> Result:
-    """Declare a table of what a measure finds in all concepts; the measure's docstring describes it."""
-    by_concept = _concept_parts(name, measure)
-
-    def whole(run: RunDirectory) -> pd.DataFrame:
-        return by_concept(run)
-
-    whole.__doc__ = measure.__doc__
-    return table(name, needs=(by_concept,), columns=columns)(whole)
+    made.__doc__ = measure.__doc__
+    return parts(name, of=concepts_of, needs=(concept_tensors, study_sae))(made)
 
 
 def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
@@ -169,23 +154,13 @@ def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     found = []
     for arm, seed in _arms_and_seeds(run):
         for preserve in (False, True):
-            part = dose_response(
-                tokens.latents,
-                tokens.labels,
-                tokens.decode,
-                tokens.vectors,
-                alphas=run.study.intervention.alphas,
-                arms=(arm,),
-                preserve_sparsity=preserve,
-                seed=seed,
-            )
-            found.append(part.assign(seed=seed, preserve_sparsity=preserve))
+            choices, alphas = {"seed": seed, "preserve_sparsity": preserve}, run.study.intervention.alphas
+            found.append(dose_response(*tokens.given, alphas=alphas, arms=(arm,), **choices).assign(**choices))
     return pd.concat(found, ignore_index=True)
 
 
 def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best dose of each arm from the closed form, with intervals over prompts."""
-    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
     rows = []
     for arm, seed in _arms_and_seeds(run):
@@ -193,7 +168,7 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
             choices = {"arm": arm, "seed": seed, "preserve_sparsity": preserve}
             facts = {"reason": ""}
             try:
-                found = dataclasses.asdict(optimum(*given, prompts=tokens.prompts, **choices))
+                found = dataclasses.asdict(optimum(*tokens.given, prompts=tokens.prompts, **choices))
                 facts |= {named.get(name, name): value for name, value in found.items()}
             except InterventionError as error:
                 facts["reason"] = str(error)
@@ -203,11 +178,10 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
 
 def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best doses of the arms when a common scaling of all latents is fitted beside."""
-    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     rows = []
     for arm, seed in _arms_and_seeds(run) if tokens.is_usable else []:
         if arm != "global_scaling":
-            found = dose_beyond_scaling(*given, arm=arm, prompts=tokens.prompts, seed=seed)
+            found = dose_beyond_scaling(*tokens.given, arm=arm, prompts=tokens.prompts, seed=seed)
             rows.append({"arm": arm, "seed": seed, **dataclasses.asdict(found)})
     return pd.DataFrame(rows)
 
@@ -226,10 +200,7 @@ def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     found = []
     for objective, direction in SEARCHES:
         search = optimise_separability(
-            tokens.latents,
-            tokens.labels,
-            tokens.decode,
-            tokens.vectors,
+            *tokens.given,
             objective=objective,
             direction=direction,
             radius=RADIUS,
@@ -298,9 +269,9 @@ def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
 
 
 doses_of_concepts = _concept_parts("05_doses", all_doses)
-optimum_table = _concept_table(
+optimum_table = _concept_parts("05_optimum", best_doses).whole(
     "05_optimum",
-    best_doses,
+    best_doses.__doc__,
     EDITED
     | {
         "alpha_star": "dose of least error",
@@ -319,9 +290,9 @@ optimum_table = _concept_table(
         "n_prompts": "prompts that the intervals draw from",
     },
 )
-beyond_scaling_table = _concept_table(
+beyond_scaling_table = _concept_parts("05_beyond_scaling", doses_beyond_scaling).whole(
     "05_beyond_scaling",
-    doses_beyond_scaling,
+    doses_beyond_scaling.__doc__,
     EDITED
     | {
         "alpha": "best dose of the arm, a common scaling allowed for",
@@ -331,9 +302,9 @@ beyond_scaling_table = _concept_table(
         "n_prompts": "prompts that the interval draws from",
     },
 )
-optimised_table = _concept_table(
+optimised_table = _concept_parts("05_optimised", searches).whole(
     "05_optimised",
-    searches,
+    searches.__doc__,
     EDITED
     | {
         "restart": "number of the start",
@@ -345,9 +316,9 @@ optimised_table = _concept_table(
         "direction": "raise or lower",
     },
 )
-language_model_table = _concept_table(
+language_model_table = _concept_parts("05_language_model", spliced_edits).whole(
     "05_language_model",
-    spliced_edits,
+    spliced_edits.__doc__,
     EDITED
     | {
         "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
@@ -426,7 +397,6 @@ TESTED = {
         "effect": "what is compared",
         "control": "with what",
         "claimed": "sign that the causal claim predicts",
-        "unit": "what one of n is",
         "verdict": "whether the interval leaves zero out on the claimed side, on the other, or not",
         "survives": "whether that also stands after the adjustment",
     },

@@ -151,18 +151,22 @@ def _seeds(run: RunDirectory) -> list[str]:
     return [str(seed) for seed in run.study.seeds[:TRAINED_SEEDS]]
 
 
-@parts("05_training", of=_seeds, needs=TRAINED_ON)
+@parts("05_separability_training", of=_seeds, needs=TRAINED_ON)
 def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Autoencoders trained with each coefficient of the separation term. One seed a part."""
     shared = bench(run)
     for seed in progress(seeds, "separability-trained SAEs"):
-        yield seed, {"05_training": _all_coefficients(run, shared, int(seed))}
+        yield seed, {training_of_seeds.name: _all_coefficients(run, shared, int(seed))}
 
 
-@table(
+separability_training_table = training_of_seeds.whole(
     "05_separability_training",
-    needs=(training_of_seeds,),
-    columns={
+    """Autoencoders trained with each coefficient of the separation term, paired by seed.
+
+    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
+    sequences.
+    """,
+    {
         **MEASURED,
         "coefficient": "weight of the separation term in the loss: the share of variance that a unit of it is worth",
         "start": "warm (the study's own SAE) or fresh (random weights)",
@@ -170,13 +174,6 @@ def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
         "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
     },
 )
-def separability_training_table(run: RunDirectory) -> pd.DataFrame:
-    """Autoencoders trained with each coefficient of the separation term, paired by seed.
-
-    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
-    sequences.
-    """
-    return training_of_seeds(run)
 
 
 def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:

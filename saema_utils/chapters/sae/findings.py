@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from saema_utils.chapters.found import Count, Found
 from saema_utils.saes.fidelity import explained_variance, recovered_features
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from saema_utils.saes.training import TrainedSae
+from saema_utils.saes.training import TrainedSae
 
 NEAR = 0.9  # cosine from which a latent counts as a feature found
 

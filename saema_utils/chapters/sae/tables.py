@@ -32,8 +32,6 @@ CONTEXT_WORDS = 6
         "n_latents": "latents that the coder has",
         "fvu": "fraction of the variance left unexplained",
         "mse": "mean squared error per dimension",
-        "cosine": "mean cosine between a token's vector and its reconstruction",
-        "dead_fraction": "share of latents that fired on no held-out token",
         "ce_clean": "cross-entropy of the untouched model, nats per token",
         "ce_spliced": "cross-entropy with reconstructions in the place of the residual stream, nats per token",
         "ce_zero_ablated": "cross-entropy with zeros there, nats per token",
@@ -53,28 +51,12 @@ def sae_evaluation(run: RunDirectory) -> pd.DataFrame:
     clean, zero = losses["clean"][0], losses["zero"][0]
     rows = []
     for name, coder in coders.items():
-        found = measure_fidelity(coder, heldout)
-        spliced, kl = losses[name]
-        rows.append(
-            {
-                "representation": name,
-                "n_latents": coder.n_latents,
-                "l0": found.l0,
-                "explained_variance": found.explained_variance,
-                "fvu": found.fvu,
-                "cosine": found.cosine,
-                "mse": found.mse,
-                "dead_fraction": found.dead_fraction,
-                "ce_clean": clean,
-                "ce_spliced": spliced,
-                "ce_zero_ablated": zero,
-                "ce_recovered": (zero - spliced) / (zero - clean),
-                "kl": kl,
-                "tokens": len(heldout),
-                "ce_tokens": losses["tokens"],
-            }
-        )
-    return pd.DataFrame(rows)
+        found, (spliced, kl) = measure_fidelity(coder, heldout), losses[name]
+        row = {"representation": name, "n_latents": coder.n_latents}
+        row |= {c: getattr(found, c) for c in ("l0", "explained_variance", "fvu", "cosine", "mse", "dead_fraction")}
+        row |= {"ce_clean": clean, "ce_spliced": spliced, "ce_zero_ablated": zero}
+        rows.append(row | {"ce_recovered": (zero - spliced) / (zero - clean), "kl": kl})
+    return pd.DataFrame(rows).assign(tokens=len(heldout), ce_tokens=losses["tokens"])
 
 
 def spliced_means(run: RunDirectory, coders: dict[str, Coder], corpus: CorpusActivations) -> dict:

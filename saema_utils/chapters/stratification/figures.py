@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, nothing_to_draw, panels
 from saema_utils.stratification.spectra import DEFAULT_RTOL
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
 
 MODE_NAMES = ("prompts (mode 0)", "positions (mode 1)", "features (mode 2)")
 ORDER = ("residual", "sae", "pca", "random_dictionary", "shuffled")
