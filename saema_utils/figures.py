@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -100,6 +101,11 @@ def nothing_to_draw(why: str) -> Figure:
     axes.set_axis_off()
     axes.text(0.5, 0.5, why, ha="center", va="center", color=GREY)
     return figure
+
+
+def present(table: pd.DataFrame, order: Sequence[str]) -> list[str]:
+    """The representations that a table has, in the order in which a figure shows them."""
+    return [name for name in order if name in set(table["representation"])]
 
 
 def line_style(name: str) -> dict[str, object]:

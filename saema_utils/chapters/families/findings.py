@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.families.measures import DOSES, MEASURES, RESIDUAL, STREAM_MEASURES
@@ -63,14 +63,10 @@ def family_spread(families: pd.DataFrame, columns: Sequence[str]) -> pd.DataFram
     ``between`` is the standard deviation over families of their means, ``within`` the root mean square deviation of
     seeds from their family's mean (with n - 1); ``ratio`` is NaN with one seed.
     """
-    alone = families[families["architecture"] != RESIDUAL]
-    rows = []
-    for column in columns:
-        groups = alone.groupby("architecture")[column]
-        between = float(groups.mean().std(ddof=1))
-        degrees = int((groups.count() - 1).clip(lower=0).sum())
-        square = float((alone[column] - groups.transform("mean")).pow(2).sum())
-        within = math.sqrt(square / degrees) if degrees else math.nan
-        row = {"measure": column, "between": between, "within": within}
-        rows.append(row | {"ratio": between / within if within else math.nan})
-    return pd.DataFrame(rows)
+    alone, columns = families[families["architecture"] != RESIDUAL], list(columns)
+    groups = alone.groupby("architecture")[columns]
+    squares = (alone[columns] - groups.transform("mean")).pow(2).sum()
+    within = np.sqrt(squares / (groups.count() - 1).clip(lower=0).sum().replace(0, np.nan))
+    table = pd.DataFrame({"between": groups.mean().std(ddof=1), "within": within})
+    table["ratio"] = table["between"] / within.replace(0, np.nan)
+    return table.rename_axis("measure").reset_index()

@@ -22,6 +22,7 @@ from saema_utils.figures import (
     class_style,
     nothing_to_draw,
     panels,
+    present,
     scatter_classes,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
@@ -31,11 +32,6 @@ MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "rand
 LINE = {"color": "#444444", "linewidth": 0.9}
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)  # for ratios within a factor of three
-
-
-def _present(table: pd.DataFrame, wanted: Sequence[str] = ORDER) -> list[str]:
-    known = set(table["representation"])
-    return [name for name in wanted if name in known]
 
 
 def _legend(axis: Axes) -> None:
@@ -51,7 +47,7 @@ def circle_grid(
     representations: Sequence[str] = ("residual", "sae", "reconstruction", "random_dictionary"),
 ) -> Figure:
     """Words of each cycle in the plane of their first two principal components, joined in their order."""
-    concepts, names = list(dict.fromkeys(points["concept"])), _present(points, representations)
+    concepts, names = list(dict.fromkeys(points["concept"])), present(points, representations)
     if not concepts:
         return nothing_to_draw("The words of this study form no cycle that this book knows.")
     figure, axes = panels(len(names), len(concepts), width=2.6 * len(names), height=2.75, squeeze=False)
@@ -90,7 +86,7 @@ def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = 
 def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
     """An empty map for each representation of a concept, with its rows."""
     rows = table[table["concept"] == concept]
-    names = _present(rows)
+    names = present(rows, ORDER)
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis in axes[0]:
         axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
@@ -152,7 +148,7 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     """A panel for each table by its title: a row a concept, in it a dot a representation."""
     first = next(iter(parts.values()))
     figure, axes = panels(len(parts), width=width, height=0.36 * first["concept"].nunique() + 1.3, sharey=True)
-    names = _present(first)
+    names = present(first, ORDER)
     style = {"dodge": 0.125 * len(names), "hue_order": names, "markers": [MARKERS[name] for name in names]}
     for axis, (title, rows) in zip(axes, parts.items(), strict=True):
         rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
@@ -199,7 +195,7 @@ def persistence_diagrams(
 ) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
     rows = table[table["concept"] == concept]
-    names, top = _present(rows, names), 1.05 * rows["death"].max()
+    names, top = present(rows, names), 1.05 * rows["death"].max()
     figure, axes = panels(len(names), width=3.0 * len(names), height=3.2, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         components, loops = (rows[rows["representation"].eq(name) & rows["degree"].eq(degree)] for degree in (0, 1))

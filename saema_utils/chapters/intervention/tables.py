@@ -7,7 +7,8 @@ of the chapter is :mod:`~saema_utils.chapters.intervention.training`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,7 +28,7 @@ from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import check_labelled, cluster_means, distance_matrix
 from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.tables import Parts, parts, table
+from saema_utils.runs.tables import Result, parts, table
 from saema_utils.runtime import float64, progress
 
 RANDOM_SEEDS = 3  # draws of the two random arms
@@ -35,13 +36,7 @@ SEEDED = ("random_direction", "permuted_labels")
 RADIUS = 0.5
 RESTARTS = 2
 SPLICED_DOSES = (-0.5, 0.5)
-SEARCHES = (
-    ("aedp", "raise"),
-    ("aedp", "lower"),
-    ("gromov_wasserstein", "raise"),
-    ("gromov_wasserstein", "lower"),
-    ("random", "raise"),
-)
+SEARCHES = (*itertools.product(("aedp", "gromov_wasserstein"), ("raise", "lower")), ("random", "raise"))
 
 # What tables of one chapter share is said once; ``chapters.columns`` says what more chapters share.
 EDITED = {
@@ -122,24 +117,28 @@ def example_concept(run: RunDirectory) -> tuple[str, WordTokens]:
 
 # ---- a concept at a time -------------------------------------------------------------------------
 
-Measure = Callable[[RunDirectory, WordTokens], "pd.DataFrame"]
+Measure = Callable[[RunDirectory, WordTokens], pd.DataFrame]
 
 
-def _concept_parts(name: str, measure: Measure) -> Parts:
+def _of_concepts(name: str, columns: Mapping[str, str] | None = None) -> Callable[[Measure], Result]:
     """Declare what a measure finds in each concept, kept concept by concept, so that a cut run resumes.
 
-    Where there is nothing to measure, it gives a table without rows.
+    With ``columns`` a table of all concepts together. Where there is nothing to measure, the measure gives no rows.
     """
 
-    def made(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-        tokens = word_tokens(run)
-        for concept in progress(concepts, name.removeprefix("05_").replace("_", " ")):
-            part = measure(run, tokens[concept])
-            part.insert(0, "concept", concept)
-            yield concept, {name: part}
+    def declare(measure: Measure) -> Result:
+        def made(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+            tokens = word_tokens(run)
+            for concept in progress(concepts, name.removeprefix("05_").replace("_", " ")):
+                part = measure(run, tokens[concept])
+                part.insert(0, "concept", concept)
+                yield concept, {name: part}
 
-    made.__doc__ = measure.__doc__
-    return parts(name, of=concepts_of, needs=(concept_tensors, study_sae))(made)
+        made.__doc__ = measure.__doc__
+        by_concept = parts(name, of=concepts_of, needs=(concept_tensors, study_sae))(made)
+        return by_concept.whole(name, made.__doc__, columns) if columns else by_concept
+
+    return declare
 
 
 def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
@@ -147,7 +146,8 @@ def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
     return [(arm, seed) for arm in ARMS for seed in (seeds if arm in SEEDED else seeds[:1])]
 
 
-def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts("05_doses")
+def doses_of_concepts(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Every arm at every dose, with all latents free and with the support kept."""
     if not tokens.is_usable:
         return pd.DataFrame()
@@ -159,7 +159,27 @@ def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_optimum",
+    EDITED
+    | {
+        "alpha_star": "dose of least error",
+        "alpha_low": "lower end of its 95 % interval over prompts",
+        "alpha_high": "upper end of its 95 % interval over prompts",
+        "curvature": "second derivative of the error by the dose",
+        "curvature_low": "lower end of its 95 % interval",
+        "curvature_high": "upper end of its 95 % interval",
+        "slope": "derivative of the error by the dose at no edit, over the error there",
+        "slope_low": "lower end of its 95 % interval",
+        "slope_high": "upper end of its 95 % interval",
+        "gain": "share of the unedited error that the best dose removes",
+        "mse_at_zero": "mean squared error a dimension without edit",
+        "mse_at_optimum": "mean squared error a dimension at the best dose",
+        "exact": "whether no latent is stopped at zero on the way to the best dose",
+        "n_prompts": "prompts that the intervals draw from",
+    },
+)
+def optimum_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best dose of each arm from the closed form, with intervals over prompts."""
     named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
     rows = []
@@ -176,7 +196,18 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_beyond_scaling",
+    EDITED
+    | {
+        "alpha": "best dose of the arm, a common scaling allowed for",
+        "scaling": "best dose of that scaling beside it",
+        "gain": "share of the unedited error that the arm removes beyond the best scaling alone",
+        "gain_scaling": "share of the unedited error that scaling alone removes",
+        "n_prompts": "prompts that the interval draws from",
+    },
+)
+def beyond_scaling_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best doses of the arms when a common scaling of all latents is fitted beside."""
     rows = []
     for arm, seed in _arms_and_seeds(run) if tokens.is_usable else []:
@@ -186,7 +217,20 @@ def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_optimised",
+    EDITED
+    | {
+        "restart": "number of the start",
+        "step": "gradient step",
+        "value": "what the search raises or lowers (0 for the random control)",
+        "gromov_wasserstein": "distance of the poles' shape from the one it is compared with",
+        "edit_norm": "size of the edit, in units of the poles' mean distance from their centre",
+        "search": "what is raised or lowered: aedp, gromov_wasserstein, or random (the control)",
+        "direction": "raise or lower",
+    },
+)
+def optimised_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Gradient searches that raise or lower a measure within one size of edit.
 
     ``gromov_wasserstein``/``lower`` pulls the shape of the poles towards that of the dense residual's poles;
@@ -214,8 +258,20 @@ def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
+@_of_concepts(
+    "05_language_model",
+    EDITED
+    | {
+        "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
+        "position": "where predictions are made: concept (at the word) or after (later in the sentence)",
+        "cross_entropy": "next-token cross-entropy, nats a token",
+        "ce_change": "its difference from the untouched model, nats a token",
+        "kl": "divergence of the predictions from the untouched model's, nats a token",
+        "tokens": "predictions averaged over",
+    },
+)
 @torch.no_grad()
-def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+def language_model_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Edited reconstructions spliced in at the words of each concept, and what the language model makes of them.
 
     One row per arm, dose, ``error_term`` (whether the SAE's own error is added back, so that only the
@@ -268,69 +324,6 @@ def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-doses_of_concepts = _concept_parts("05_doses", all_doses)
-optimum_table = _concept_parts("05_optimum", best_doses).whole(
-    "05_optimum",
-    best_doses.__doc__,
-    EDITED
-    | {
-        "alpha_star": "dose of least error",
-        "alpha_low": "lower end of its 95 % interval over prompts",
-        "alpha_high": "upper end of its 95 % interval over prompts",
-        "curvature": "second derivative of the error by the dose",
-        "curvature_low": "lower end of its 95 % interval",
-        "curvature_high": "upper end of its 95 % interval",
-        "slope": "derivative of the error by the dose at no edit, over the error there",
-        "slope_low": "lower end of its 95 % interval",
-        "slope_high": "upper end of its 95 % interval",
-        "gain": "share of the unedited error that the best dose removes",
-        "mse_at_zero": "mean squared error a dimension without edit",
-        "mse_at_optimum": "mean squared error a dimension at the best dose",
-        "exact": "whether no latent is stopped at zero on the way to the best dose",
-        "n_prompts": "prompts that the intervals draw from",
-    },
-)
-beyond_scaling_table = _concept_parts("05_beyond_scaling", doses_beyond_scaling).whole(
-    "05_beyond_scaling",
-    doses_beyond_scaling.__doc__,
-    EDITED
-    | {
-        "alpha": "best dose of the arm, a common scaling allowed for",
-        "scaling": "best dose of that scaling beside it",
-        "gain": "share of the unedited error that the arm removes beyond the best scaling alone",
-        "gain_scaling": "share of the unedited error that scaling alone removes",
-        "n_prompts": "prompts that the interval draws from",
-    },
-)
-optimised_table = _concept_parts("05_optimised", searches).whole(
-    "05_optimised",
-    searches.__doc__,
-    EDITED
-    | {
-        "restart": "number of the start",
-        "step": "gradient step",
-        "value": "what the search raises or lowers (0 for the random control)",
-        "gromov_wasserstein": "distance of the poles' shape from the one it is compared with",
-        "edit_norm": "size of the edit, in units of the poles' mean distance from their centre",
-        "search": "what is raised or lowered: aedp, gromov_wasserstein, or random (the control)",
-        "direction": "raise or lower",
-    },
-)
-language_model_table = _concept_parts("05_language_model", spliced_edits).whole(
-    "05_language_model",
-    spliced_edits.__doc__,
-    EDITED
-    | {
-        "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
-        "position": "where predictions are made: concept (at the word) or after (later in the sentence)",
-        "cross_entropy": "next-token cross-entropy, nats a token",
-        "ce_change": "its difference from the untouched model, nats a token",
-        "kl": "divergence of the predictions from the untouched model's, nats a token",
-        "tokens": "predictions averaged over",
-    },
-)
-
-
 # ---- all concepts together -----------------------------------------------------------------------
 
 
@@ -346,7 +339,7 @@ language_model_table = _concept_parts("05_language_model", spliced_edits).whole(
 def dose_response_table(run: RunDirectory) -> pd.DataFrame:
     """Every arm at every dose, with all latents free and with the support kept.
 
-    ``ce_loss`` is known at the doses that :func:`spliced_edits` splices (support not kept).
+    ``ce_loss`` is known at the doses that :func:`language_model_table` splices (support not kept).
     """
     doses = doses_of_concepts(run)
     if doses.empty:

@@ -14,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, nothing_to_draw, panels
+from saema_utils.figures import (
+    COLORS,
+    MAIN,
+    NAMES,
+    SEQUENTIAL,
+    direct_label,
+    noise_axis,
+    nothing_to_draw,
+    panels,
+    present,
+)
 from saema_utils.stratification.spectra import DEFAULT_RTOL
 
 MODE_NAMES = ("prompts (mode 0)", "positions (mode 1)", "features (mode 2)")
@@ -23,11 +33,6 @@ SHORT = {**NAMES, "residual": "residual", "sae": "SAE", "random_dictionary": "ra
 DASHES = {name: "" if name in MAIN else (3.7, 1.6) for name in ORDER}
 NOISE = "noise / RMS of activations"
 NEVER = 1e9  # stands for the first level of a rank that never changes: over the end of the colours
-
-
-def _known(table: pd.DataFrame) -> list[str]:
-    present = set(table["representation"])
-    return [name for name in ORDER if name in present]
 
 
 def _label_ends(axes: Axes, names: Sequence[str]) -> None:
@@ -48,7 +53,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, y: str, over: str = "concept") -> No
     units = rows.groupby(["representation", over, "noise"])[[y, "noise_rms"]].mean().reset_index()
     units["noise_rms"] = units.groupby("noise")["noise_rms"].transform("mean")  # concepts differ a little in RMS
     band = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.18, "linewidth": 0}}
-    look = {"palette": COLORS, "dashes": DASHES, "hue_order": _known(rows), "style_order": _known(rows)}
+    look = {"palette": COLORS, "dashes": DASHES, "hue_order": present(rows, ORDER), "style_order": present(rows, ORDER)}
     names = {"hue": "representation", "style": "representation", "legend": False}
     sns.lineplot(units, x="noise_rms", y=y, ax=axes, **names, **look, **band)
     noise_axis(axes, sorted(units["noise_rms"].unique()), NOISE)
@@ -72,7 +77,7 @@ def rank_against_noise(table: pd.DataFrame) -> Figure:
     figure, axes = panels(3, width=9.6, height=3.5, sharey=True)
     for mode, axis in enumerate(axes):
         _relative_curves(axis, table[table["mode"] == mode], MODE_NAMES[mode])
-    _label_ends(axes[2], _known(table))
+    _label_ends(axes[2], present(table, ORDER))
     return figure
 
 
@@ -82,14 +87,14 @@ def noise_kinds(table: pd.DataFrame) -> Figure:
     _relative_curves(axes[0], table[table["kind"] == "isotropic"], "isotropic noise")
     _relative_curves(axes[1], table[table["kind"] == "on_manifold"], "noise shaped like the activations")
     for axis in axes:
-        _label_ends(axis, _known(table))
+        _label_ends(axis, present(table, ORDER))
     return figure
 
 
 def repeated_contexts(table: pd.DataFrame, distinct: pd.DataFrame, concept: str) -> Figure:
     """Numerical rank of one concept in the feature mode: all tokens, and one token for each distinct context."""
     figure, axes = panels(2, width=8.4, height=3.3, sharey=True)
-    names = _known(distinct)
+    names = present(distinct, ORDER)
     for axis, rows, title in zip(axes, (table, distinct), ("every token", "one token for each context"), strict=True):
         rows = rows[(rows["mode"] == 2) & (rows["concept"] == concept) & rows["representation"].isin(names)]
         _curves(axis, rows, "rank", over="seed")
@@ -106,7 +111,7 @@ def drift_curves(table: pd.DataFrame) -> Figure:
         axis.set(title=MODE_NAMES[mode], ylim=(0, 90), yticks=[0, 30, 60, 90])
     _curves(axes[3], table[table["mode"] == 2], "support_kept")
     axes[3].set(title="active latents in common", ylim=(0, 1.05), ylabel="share of the support")
-    _label_ends(axes[3], _known(table))
+    _label_ends(axes[3], present(table, ORDER))
     axes[0].set_ylabel("mean principal angle (degrees)")
     return figure
 
@@ -136,12 +141,12 @@ def sink_ranks(table: pd.DataFrame) -> Figure:
     names = {"x": "kept", "y": "effective_rank", "hue": "representation", "sort": False, "legend": False}
     concepts = {"estimator": None, "units": "concept", "alpha": 0.25, "linewidth": 0.9}
     for mode, axis in enumerate(axes):
-        rows, look = table[table["mode"] == mode], {"palette": COLORS, "hue_order": _known(table), "ax": axis}
+        rows, look = table[table["mode"] == mode], {"palette": COLORS, "hue_order": present(table, ORDER), "ax": axis}
         axis.set_yscale("log")  # first, so that means are taken of logs
         sns.lineplot(rows, **names, **look, errorbar=None, marker="o", markeredgewidth=0)
         sns.lineplot(rows, **names, **look, **concepts)
         axis.set(title=MODE_NAMES[mode], xlabel="", ylabel="effective rank", xlim=(-0.2, 2.2))
-    _label_ends(axes[2], _known(table))
+    _label_ends(axes[2], present(table, ORDER))
     return figure
 
 
@@ -171,7 +176,7 @@ def gain_against_repeats(table: pd.DataFrame) -> Figure:
     rows = rows.assign(repeats=rows["n_tokens"] - rows["n_distinct"])
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True, sharex=True)
     limit = 1.05 * max(1, rows[["rank_gain", "repeats"]].to_numpy().max())
-    for axis, name in zip(axes, _known(rows), strict=False):
+    for axis, name in zip(axes, present(rows, ORDER), strict=False):
         part = rows[rows["representation"] == name]
         axis.plot([0, limit], [0, limit], color=COLORS["muted"], linewidth=0.9)
         axis.scatter(part["repeats"], part["rank_gain"], s=16, alpha=0.55, color=COLORS[name], linewidth=0)

@@ -120,6 +120,13 @@ def ranks_by_concept(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[s
             yield concept, {"03_noise_rank": part}
 
 
+def _ranks(run: RunDirectory, distinct: bool = False) -> pd.DataFrame:
+    """The ranks of all tokens, or of one token for each distinct context."""
+    ranks = ranks_by_concept(run)
+    ranks = ranks[ranks["representation"].str.endswith(DISTINCT) == distinct]
+    return ranks.assign(representation=ranks["representation"].str.removesuffix(DISTINCT))
+
+
 @table("03_noise_rank", needs=(ranks_by_concept,))
 def noise_rank_table(run: RunDirectory) -> pd.DataFrame:
     """Ranks of every concept, representation, mode, noise level and seed.
@@ -127,18 +134,13 @@ def noise_rank_table(run: RunDirectory) -> pd.DataFrame:
     Representations: residual, sae, pca (as many components as reconstruct like the SAE), random_dictionary
     (as wide and as sparse as the SAE), shuffled (the SAE's latents with features permuted token by token).
     """
-    ranks = ranks_by_concept(run)
-    whole = ranks[~ranks["representation"].str.endswith(DISTINCT)]
-    return whole[[c for c in whole if not c.startswith("rank@")]]
+    return _ranks(run).filter(regex="^(?!rank@)")
 
 
 @table("03_distinct", needs=(ranks_by_concept,))
 def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
     """Ranks of ``03_noise_rank`` with one token for each distinct context."""
-    ranks = ranks_by_concept(run)
-    alone = ranks[ranks["representation"].str.endswith(DISTINCT)]
-    alone = alone.assign(representation=alone["representation"].str.removesuffix(DISTINCT))
-    return alone[[c for c in alone if not c.startswith("rank@")]]
+    return _ranks(run, distinct=True).filter(regex="^(?!rank@)")
 
 
 @table(
@@ -148,8 +150,7 @@ def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
 )
 def ranks_by_tolerance(run: RunDirectory) -> pd.DataFrame:
     """The verdict of each concept, representation and mode at each tolerance."""
-    ranks = ranks_by_concept(run)
-    return tolerance_table(ranks[~ranks["representation"].str.endswith(DISTINCT)])
+    return tolerance_table(_ranks(run))
 
 
 @table("03_stratification", needs=(noise_rank_table,), columns=TESTED)
