@@ -28,6 +28,7 @@ from saema_utils.figures import (
 from saema_utils.interactive import interactive as interactive  # for the page
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
+SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
 LINE = {"color": "#444444", "linewidth": 0.9}
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
@@ -41,13 +42,10 @@ def _legend(axis: Axes) -> None:
     axis.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def circle_grid(
-    points: pd.DataFrame,
-    scores: pd.DataFrame,
-    representations: Sequence[str] = ("residual", "sae", "reconstruction", "random_dictionary"),
-) -> Figure:
+def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     """Words of each cycle in the plane of their first two principal components, joined in their order."""
-    concepts, names = list(dict.fromkeys(points["concept"])), present(points, representations)
+    concepts = list(dict.fromkeys(points["concept"]))
+    names = present(points, ("residual", "sae", "reconstruction", "random_dictionary"))
     if not concepts:
         return nothing_to_draw("The words of this study form no cycle that this book knows.")
     figure, axes = panels(len(names), len(concepts), width=2.6 * len(names), height=2.75, squeeze=False)
@@ -159,9 +157,9 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     return figure, axes
 
 
-def merging_dots(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary", "pca")) -> Figure:
+def merging_dots(table: pd.DataFrame) -> Figure:
     """How well words stay apart, per concept: residual stream and SAE, controls below them."""
-    rows = table[table["protocol"].eq("words") & table["representation"].isin(names)]
+    rows = table[table["protocol"].eq("words") & table["representation"].ne("reconstruction")]
     ami, purity = (rows.assign(centre=rows[c], low=rows[c], high=rows[c]) for c in ("ami", "purity"))
     titles = {"words and clusters agree (AMI)": ami, "nearest neighbour has the same word": purity}
     figure, axes = _concepts(titles)
@@ -173,11 +171,9 @@ def merging_dots(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae",
     return figure
 
 
-def dimension_intervals(
-    geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary")
-) -> Figure:
+def dimension_intervals(geometry: pd.DataFrame) -> Figure:
     """Mean intrinsic dimension of local representations (direct protocol), with its 95 % interval."""
-    rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(names)]
+    rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(SPARSE)]
     titles = {"intrinsic_dimension": "mean over local representations", "intrinsic_dimension_cloud": "all tokens"}
     parts = {}
     for column, title in titles.items():
@@ -190,12 +186,10 @@ def dimension_intervals(
     return figure
 
 
-def persistence_diagrams(
-    table: pd.DataFrame, concept: str, names: Sequence[str] = ("residual", "sae", "random_dictionary")
-) -> Figure:
+def persistence_diagrams(table: pd.DataFrame, concept: str) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
     rows = table[table["concept"] == concept]
-    names, top = present(rows, names), 1.05 * rows["death"].max()
+    names, top = present(rows, SPARSE), 1.05 * rows["death"].max()
     figure, axes = panels(len(names), width=3.0 * len(names), height=3.2, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         components, loops = (rows[rows["representation"].eq(name) & rows["degree"].eq(degree)] for degree in (0, 1))
@@ -256,8 +250,9 @@ def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
     return figure
 
 
-def numbers_by_seed(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae")) -> Figure:
+def numbers_by_seed(geometry: pd.DataFrame) -> Figure:
     """Numbers of local representations: every seed of the paper's protocol, and the direct protocol."""
+    names = ("residual", "sae")
     rows = geometry[geometry["representation"].isin(names)]
     rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
     paper, direct = (rows[rows["protocol"] == protocol] for protocol in ("paper", "direct"))

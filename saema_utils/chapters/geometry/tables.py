@@ -252,21 +252,13 @@ def synthetic_merging(run: RunDirectory) -> pd.DataFrame:
 
 
 EMPTY = {  # the columns of tables that a concept may leave without a row
-    "04_word_map": ["concept", "representation", "x", "y", "word", "template", "cluster"],
-    "04_merged_words": [
-        *("concept", "protocol", "representation", "seed"),
-        *("cluster", "words", "n_words", "n_tokens"),
-    ],
-    "04_circles": [
-        *("concept", "cycle", "representation", "n_words", "period", "score", "low", "high", "p_value"),
-        *("distance_score", "distance_p_value", "variance_share", "betti1", "betti1_plane", "loop_ratio", "reason"),
-    ],
-    "04_circle_points": ["concept", "cycle", "representation", "word", "place", "x", "y"],
-    "04_local": [
-        *("concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension"),
-        *("intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error"),
-        *("commonest_token", "token_share", "reason"),
-    ],
+    "04_word_map": "concept representation x y word template cluster",
+    "04_merged_words": "concept protocol representation seed cluster words n_words n_tokens",
+    "04_circles": "concept cycle representation n_words period score low high p_value distance_score distance_p_value "
+    "variance_share betti1 betti1_plane loop_ratio reason",
+    "04_circle_points": "concept cycle representation word place x y",
+    "04_local": "concept protocol representation seed cluster n_tokens intrinsic_dimension intrinsic_dimension_error "
+    "participation_ratio effective_rank effective_rank_error commonest_token token_share reason",
 }
 
 
@@ -305,7 +297,10 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             rows["04_uncertainty"] += _left_out_rows(clouds, representation, recipe, rows["04_geometry"], seeds[0])
     if comparable:
         rows["04_uncertainty"] += _pole_rows(clouds, recipe, seeds[0])
-    return {name: pd.DataFrame(rows[name], columns=None if rows[name] else EMPTY[name]) for name in {**EMPTY, **rows}}
+    return {
+        name: pd.DataFrame(rows[name], columns=None if rows[name] else EMPTY[name].split())
+        for name in {**EMPTY, **rows}
+    }
 
 
 def _add_word_rows(

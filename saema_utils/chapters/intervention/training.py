@@ -50,8 +50,7 @@ TRAINED_ON = (concept_tensors, corpus_activations, study_sae)
 
 def split_tokens(run: RunDirectory) -> Split:
     """Word tokens of all concepts, split by word and by sentence; no word and no sentence stands on both sides."""
-    parts: list[tuple[LabelledTokens, Tensor]] = []
-    first = 0
+    parts, first = [], 0
     for number, activations in enumerate(concept_activations(run).values()):
         vectors, words, prompts = label_words(activations)
         n_words = len(activations.prompts.words)
@@ -63,19 +62,10 @@ def split_tokens(run: RunDirectory) -> Split:
         # With two or three words, holding one out would leave a concept without two poles to train on.
         if n_words >= HELD_OUT_WORD:
             place[activations.prompt_words % HELD_OUT_WORD == HELD_OUT_WORD - 1] = 1
-        tokens = LabelledTokens(vectors, words + first, torch.full_like(words, number))
-        parts.append((tokens, place[prompts]))
+        parts.append((vectors, words + first, torch.full_like(words, number), place[prompts]))
         first += n_words
-
-    def gather(which: int) -> LabelledTokens:
-        return LabelledTokens(
-            *(
-                torch.cat([getattr(tokens, name)[place == which] for tokens, place in parts]).to(run.device)
-                for name in ("vectors", "clusters", "concepts")
-            )
-        )
-
-    return Split(gather(0), gather(1), gather(2))
+    *tokens, place = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Split(*(LabelledTokens(*(x[place == which].to(run.device) for x in tokens)) for which in range(3)))
 
 
 # ---- runs --------------------------------------------------------------------------------------
@@ -127,6 +117,10 @@ class Bench:
             "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)),
         }
         return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **usual | options)
+
+    def measure(self, plain: SAE) -> dict[str, float]:
+        """What it is worth, on what training did not see."""
+        return measure_trained(plain, self.heldout, self.split)
 
 
 def bench(run: RunDirectory) -> Bench:
@@ -190,7 +184,7 @@ def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFra
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
-        return measure_trained(plain, shared.heldout, shared.split), whole
+        return shared.measure(plain), whole
 
     for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
         facts, spliced[str(coefficient)] = trained(coefficient)
@@ -242,10 +236,7 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
         "latents doubled, decoder halved": lambda: _doubled(before()),
         "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
     }
-    rows = [
-        {"autoencoder": name, "start": shared.start, **measure_trained(make(), shared.heldout, shared.split)}
-        for name, make in makers.items()
-    ]
+    rows = [{"autoencoder": name, "start": shared.start, **shared.measure(make())} for name, make in makers.items()]
     paired = trained[trained["seed"] == seed].set_index("coefficient")
     for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
         rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
@@ -273,7 +264,7 @@ def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     for seed in progress(run.study.seeds, "fresh SAEs"):
 
         def watch(step: int, plain: SAE, seed: int = seed) -> None:
-            rows.append({"seed": seed, "step": step, **measure_trained(plain, shared.heldout, shared.split)})
+            rows.append({"seed": seed, "step": step, **shared.measure(plain)})
 
         shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
     return pd.DataFrame(rows)
@@ -293,7 +284,7 @@ def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
             plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
         else:
             plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
-        return measure_trained(plain, shared.heldout, shared.split)
+        return shared.measure(plain)
 
     for name in seeds:
         seed, rows = int(name), []

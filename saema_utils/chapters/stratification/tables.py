@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator
 
 import pandas as pd
-from jaxtyping import Float
-from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
@@ -85,11 +83,7 @@ def token_clouds(run: RunDirectory) -> list[TokenCloud]:
 
 def representations(run: RunDirectory) -> dict[str, Encode]:
     """``residual`` (itself) and the study's coders, by name."""
-    return {"residual": _itself, **{name: coder.encode for name, coder in study_coders(run).items()}}
-
-
-def _itself(x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-    return x
+    return {"residual": lambda x: x, **{name: coder.encode for name, coder in study_coders(run).items()}}
 
 
 @parts(
