@@ -395,7 +395,7 @@ def test_a_readers_own_concept_goes_all_the_way(study, tmp_path):
     maps = tables.word_maps(run)
     assert len(maps) == 0
     assert rings(maps, run.study.layer, build_prompts(run.study), {"months", "days"}).holds is None
-    assert neighbours_and_others(tables.word_similarities(run)).neighbours_are_alike is None
+    assert neighbours_and_others(tables.word_similarities(run)).holds is None
     for nothing in (
         figures.word_circles(maps, 1),
         figures.order_by_layer(maps, 1),
