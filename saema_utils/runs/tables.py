@@ -124,6 +124,15 @@ class Parts(Result):
         frames = [run.table(names[part]) for part in names]
         return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
+    def whole(self, name: str, description: str, columns: Mapping[str, str]) -> Result:
+        """Declare one of its tables, of all parts together, as a table of the run."""
+
+        def make(run: RunDirectory) -> pd.DataFrame:
+            return self(run, name)
+
+        make.__doc__, make.__module__ = description, self.__module__
+        return table(name, needs=(self,), columns=columns)(make)
+
     def part(self, run: RunDirectory, part: str, name: str = "") -> pd.DataFrame:
         """One part, which has been made."""
         return run.table(self._names(run, name or self.name)[part])

@@ -344,25 +344,24 @@ def claim_rows(effects, margin=0.1, n=9, half=0.2):
 
 def test_effects_part_where_runs_point_both_ways():
     table = claim_rows({"same": {"a": 1.0, "b": 0.1}, "apart": {"a": 1.0, "b": -0.1}, "alone": {"a": 1.0}})
-    found = pointing_apart(table)
-    assert (found.of, found.claims, found.found) == (2, ("apart",), True)
-    assert pointing_apart(table[table["metric"] == "same"]).found is False
-    assert pointing_apart(table[table["run"] == "a"]).found is None
+    assert pointing_apart(table) == (True, "1 of 2: apart")
+    assert pointing_apart(table[table["metric"] == "same"]) == (False, "0 of 1")
+    assert pointing_apart(table[table["run"] == "a"]) == (None, "0 of 0")
 
 
 def test_runs_disagree_beyond_their_errors_or_not_at_all():
     close, far = {"a": 0.0, "b": 0.05}, {"a": -5.0, "b": 5.0}
-    found = disagreeing(agreement(claim_rows({"close": close, "far": far, "alone": {"a": 0.0}})))
-    assert (found.of, found.claims, found.found) == (2, ("far",), True)
-    assert disagreeing(agreement(claim_rows({"close": close}))).found is False
-    assert disagreeing(agreement(claim_rows({"alone": {"a": 0.0}}))).found is None
-    assert disagreeing(agreement(claim_rows({"none": {"a": 0.0}}).iloc[:0])).found is None
+    three = claim_rows({"close": close, "far": far, "alone": {"a": 0.0}})
+    assert disagreeing(agreement(three)) == (True, "1 of 2: far")
+    assert disagreeing(agreement(claim_rows({"close": close}))).holds is False
+    assert disagreeing(agreement(claim_rows({"alone": {"a": 0.0}}))).holds is None
+    assert disagreeing(agreement(claim_rows({"none": {"a": 0.0}}).iloc[:0])).holds is None
 
 
 def test_many_claims_are_tested_more_strictly():
     table = agreement(claim_rows({f"claim-{i}": {"a": 0.0, "b": 0.3} for i in range(20)}))
-    assert disagreeing(table[:1]).claims == ("claim-0",)
-    assert disagreeing(table).claims == ()
+    assert disagreeing(table[:1]) == (True, "1 of 1: claim-0")
+    assert disagreeing(table) == (False, "0 of 20")
 
 
 def test_alarms_keep_their_level_and_grow_with_what_is_there():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import numbers
 
 from saema_utils.chapters.activations import concepts, corpus, figures, model, tables
 from saema_utils.chapters.activations.concepts import concept_activations
@@ -162,11 +163,11 @@ def norms(ordinary: float, sink: float) -> pd.DataFrame:
 
 def test_a_gap_is_wide_when_the_smallest_sink_is_twice_the_largest_ordinary_token():
     gap = sink_gap(norms(3.0, 7.0))
-    assert (gap.first, gap.smallest, gap.ordinary, gap.in_sentences, gap.alone) == (110, 7, 3, 0, 2)
-    assert gap.is_wide
-    assert not sink_gap(norms(4.0, 7.0)).is_wide
+    assert gap.holds
+    assert numbers(gap.shows) == [110, 7, 3, 0, 2]
+    assert sink_gap(norms(4.0, 7.0)).holds is False
     table = norms(3.0, 7.0)
-    assert sink_gap(table[table["kind"] != "sink"]).smallest == 100  # without later sinks, the first positions
+    assert "smallest sink 100," in sink_gap(table[table["kind"] != "sink"]).shows  # then the first positions
 
 
 @pytest.mark.parametrize(("with_sink", "masked", "spoilt"), [(0.99, 0.1, True), (0.8, 0.1, False), (0.99, 0.7, False)])
@@ -174,8 +175,8 @@ def test_a_sink_spoils_a_variance_that_was_spread_before(with_sink, masked, spoi
     rows = [("masked", 1, masked + 0.05), ("masked", 1, masked - 0.05), ("one sink let in", 1, with_sink)]
     rows += [("masked", 2, 1.0), ("one sink let in", 2, 1.0)]
     found = first_components(pd.DataFrame(rows, columns=["tokens", "components", "share"]))
-    assert (found.masked, found.spoilt) == pytest.approx((masked, with_sink))
-    assert found.is_spoilt is spoilt
+    assert numbers(found.shows) == pytest.approx([100 * with_sink, 100 * masked])
+    assert found.holds is spoilt
 
 
 def maps_with(p_value: float, concepts: tuple[str, ...] = ("months", "days")) -> pd.DataFrame:
@@ -191,19 +192,17 @@ def maps_with(p_value: float, concepts: tuple[str, ...] = ("months", "days")) ->
 
 def test_rings_need_order_that_neither_luck_nor_sentences_make(tmp_path):
     prompts = build_prompts(STUDIES["smoke"])
-    found = rings(maps_with(0.005), 1, prompts)
-    assert found.in_order == {"months", "days"}
-    assert found.rows["perfect"].tolist() == [1, 1]
-    assert found.rows["layers"].tolist() == [2, 2]
-    assert found.rows["cyclic_order"].tolist() == [0.5, 0.5]
-    assert found.holds("months", "days")
-    assert rings(maps_with(0.02), 1, prompts).holds("months", "days") is False
-    assert rings(maps_with(0.005, ("days",)), 1, prompts).holds("months", "days") is False
-    assert rings(maps_with(0.005, ("color",)), 1, prompts).holds("months", "days") is None
+    calendar = {"months", "days"}
+    found = rings(maps_with(0.005), 1, prompts, calendar)
+    assert found.holds
+    assert numbers(found.shows) == [50, 30, 0.005, 1, 2] * 2  # perfect at one of two layers
+    assert rings(maps_with(0.02), 1, prompts, calendar).holds is False
+    assert rings(maps_with(0.005, ("days",)), 1, prompts, calendar).holds is False
+    assert rings(maps_with(0.005, ("color",)), 1, prompts, calendar).holds is None
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"days": ["cat", "dog", "The cat sleeps.", "Our dog barked."]}))
     own = build_prompts(STUDIES["smoke"].changed(prompts_file=str(file)))
-    assert rings(maps_with(0.005, ("days",)), 1, own).holds("days") is False
+    assert rings(maps_with(0.005, ("days",)), 1, own, {"days"}).holds is False
 
 
 @pytest.mark.parametrize("n", [4, 7, 12])
@@ -211,11 +210,12 @@ def test_on_a_ring_neighbours_are_more_alike_than_others(n):
     names = [f"word {i}" for i in range(n)]
     around = pd.DataFrame(similarity(ring(n)).numpy(), names, names)
     found = neighbours_and_others({"ring": around})
-    near, far = found.pairs["ring"]
-    assert near == pytest.approx(np.cos(2 * np.pi / n), abs=1e-6)
-    assert 2 * near + (n - 3) * far == pytest.approx(-1, abs=1e-5)  # cosines around a circle sum to zero
-    assert found.neighbours_are_alike
-    assert neighbours_and_others({"ring": around, "turned over": -around}).neighbours_are_alike is False
+    near, far = numbers(found.shows)
+    assert near == pytest.approx(np.cos(2 * np.pi / n), abs=0.005)
+    assert 2 * near + (n - 3) * far == pytest.approx(-1, abs=0.005 * n)  # cosines around a circle sum to zero
+    assert found.holds
+    assert neighbours_and_others({"ring": around, "turned over": -around}).holds is False
+    assert neighbours_and_others({}).holds is None
 
 
 # ---- the stage, on a small model ---------------------------------------------------------------
@@ -394,8 +394,8 @@ def test_a_readers_own_concept_goes_all_the_way(study, tmp_path):
     assert tables.mapped_concepts(run) == []
     maps = tables.word_maps(run)
     assert len(maps) == 0
-    assert rings(maps, run.study.layer, build_prompts(run.study)).holds("months", "days") is None
-    assert neighbours_and_others(tables.word_similarities(run)).neighbours_are_alike is None
+    assert rings(maps, run.study.layer, build_prompts(run.study), {"months", "days"}).holds is None
+    assert neighbours_and_others(tables.word_similarities(run)).holds is None
     for nothing in (
         figures.word_circles(maps, 1),
         figures.order_by_layer(maps, 1),

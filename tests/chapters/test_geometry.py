@@ -455,10 +455,10 @@ def test_a_change_knows_its_direction_and_is_a_ratio_where_it_was_one(ratio, dir
     found = chapter4.change(comparison, "direct", "intrinsic_dimension")
     assert found.estimate == pytest.approx(ratio, rel=0.05)
     assert found.low < found.estimate < found.high
-    assert [d for d in ("lower", "higher", "unclear") if found.goes(d)] == [direction]
+    assert [d for d in ("lower", "higher", "unclear") if found.says(d)] == [direction]
     assert abs(chapter4.change(comparison, "words", "ami").estimate) < 0.05  # a difference, not a ratio
     few = chapter4.change(compare_representations(*made_up_tables(ratio, n=3)), "direct", "intrinsic_dimension")
-    assert few.goes(direction) is None
+    assert few.says(direction) is None
 
 
 @pytest.mark.parametrize(

@@ -393,12 +393,13 @@ def lonely(tmp_path, monkeypatch):
     """A run whose only concept has tokens of one word."""
     from saema_utils.chapters.intervention import tables
     from saema_utils.runs.directory import RunDirectory
+    from saema_utils.runs.tables import Parts
     from saema_utils.study import get_study
 
     x = torch.ones(3, 4)
     tokens = tables.WordTokens(None, x, x, torch.zeros(3, dtype=torch.long), torch.arange(3), lambda z: z)
     monkeypatch.setattr(tables, "word_tokens", lambda run: dict.fromkeys(("months", "days", "color"), tokens))
-    monkeypatch.setattr(tables.Parts, "key", lambda self, run: "key")
+    monkeypatch.setattr(Parts, "key", lambda self, run: "key")
     return RunDirectory(tmp_path, get_study("smoke"), device="cpu")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from reading import numbers
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 
 from saema_utils.chapters.activations.concepts import concept_activations
@@ -17,7 +18,14 @@ from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.sae import figures, tables
 from saema_utils.chapters.sae.coders import study_coders, study_sae, training_history
-from saema_utils.chapters.sae.findings import frontier, known_features, reconstruction, telling_latents, workload
+from saema_utils.chapters.sae.findings import (
+    cost_to_the_model,
+    frontier,
+    known_features,
+    reconstruction,
+    telling_latents,
+    workload,
+)
 from saema_utils.errors import SaeError
 from saema_utils.exercises import EXERCISES, Wrong, check
 from saema_utils.runs.directory import RunDirectory
@@ -135,33 +143,35 @@ def toy_of(dictionary: torch.Tensor, explained: float) -> TrainedSae:
 
 def test_a_perfect_encoder_of_k_features_explains_all_but_the_weaker_ones():
     truth, strengths = torch.eye(4), torch.tensor([[3.0, 1, 0, 0], [0, 0, 3, 1]])
-    two = known_features(truth, strengths, 2, toy_of(5 * truth, 0.5), torch.ones(1, 4))
-    assert two.possible == 1
-    assert two.found.tolist() == [1, 1, 1, 1]
-    assert two.by_chance.tolist() == pytest.approx([0.5] * 4)
-    assert two.price_of_k == 0
-    assert not two.are_found  # all are, but what is missing is the encoder's own fault
-    one = known_features(truth, strengths, 1, toy_of(truth, 0.5), torch.ones(1, 4))
-    assert one.possible == pytest.approx(1 - 2 / 10)  # two strengths of 1 are lost, of squared distances to the mean
-    assert one.price_of_k == pytest.approx((1 - one.possible) / 0.5)
-    assert known_features(truth, strengths, 1, toy_of(truth, one.possible), torch.ones(1, 4)).are_found
-    assert not known_features(truth, strengths, 1, toy_of(truth[:3], one.possible), torch.ones(1, 4)).are_found
-    assert not known_features(truth, strengths, 1, toy_of(truth, one.possible), truth).are_found
+    found, by_chance, two = known_features(truth, strengths, 2, toy_of(5 * truth, 0.5), torch.ones(1, 4))
+    assert found.tolist() == [1, 1, 1, 1]
+    assert by_chance.tolist() == pytest.approx([0.5] * 4)
+    assert numbers(two.shows) == [4, 4, 0, 50, 100, 0]
+    assert two.holds is False  # all are found, but what is missing is the encoder's own fault
+    *_, one = known_features(truth, strengths, 1, toy_of(truth, 0.5), torch.ones(1, 4))
+    possible = 1 - 2 / 10  # two strengths of 1 are lost, of squared distances to the mean
+    assert numbers(one.shows)[-2:] == pytest.approx([100 * possible, 100 * (1 - possible) / 0.5])
+    for toy, random, holds in (
+        (truth, torch.ones(1, 4), True),
+        (truth[:3], torch.ones(1, 4), False),
+        (truth, truth, False),
+    ):
+        assert known_features(truth, strengths, 1, toy_of(toy, possible), random)[-1].holds is holds
 
 
 def test_a_reconstruction_is_sparse_beside_principal_components_and_costs_what_it_adds_to_the_loss():
     rows = evaluation(tokens=100, l0=10.0, n_latents=50, ce_recovered=0.9).assign(n_latents=[50, 30, 50])
     history = pd.DataFrame({"train_mse": [9.0, 2.0], "mse": [9.0, 3.0]})
-    found = reconstruction(rows, history)
-    assert found.unseen == pytest.approx(0.5)
-    assert found.is_sparse
-    assert found.costs.tolist() == pytest.approx([0.4] * 3)
-    assert found.is_missed
-    assert pd.isna(reconstruction(rows, history[:0]).unseen)
-    assert reconstruction(rows, history[:0]).in_short() in found.in_short()
-    assert not reconstruction(rows.assign(n_latents=20), history).is_sparse
-    assert not reconstruction(rows.assign(ce_recovered=0.3), history).is_missed
-    assert not reconstruction(rows.assign(ce_spliced=2.9), history).is_missed
+    found, cost = reconstruction(rows, history), cost_to_the_model(rows)
+    assert found.holds
+    assert numbers(found.shows)[-1] == 50
+    assert found.shows.startswith(reconstruction(rows, history[:0]).shows)
+    assert len(numbers(reconstruction(rows, history[:0]).shows)) == len(numbers(found.shows)) - 1
+    assert reconstruction(rows.assign(n_latents=20), history).holds is False
+    assert cost.holds
+    assert numbers(cost.shows) == [0.4, 0.4, 90, 90]
+    assert cost_to_the_model(rows.assign(ce_recovered=0.3)).holds is False
+    assert cost_to_the_model(rows.assign(ce_spliced=2.9)).holds is False
 
 
 def test_a_frontier_ends_where_the_sae_has_no_more_coefficients():
@@ -171,38 +181,38 @@ def test_a_frontier_ends_where_the_sae_has_no_more_coefficients():
         for kept in (1, 2, 4, 8, 16)
     )
     found = frontier(curve, evaluation(l0=9.0))
-    assert list(found.wide.index) == [1, 2, 4, 8]
-    assert found.ahead == 4
-    assert found.is_always_ahead
+    assert found.holds
+    assert numbers(found.shows) == [8, 0.4, 0.32, 0.08, 4, 4]
     at_eight = (curve["representation"] == "pca") & (curve["kept"] == 8)
     beaten = frontier(
         curve.assign(explained_variance=curve["explained_variance"].mask(at_eight, 1)), evaluation(l0=9.0)
     )
-    assert beaten.ahead == 3
-    assert not beaten.is_always_ahead
+    assert beaten.holds is False
+    assert numbers(beaten.shows)[-2:] == [3, 4]
 
 
 def test_work_is_uneven_when_the_busiest_hundredth_does_twice_its_part():
     rate = np.full(200, 0.01)
     even = workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000}))
-    assert (even.silent, even.median, even.tokens) == (0, 0.01, 1000)
-    assert even.busiest == pytest.approx(0.01)
-    assert not even.is_uneven
+    assert numbers(even.shows) == [0, 1000, 1, 1]
+    assert even.holds is False
     rate[:2] = 0.5
     uneven = workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000}))
-    assert uneven.busiest == pytest.approx(1 / (1 + 1.98))
-    assert uneven.is_uneven
+    assert numbers(uneven.shows)[-1] == pytest.approx(100 / (1 + 1.98), abs=0.5)
+    assert uneven.holds
     rate[-20:] = 0
-    assert not workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000})).is_uneven  # a tenth is silent
+    assert workload(pd.DataFrame({"firing_rate": rate, "tokens": 1000})).holds is False  # a tenth is silent
 
 
 @pytest.mark.parametrize(("of_words", "of_text", "marked"), [(0.6, 0.01, True), (0.4, 0.01, False), (0.6, 0.2, False)])
 def test_a_latent_marks_a_concept_by_its_words_alone(of_words, of_text, marked):
     rows = [("months", 0, 7, 0.9, 0.9, 0.0), ("days", 0, 8, 0.5, of_words, of_text), ("days", 1, 9, 0.1, 0.1, 0.9)]
     names = ["concept", "rank", "latent", "score", "concept_rate", "text_rate"]
-    found = telling_latents(pd.DataFrame(rows * 2, columns=names))
-    assert found.rows["latent"].to_dict() == {"months": 7, "days": 8}
-    assert found.mark_every_concept is marked
+    table = pd.DataFrame(rows * 2, columns=names)
+    for concept, latent in (("months", 7), ("days", 8)):
+        found = telling_latents(table, concept)
+        assert numbers(found.shows)[0] == latent
+        assert found.holds is marked
 
 
 # ---- the stage, on the embedded model ----------------------------------------------------------

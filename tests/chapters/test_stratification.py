@@ -152,13 +152,12 @@ def test_advantages_are_those_of_the_row_over_all_concepts(small_study):
         rows = controls.query("concept == 'all concepts' and statistic == @statistic").set_index("control")
         for name, advantage in against.items():
             row = rows.loc[name]
-            assert (advantage.difference, advantage.verdict) == (row["difference"], row["verdict"])
-            assert advantage.low <= advantage.difference <= advantage.high
+            assert (advantage.estimate, advantage.verdict or "inconclusive") == (row["difference"], row["verdict"])
+            assert advantage.low <= advantage.estimate <= advantage.high
 
 
 def test_an_undecided_comparison_neither_holds_nor_fails():
-    verdicts = {v: found.Advantage(0.0, -1.0, 1.0, v).decides("less") for v in ("less", "more", "inconclusive")}
-    assert verdicts == {"less": True, "more": False, "inconclusive": None}
+    assert [found.Effect(0.0, -1.0, 1.0, v).says("less") for v in ("less", "more", None)] == [True, False, None]
 
 
 def test_drift_is_read_at_the_largest_level_within_one_rms():

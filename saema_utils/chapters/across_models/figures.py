@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from saema_utils.chapters.scorecard.figures import SIGNS, VERDICT_COLORS, draw_intervals, in_margins
-from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, nothing_to_draw, panels
 
 METRIC_NAMES = {
     "explained_variance": "explained variance",
@@ -22,17 +20,11 @@ METRIC_NAMES = {
 }
 CODERS = {"random_dictionary": ("s", 70), "pca": ("D", 70), "sae": ("o", 30)}  # the last is drawn on top
 _REACH = 4.0
+NO_CLAIM = "No run has finished chapters 3 to 5 yet."
 
 
 def _claims(table: pd.DataFrame) -> pd.DataFrame:
     return in_margins(table[table["kind"] == "claim"])
-
-
-def _empty(text: str) -> Figure:
-    figure, axes = panels(height=1.4)
-    axes.text(0.5, 0.5, text, ha="center", va="center", color="#444444")
-    axes.set_axis_off()
-    return figure
 
 
 def by_run(table: pd.DataFrame) -> pd.DataFrame:
@@ -46,11 +38,9 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
 
 def effects_by_run(table: pd.DataFrame) -> Figure:
     """Every claimed effect in every run: colour is its size in margins, the sign its verdict."""
-    import seaborn as sns
-
     found = _claims(table)
     if found.empty:
-        return _empty("no run has finished chapters 3 to 5 yet")
+        return nothing_to_draw(NO_CLAIM)
     claims, runs = found["metric"].unique(), found["run"].unique()
     effects, verdicts = (
         found.pivot(index="metric", columns="run", values=name).reindex(index=claims, columns=runs)
@@ -73,11 +63,9 @@ def effects_by_run(table: pd.DataFrame) -> Figure:
 
 def sae_quality(table: pd.DataFrame) -> Figure:
     """Held-out quality of every run's SAE beside its controls, one panel a metric, one line a run."""
-    import seaborn as sns
-
     found = table[(table["kind"] == "sae") & table["representation"].isin(CODERS)]
     if found.empty:
-        return _empty("no run has finished chapter 2 yet")
+        return nothing_to_draw("No run has finished chapter 2 yet.")
     runs, metrics = list(found["run"].unique()), [m for m in METRIC_NAMES if m in set(found["metric"])]
     rows = (len(metrics) + 1) // 2
     figure, axes = panels(2, rows, width=8.4, height=0.24 * len(runs) + 1.35, sharey=True, squeeze=False)
@@ -111,7 +99,7 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
     found = _claims(table)
     metrics = [metric for metric in metrics if metric in set(found["metric"])]
     if not metrics:
-        return _empty("no run has finished chapters 3 to 5 yet")
+        return nothing_to_draw(NO_CLAIM)
     runs = list(found["run"].unique())
     figure, axes = panels(len(metrics), 1, width=8.4, height=0.28 * len(runs) + 1.5, sharey=True, squeeze=False)
     for axis, metric in zip(axes.flat, metrics, strict=True):
@@ -131,7 +119,6 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
 
 def null_spread(q: Sequence[float], q_apart: Sequence[float], df: int) -> Figure:
     """Simulated Q of studies that share one effect, against its theory, beside studies that do not."""
-    import seaborn as sns
     from scipy.stats import chi2
 
     figure, axes = panels()
@@ -148,9 +135,6 @@ def null_spread(q: Sequence[float], q_apart: Sequence[float], df: int) -> Figure
 
 def effects_along(table: pd.DataFrame, field: str) -> Figure:
     """How each effect and the SAE's quality move along one field of a sweep; one dot a run, a line for the mean."""
-    import pandas as pd
-    import seaborn as sns
-
     effects = _claims(table)
     shown = pd.concat([table[(table["kind"] == "sae") & (table["representation"] == "sae")], effects])
     names = shown["metric"].unique()

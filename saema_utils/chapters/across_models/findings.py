@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
+
+from saema_utils.chapters.found import Count, Found
 
 
 def alarms(q: np.ndarray, df: int, level: float = 0.05) -> float:
@@ -22,32 +22,23 @@ def beyond_chance(compared: pd.DataFrame) -> pd.Series:
     return (wide["sae"] - wide["random_dictionary"]).reindex(explained["run"].unique())
 
 
-@dataclass(frozen=True)
-class Apart:
-    """The claims on which runs part, of those that two or more runs measured."""
-
-    of: int
-    claims: tuple[str, ...]
-
-    @property
-    def found(self) -> bool | None:
-        """Whether there is any; None where no two runs measured the same."""
-        return bool(self.claims) if self.of else None
-
-    def in_short(self) -> str:
-        return f"{len(self.claims)} of {self.of}{': ' if self.claims else ''}{', '.join(self.claims)}"
-
-
-def pointing_apart(compared: pd.DataFrame) -> Apart:
-    """The effects that point one way in one run and the other way in another."""
+def pointing_apart(compared: pd.DataFrame) -> Found:
+    """Whether effects point one way in one run and the other way in another; of those that two or more measured."""
     claims = compared[compared["kind"].eq("claim") & compared["estimate"].notna()]
     found = np.sign(claims["estimate"]).groupby(claims["metric"], sort=False).agg(["size", "nunique"])
-    shared = found[found["size"] > 1]
-    return Apart(len(shared), tuple(shared.index[shared["nunique"] > 1]))
+    return _apart(found.loc[found["size"] > 1, "nunique"] > 1)
 
 
-def disagreeing(agreed: pd.DataFrame, level: float = 0.05) -> Apart:
-    """The claims on which runs lie farther apart than their errors allow: Cochran's test (Bonferroni) of every row of
-    :func:`~saema_utils.chapters.across_models.tables.agreement`."""
-    tested = agreed[agreed["df"] > 0] if len(agreed) else agreed
-    return Apart(len(tested), tuple(tested["metric"][tested["p"] < level / len(tested)]) if len(tested) else ())
+def disagreeing(agreed: pd.DataFrame, level: float = 0.05) -> Found:
+    """Whether runs lie farther apart than their errors allow: Cochran's test (Bonferroni) of every claim in
+    :func:`~saema_utils.chapters.across_models.tables.agreement` that two or more runs measured."""
+    if agreed.empty:
+        return _apart(pd.Series(dtype=bool))
+    p = agreed[agreed["df"] > 0].set_index("metric")["p"]
+    return _apart(p < level / max(1, len(p)))
+
+
+def _apart(parts: pd.Series) -> Found:
+    """Whether there is a claim on which runs part; None where no two runs measured the same."""
+    found = list(parts.index[parts])
+    return Found(bool(found) if len(parts) else None, f"{Count.true(parts)}{': ' if found else ''}{', '.join(found)}")

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from saema_utils.errors import ArtifactError, SaemaError
 from saema_utils.evidence.claims import CLAIMS_FILE, judgement, load_claims
 from saema_utils.notebook import in_colab
@@ -21,7 +23,6 @@ from saema_utils.saes.facts import sae_facts
 from saema_utils.statistics import errors_to_bound, heterogeneity
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
@@ -92,8 +93,6 @@ def compare_runs(
     ArtifactError
         If a run is damaged, or no run has a table to compare.
     """
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     for path, name in run_names(find_runs(paths)).items():
         try:
@@ -142,9 +141,7 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
         "kind": "claim: an effect; sae: quality on held-out text",
         "metric": "id of the claim, or name of the quality",
         "estimate": "the effect, or the quality",
-        "unit": "what one of n is",
         "direction": "side on which the claim lies",
-        "margin": "the least effect that counts",
     },
 )
 def comparison(run: RunDirectory, most: int = 16) -> pd.DataFrame:
@@ -207,8 +204,6 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     One row a claim: metric, runs, pooled, error, q, df, p, i_squared, lowest, highest (estimates), verdicts
     (such as ``2 supported, 1 inconclusive``).
     """
-    import pandas as pd
-
     rows = []
     for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
         counts = found["verdict"].value_counts()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.model.residual_stream import ConceptActivations, capture_concept, pack, unpack
+from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import tensors
 from saema_utils.runtime import progress
 from saema_utils.text.concepts import build_prompts
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from saema_utils.runs.directory import RunDirectory
+def concepts_of(run: RunDirectory) -> list[str]:
+    """The concepts of the study that have prompts."""
+    return list(build_prompts(run.study))
 
 
 def _prompts_and_model(run: RunDirectory) -> list[Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from saema_utils.chapters.activations.model import language_model, model_of
 from saema_utils.errors import ActivationError, ArtifactError
@@ -25,8 +27,6 @@ from saema_utils.text.corpus import corpus_tokens
 from saema_utils.text.tokens import special_tokens
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 TOKENS_PER_SHARD = 16_384
@@ -57,10 +57,6 @@ class CorpusActivations:
     heldout_mask: Bool[Tensor, "S context"]
     counts: dict[str, Any]
     path: Path
-
-    @property
-    def key(self) -> str:
-        return self.path.stem
 
 
 def _text_and_model(run: RunDirectory) -> list[Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.figures import COLORS, CYCLIC, DIVERGING, GREY, direct_label, nothing_to_draw, panels
 from saema_utils.model.residual_stream import SINK_FACTOR
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _KINDS = {"first": COLORS["accent"], "sink": COLORS["pca"], "ordinary": COLORS["residual"]}
 _NAMES = ("first position", "later sink", "ordinary token")
@@ -24,8 +22,6 @@ _NO_MAP = "No concept of this study has four words or more, so there is no map t
 
 def norms_by_position(table: pd.DataFrame) -> Figure:
     """Norm of every token against its position, in sentences and in prompts of one bare word."""
-    import seaborn
-
     figure, axes = panels(2, width=7.2, height=3.4, sharey=True, width_ratios=[3, 2])
     rng = np.random.default_rng(0)
     for ax, (context, title) in zip(axes, (("sentence", "In sentences"), ("bare word", "A word alone")), strict=True):
@@ -34,7 +30,7 @@ def norms_by_position(table: pd.DataFrame) -> Figure:
         shown = shown[~shown["ratio"].between(0.8, 1.4) | (rng.random(len(shown)) < _DRAWN / max(len(shown), 1))]
         spread = shown["position"] + rng.uniform(-0.22, 0.22, len(shown))
         look = {"hue": "kind", "palette": _KINDS, "hue_order": _KINDS, "size": "kind", "sizes": _SIZES}
-        seaborn.scatterplot(shown, x=spread, y="ratio", alpha=0.6, linewidth=0, **look, ax=ax)
+        sns.scatterplot(shown, x=spread, y="ratio", alpha=0.6, linewidth=0, **look, ax=ax)
         ax.axhline(SINK_FACTOR, color=COLORS["muted"], linestyle="--", linewidth=1)
         ax.set(yscale="log", title=title, xlabel="position in the prompt (tokens)", ylabel="norm / median norm")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -62,12 +58,10 @@ def _name_sinks(ax: Axes, sinks: pd.DataFrame) -> None:
 
 def variance_with_and_without_sink(table: pd.DataFrame) -> Figure:
     """Cumulative share of variance, masked and with one sink let in; bands from concept to concept."""
-    import seaborn
-
     figure, ax = panels(width=6.2, height=3.2)
     colors, last = {"masked": COLORS["residual"], "one sink let in": COLORS["accent"]}, table["components"].max()
     look = {"hue": "tokens", "palette": colors, "style": "tokens", "style_order": list(colors), "legend": False}
-    seaborn.lineplot(table, x="components", y="share", errorbar=("pi", 100), **look, ax=ax)
+    sns.lineplot(table, x="components", y="share", errorbar=("pi", 100), **look, ax=ax)
     for tokens, share in table[table["components"] == last].groupby("tokens")["share"].mean().items():
         direct_label(ax, last, share, tokens, colors[tokens])
     ax.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.04), xlim=(1, last))
@@ -111,8 +105,6 @@ def _upright(points: np.ndarray) -> np.ndarray:
 
 
 def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
-    import matplotlib
-
     points = _upright(points)
     ax.plot(*np.vstack([points, points[:1]]).T, color=COLORS["muted"], linewidth=0.9, zorder=1)
     colors = matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(len(words)) / len(words))
@@ -128,18 +120,16 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
 
 def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     """Share of neighbouring words in cyclic order at every layer, with the level of shuffled words."""
-    import seaborn
-
     if table.empty:
         return nothing_to_draw(_NO_MAP)
     figure, ax = panels(width=6.6, height=2.9)
     scores = table.drop_duplicates(["concept", "layer"])
     colors = dict(zip(scores["concept"].unique(), _CONCEPT_COLORS, strict=False))
     look = {"x": "layer", "hue": "concept", "palette": colors, "legend": False, "ax": ax}
-    seaborn.lineplot(scores, y="cyclic_order", **look)
+    sns.lineplot(scores, y="cyclic_order", **look)
     sure = scores[scores["p_value"] < 0.01]
     ax.scatter(sure["layer"], sure["cyclic_order"], c=sure["concept"].map(colors), s=28, linewidth=0, zorder=3)
-    seaborn.lineplot(scores, y="chance", linestyle=":", linewidth=1, **look)
+    sns.lineplot(scores, y="chance", linestyle=":", linewidth=1, **look)
     previous = -np.inf
     for row in scores.groupby("concept").last().sort_values("cyclic_order").itertuples():
         previous = max(row.cyclic_order, previous + 0.09)  # names of lines that end together stand above each other
@@ -154,15 +144,13 @@ def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
 
 def similarity_matrices(similarities: dict[str, pd.DataFrame]) -> Figure:
     """Cosine similarity between the mean vectors of words, one matrix a concept, the diagonal left blank."""
-    import seaborn
-
     if not similarities:
         return nothing_to_draw(_NO_MAP)
     shown = {name: frame.mask(np.eye(len(frame), dtype=bool)) for name, frame in similarities.items()}
     limit = max(0.1, np.ceil(10 * max(np.nanmax(np.abs(frame), initial=0) for frame in shown.values())) / 10)
     figure, axes = panels(len(shown), width=3.7 * len(shown), height=3.5, squeeze=False)
     for ax, (concept, frame) in zip(axes[0], shown.items(), strict=True):
-        seaborn.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)
+        sns.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)
         ax.set_title(concept)
         ax.tick_params(length=0, labelsize=7.5)
         ax.grid(False)

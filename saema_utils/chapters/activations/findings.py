@@ -2,151 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 import numpy as np
+import pandas as pd
 
+from saema_utils.chapters.found import Found
 from saema_utils.geometry.circles import same_sentences
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.text.concepts import ConceptPrompts
+from saema_utils.text.concepts import ConceptPrompts
 
 LEVEL = 0.01
 
 
-@dataclass(frozen=True)
-class SinkGap:
-    """How far the tokens that are masked stand from those that are not, in medians of the ordinary norm.
-
-    Attributes
-    ----------
-    first
-        Median over the first positions.
-    smallest, ordinary
-        The smallest of all that is masked, and the largest that is not.
-    in_sentences, alone
-        Sinks behind the first position, in sentences and in prompts of one word.
-    """
-
-    first: float
-    smallest: float
-    ordinary: float
-    in_sentences: int
-    alone: int
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether the gap leaves room for any factor from one end to twice as much."""
-        return self.smallest >= 2 * self.ordinary
-
-    def in_short(self) -> str:
-        return (
-            f"norm over the median: first position {self.first:.3g}, smallest sink {self.smallest:.3g}, "
-            f"largest ordinary token {self.ordinary:.3g} · later sinks: {self.in_sentences} in sentences, "
-            f"{self.alone} among words alone"
-        )
-
-
-def sink_gap(norms: pd.DataFrame) -> SinkGap:
-    """The gap between ordinary tokens and all that is masked, from the table ``01_norms``."""
-    is_ordinary, later = norms["kind"] == "ordinary", norms[norms["kind"] == "sink"]
-    return SinkGap(
-        first=float(norms.loc[norms["kind"] == "first", "ratio"].median()),
-        smallest=float(norms.loc[~is_ordinary, "ratio"].min()),
-        ordinary=float(norms.loc[is_ordinary, "ratio"].max()),
-        in_sentences=int((later["context"] == "sentence").sum()),
-        alone=int((later["context"] == "bare word").sum()),
+def sink_gap(norms: pd.DataFrame) -> Found:
+    """Whether all that is masked stands so far from ordinary tokens (``01_norms``) that any factor from one end of the
+    gap to twice as much would mask the same."""
+    is_ordinary, later = norms["kind"] == "ordinary", norms.loc[norms["kind"] == "sink", "context"]
+    first = norms.loc[norms["kind"] == "first", "ratio"].median()
+    smallest, ordinary = norms.loc[~is_ordinary, "ratio"].min(), norms.loc[is_ordinary, "ratio"].max()
+    return Found(
+        bool(smallest >= 2 * ordinary),
+        f"norm over the median: first position {first:.3g}, smallest sink {smallest:.3g}, largest ordinary token "
+        f"{ordinary:.3g} · later sinks: {(later == 'sentence').sum()} in sentences, "
+        f"{(later == 'bare word').sum()} among words alone",
     )
 
 
-@dataclass(frozen=True)
-class FirstComponents:
-    """Share of the variance in the first principal component, mean over concepts: masked, and with a sink let in."""
-
-    masked: float
-    spoilt: float
-
-    @property
-    def is_spoilt(self) -> bool:
-        return self.spoilt > 0.9 and self.masked < 0.5
-
-    def in_short(self) -> str:
-        return f"share of the first direction: {self.spoilt:.1%} with one sink let in, {self.masked:.1%} without"
-
-
-def first_components(shares: pd.DataFrame) -> FirstComponents:
-    """What one sink does to the first principal component, from the table ``01_sink_variance``."""
+def first_components(shares: pd.DataFrame) -> Found:
+    """Whether one sink makes the first principal component of ``01_sink_variance`` seem to hold nearly everything."""
     first = shares[shares["components"] == 1].groupby("tokens")["share"].mean()
-    return FirstComponents(masked=float(first["masked"]), spoilt=float(first["one sink let in"]))
+    masked, spoilt = first["masked"], first["one sink let in"]
+    return Found(
+        bool(spoilt > 0.9 and masked < 0.5),
+        f"share of the first direction: {spoilt:.1%} with one sink let in, {masked:.1%} without",
+    )
 
 
-@dataclass(frozen=True)
-class Rings:
-    """Which words stand around their centre in cyclic order, at one layer.
+def rings(maps: pd.DataFrame, layer: int, prompts: Mapping[str, ConceptPrompts], concepts: Collection[str]) -> Found:
+    """Whether the words of these concepts stand around their centre in cyclic order at a layer (``01_word_maps``).
 
-    Attributes
-    ----------
-    rows
-        By concept: ``cyclic_order``, ``chance`` and ``p_value`` at the layer, and at how many of all ``layers`` the
-        order is ``perfect``.
-    same_sentences
-        Whether the words of each concept stood in the same sentences, so that these cannot make the ring.
+    In more order than all but one shuffle in a hundred, that is, and each concept's words in the same sentences, so
+    that these cannot make the ring. None if none of the concepts was drawn.
     """
-
-    rows: pd.DataFrame
-    same_sentences: bool
-
-    @property
-    def in_order(self) -> set[str]:
-        """The concepts with more order than all but one shuffle in a hundred."""
-        return set(self.rows.index[self.rows["p_value"] < LEVEL])
-
-    def holds(self, *concepts: str) -> bool | None:
-        """Whether these concepts stand in rings that their sentences did not make; None if none was drawn."""
-        if not set(concepts) & set(self.rows.index):
-            return None
-        return self.same_sentences and set(concepts) <= self.in_order
-
-    def in_short(self) -> str:
-        return " · ".join(
-            f"{row.Index}: {row.cyclic_order:.0%} of neighbours in order (shuffled {row.chance:.0%}, "
-            f"p = {row.p_value:.2g}), all of them at {row.perfect} of {row.layers} layers"
-            for row in self.rows.itertuples()
-        )
-
-
-def rings(maps: pd.DataFrame, layer: int, prompts: Mapping[str, ConceptPrompts]) -> Rings:
-    """Cyclic order at a layer, from the table ``01_word_maps`` and the prompts behind it."""
     scores = maps.groupby(["concept", "layer"], sort=False)[["cyclic_order", "chance", "p_value"]].first().reset_index()
     perfect = scores["cyclic_order"].eq(1).groupby(scores["concept"])
-    rows = scores[scores["layer"] == layer].set_index("concept").drop(columns="layer")
-    rows = rows.assign(perfect=perfect.sum(), layers=scores.groupby("concept").size())
-    return Rings(rows, all(same_sentences(prompts[concept]) for concept in rows.index))
+    rows = scores[scores["layer"] == layer].set_index("concept").assign(perfect=perfect.sum(), layers=perfect.size())
+    in_order = set(rows.index[rows["p_value"] < LEVEL])
+    alike = all(same_sentences(prompts[concept]) for concept in rows.index)
+    return Found(
+        alike and set(concepts) <= in_order if set(concepts) & set(rows.index) else None,
+        " · ".join(
+            f"{row.Index}: {row.cyclic_order:.0%} of neighbours in order (shuffled {row.chance:.0%}, "
+            f"p = {row.p_value:.2g}), all of them at {row.perfect} of {row.layers} layers"
+            for row in rows.itertuples()
+        ),
+    )
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """Mean cosine similarity of neighbours in the order of words, and of other pairs, by concept."""
-
-    pairs: dict[str, tuple[float, float]]
-
-    @property
-    def neighbours_are_alike(self) -> bool | None:
-        """Whether neighbours are more alike than others in every concept; None without any."""
-        return all(near > other for near, other in self.pairs.values()) if self.pairs else None
-
-    def in_short(self) -> str:
-        return " · ".join(
-            f"{name}: neighbours {near:+.2f}, others {far:+.2f}" for name, (near, far) in self.pairs.items()
-        )
-
-
-def neighbours_and_others(similarities: Mapping[str, pd.DataFrame]) -> Likeness:
-    """Whether neighbours in the cycle (the last and the first too) are more alike than other pairs of words.
+def neighbours_and_others(similarities: Mapping[str, pd.DataFrame]) -> Found:
+    """Whether neighbours in the cycle (the last and the first too) are more alike than other pairs, in every concept.
 
     Takes square frames ``[W, W]`` of similarities, by concept; pairs with a word that has no mean (NaN) are left out.
     """
@@ -156,5 +70,8 @@ def neighbours_and_others(similarities: Mapping[str, pd.DataFrame]) -> Likeness:
         apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
         is_near = (apart == 1) | (apart == n - 1)
         matrix = frame.to_numpy()
-        pairs[concept] = float(np.nanmean(matrix[is_near])), float(np.nanmean(matrix[~is_near & (apart > 0)]))
-    return Likeness(pairs)
+        pairs[concept] = np.nanmean(matrix[is_near]), np.nanmean(matrix[~is_near & (apart > 0)])
+    return Found(
+        all(near > far for near, far in pairs.values()) if pairs else None,
+        " · ".join(f"{name}: neighbours {near:+.2f}, others {far:+.2f}" for name, (near, far) in pairs.items()),
+    )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from saema_utils.model.loading import check_layer, load_language_model, model_digest
+from saema_utils.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from saema_utils.runs.directory import RunDirectory
 
 _MODELS: dict[tuple[str, str], TransformerBridge] = {}
 

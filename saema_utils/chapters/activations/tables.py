@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import numpy as np
+import pandas as pd
 import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
@@ -23,9 +23,6 @@ from saema_utils.runtime import progress
 from saema_utils.statistics import label_permutation_test
 from saema_utils.text.concepts import ConceptPrompts, Prompt, build_prompts
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 @table(
     "01_concepts",
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 )
 def concept_table(run: RunDirectory) -> pd.DataFrame:
     """How many prompts, words and tokens each concept has, what is masked, and how large the stream is."""
-    import pandas as pd
-
     return pd.DataFrame(
         {
             "concept": concept,
@@ -74,8 +69,6 @@ def concept_table(run: RunDirectory) -> pd.DataFrame:
 )
 def norm_table(run: RunDirectory) -> pd.DataFrame:
     """Norm of every token, in sentences and in prompts of a bare word."""
-    import pandas as pd
-
     model, tables = language_model(run), []
     for concept, found in concept_activations(run).items():
         bare = tuple(Prompt(word, word, "{}", concept) for word in found.prompts.words)
@@ -85,8 +78,6 @@ def norm_table(run: RunDirectory) -> pd.DataFrame:
 
 
 def _norms(found: ConceptActivations, context: str, median: float | None = None) -> pd.DataFrame:
-    import pandas as pd
-
     median = found.median_norm if median is None else median
     norms = found.residual.norm(dim=-1)
     rows = []
@@ -110,8 +101,6 @@ def _norms(found: ConceptActivations, context: str, median: float | None = None)
 )
 def variance_table(run: RunDirectory, k: int = 20) -> pd.DataFrame:
     """Variance shared out over principal components with everything masked, and with one sink let in."""
-    import pandas as pd
-
     rows = []
     for concept, activations in concept_activations(run).items():
         points = activations.points()
@@ -148,8 +137,6 @@ def word_maps(run: RunDirectory) -> pd.DataFrame:
     All layers are captured in one pass. A layer where fewer than four words have a mean (the rest being sinks
     in every prompt) has no rows.
     """
-    import pandas as pd
-
     prompts, chosen = build_prompts(run.study), mapped_concepts(run)
     if not chosen:
         return _no_map()
@@ -163,8 +150,6 @@ def word_maps(run: RunDirectory) -> pd.DataFrame:
 
 
 def _no_map() -> pd.DataFrame:
-    import pandas as pd
-
     return pd.DataFrame(columns=["concept", "layer", "word", *word_maps.columns])
 
 
@@ -173,9 +158,6 @@ def word_map(found: ConceptActivations, layer: int, seed: int) -> pd.DataFrame:
 
     Columns are those of the table ``01_word_maps``; no rows where fewer than four words have a mean.
     """
-    import numpy as np
-    import pandas as pd
-
     means = word_means(found)
     known = torch.isfinite(means).all(1)
     if known.sum() < 4:  # the others are sinks in every prompt
@@ -203,8 +185,6 @@ def word_map(found: ConceptActivations, layer: int, seed: int) -> pd.DataFrame:
 
 def word_similarities(run: RunDirectory) -> dict[str, pd.DataFrame]:
     """Cosine similarity between the mean vectors of words, a square frame for each concept that is mapped."""
-    import pandas as pd
-
     activations, frames = concept_activations(run), {}
     for concept in mapped_concepts(run):
         words = list(activations[concept].prompts.words)

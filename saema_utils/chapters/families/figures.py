@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.chapters.families.measures import MEASURES, RESIDUAL, STREAM_MEASURES
 from saema_utils.chapters.families.tables import FAMILY_NAMES
 from saema_utils.figures import COLORS, NAMES, direct_label, panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 AXIS = {
     "excursion": "rank excursion |log ratio|",
@@ -26,8 +25,6 @@ AXIS = {
 
 def _dots(axes: Axes, table: pd.DataFrame, x: str, ring: str = "", **look: Any) -> None:
     """One dot a row of the table, families from top to bottom; hollow in the colour of ``ring``."""
-    import seaborn as sns
-
     hollow = {"facecolor": "none", "edgecolor": ring, "linewidth": 1.3} if ring else {"color": COLORS["sae"]}
     family = table["architecture"].map(FAMILY_NAMES)
     sns.stripplot(x=table[x], y=family, order=FAMILY_NAMES.values(), jitter=False, size=6, ax=axes, **hollow, **look)
@@ -109,8 +106,6 @@ def families_or_seeds(spread: pd.DataFrame) -> Figure:
 
 def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
     """Measures of chapters 3 and 4 by layer: mean over concepts, and the middle half of concepts as a band."""
-    import seaborn as sns
-
     figure, axes = panels(len(STREAM_MEASURES), width=10.5, height=3.1)
     look = {"palette": COLORS, "estimator": "mean", "errorbar": ("pi", 50), "marker": "o", "legend": False}
     for ax, measure in zip(axes, STREAM_MEASURES, strict=True):

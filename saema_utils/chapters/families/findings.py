@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.families.measures import DOSES, MEASURES, RESIDUAL, STREAM_MEASURES
 from saema_utils.chapters.families.tables import FAMILY_NAMES
+from saema_utils.chapters.found import Found
 from saema_utils.evidence.claims import load_claims
 
 
@@ -36,47 +36,25 @@ def in_ranges(gaps: pd.DataFrame) -> str:
     return " · ".join(f"{MEASURES[name]} {gaps[name].min():+.2f} to {gaps[name].max():+.2f}" for name in gaps)
 
 
-@dataclass(frozen=True)
-class BestDose:
-    """The family that gains most from moving poles: doses and shares of the squared error that they remove.
+def best_dose(families: pd.DataFrame) -> Found:
+    """Whether the family that gains most from moving poles gains by scaling: its latents came out too small.
 
-    ``gain`` by the dose alone, ``gain_scaling`` by scaling all latents alike, ``gain_beyond`` by the dose on top.
+    None where its dose does not remove the share of the squared error that chapter 6 asks for, or where no concept has
+    two words, so that there are no poles. Scaling accounts for most of a gain where the dose on top of it removes
+    less than half as much.
     """
-
-    family: str
-    alpha_star: float
-    gain: float
-    alpha_beyond: float
-    gain_beyond: float
-    gain_scaling: float
-    margin: float
-
-    @property
-    def matters(self) -> bool:
-        """Whether it removes the share of the error that chapter 6 asks for."""
-        return self.gain >= self.margin
-
-    @property
-    def is_shrinkage(self) -> bool:
-        """Whether scaling accounts for most of it: latents came out too small, wherever their poles lie."""
-        return self.gain_beyond < self.gain / 2
-
-    def in_short(self) -> str:
-        return (
-            f"{self.family}: {self.gain:.2%} at {self.alpha_star:+.2f} · scaling alone {self.gain_scaling:.2%} · "
-            f"on top of it {self.gain_beyond:.2%} at {self.alpha_beyond:+.2f} · asked for {self.margin:.0%}"
-        )
-
-
-def best_dose(families: pd.DataFrame) -> BestDose | None:
-    """The family that moving poles helps most; None where no concept has two words, so that there are no poles."""
     alone = families[families["architecture"] != RESIDUAL]
     doses = alone.groupby("architecture")[list(DOSES)].mean().dropna()
     if doses.empty:
-        return None
-    most = doses["gain"].idxmax()
+        return Found(None, "no concept has two words, so that there are no poles")
+    most = doses.loc[doses["gain"].idxmax()]
     margin = next(claim.margin for claim in load_claims() if claim.id == "worth-after-training")
-    return BestDose(FAMILY_NAMES[most], **doses.loc[most], margin=margin)
+    return Found(
+        bool(most["gain_beyond"] < most["gain"] / 2) if most["gain"] >= margin else None,
+        f"{FAMILY_NAMES[most.name]}: {most['gain']:.2%} at {most['alpha_star']:+.2f} · scaling alone "
+        f"{most['gain_scaling']:.2%} · on top of it {most['gain_beyond']:.2%} at {most['alpha_beyond']:+.2f} · "
+        f"asked for {margin:.0%}",
+    )
 
 
 def family_spread(families: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -85,14 +63,10 @@ def family_spread(families: pd.DataFrame, columns: Sequence[str]) -> pd.DataFram
     ``between`` is the standard deviation over families of their means, ``within`` the root mean square deviation of
     seeds from their family's mean (with n - 1); ``ratio`` is NaN with one seed.
     """
-    alone = families[families["architecture"] != RESIDUAL]
-    rows = []
-    for column in columns:
-        groups = alone.groupby("architecture")[column]
-        between = float(groups.mean().std(ddof=1))
-        degrees = int((groups.count() - 1).clip(lower=0).sum())
-        square = float((alone[column] - groups.transform("mean")).pow(2).sum())
-        within = math.sqrt(square / degrees) if degrees else math.nan
-        row = {"measure": column, "between": between, "within": within}
-        rows.append(row | {"ratio": between / within if within else math.nan})
-    return pd.DataFrame(rows)
+    alone, columns = families[families["architecture"] != RESIDUAL], list(columns)
+    groups = alone.groupby("architecture")[columns]
+    squares = (alone[columns] - groups.transform("mean")).pow(2).sum()
+    within = np.sqrt(squares / (groups.count() - 1).clip(lower=0).sum().replace(0, np.nan))
+    table = pd.DataFrame({"between": groups.mean().std(ddof=1), "within": within})
+    table["ratio"] = table["between"] / within.replace(0, np.nan)
+    return table.rename_axis("measure").reset_index()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_tensors
+from saema_utils.chapters.activations.concepts import concept_tensors, concepts_of
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures
-from saema_utils.chapters.families.recipes import comparable_recipe, concepts_of, is_small, training_tokens
+from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae
 from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
@@ -26,11 +28,6 @@ from saema_utils.saes.training import train_sae
 from saema_utils.text.concepts import build_prompts
 from saema_utils.text.corpus import corpus_tokens
 from saema_utils.text.tokens import special_tokens
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from jaxtyping import Float
-    from torch import Tensor
 
 LAYERS = 4
 LAYERS_SMALL = 2  # in a study with too little text for a trend to be read
@@ -59,8 +56,6 @@ def _layers(run: RunDirectory) -> list[str]:
 @parts("08_layer_saes", of=_layers, needs=(control_tensors,))
 def layer_saes(run: RunDirectory, layers: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """A TopK autoencoder at every layer, trained with the families' small recipe and kept in ``layers/``."""
-    import pandas as pd
-
     recipe, key = small_recipe(comparable_recipe(run), "topk"), layer_saes.key(run)
     captured = _corpus_at(run, tuple(map(int, layers)))
     for layer, (train, heldout) in progress(captured.items(), "training layers"):
@@ -75,8 +70,6 @@ def layer_saes(run: RunDirectory, layers: list[str]) -> Iterator[tuple[str, dict
 @parts("08_layers", of=concepts_of, needs=(layer_saes, concept_tensors))
 def layers_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Headline measures at every layer, concept by concept."""
-    import pandas as pd
-
     layer_saes(run)
     model, prompts = language_model(run), build_prompts(run.study)
     hooks = {f"blocks.{layer}.hook_resid_post": int(layer) for layer in _layers(run)}

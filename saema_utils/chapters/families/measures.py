@@ -7,8 +7,9 @@ and layers of a model can be compared in one table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 
 from saema_utils.errors import InterventionError
@@ -17,14 +18,10 @@ from saema_utils.geometry.circles import circle_rows
 from saema_utils.geometry.concept import cluster_cloud, concept_clouds, word_merging_row
 from saema_utils.geometry.dimension import local_dimensions, mean_dimension
 from saema_utils.intervention.doses import dose_beyond_scaling, optimum
+from saema_utils.model.residual_stream import ConceptActivations
+from saema_utils.saes.coders import Coder
 from saema_utils.stratification.noise import sweep_clouds
 from saema_utils.stratification.token_cloud import TokenCloud
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.model.residual_stream import ConceptActivations
-    from saema_utils.saes.coders import Coder
 
 NAN = float("nan")
 RESIDUAL = "residual"
@@ -64,30 +61,14 @@ def concept_measures(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
-    r"""One row per representation: the residual stream first, then each coder by its name.
+    """One row per representation: the residual stream first, then each coder by its name.
 
     Returns
     -------
-    Columns concept, representation and
-
-    ``excursion``
-        :math:`\max_{s \le \mathrm{RMS}} |\log r(s) / r(0)|` of the effective rank r in the feature mode
-        (chapter 3), at half and at one RMS of noise.
-    ``merging``
-        Adjusted mutual information of as many clusters as there are words with the words (chapter 4).
-    ``intrinsic_dimension``, ``n_local``
-        TwoNN within local representations of the direct protocol, and how many there are (chapter 4).
-    ``circularity``, ``circularity_p``
-        Cyclic order of words that form a cycle, and its permutation p-value (chapter 4); NaN for others.
-    ``alpha_star``, ``gain``
-        Closed-form best dose of moving the words' poles apart, and the share of the squared error that it
-        removes (chapter 5); NaN for the residual stream, which has nothing to decode.
-    ``alpha_beyond``, ``gain_beyond``, ``gain_scaling``
-        The same dose and share once every latent may be scaled as well, and what scaling alone removes: an
-        autoencoder that returns its latents too small gains from anything that enlarges them (chapter 5).
+    Columns concept, representation and those of :data:`COLUMNS`, as chapters 3 (``excursion``), 4 and 5 (doses) define
+    them. NaN where there is none: an order of words that form no cycle, a dose of the residual stream, which has
+    nothing to decode. An autoencoder that returns its latents too small gains from anything that enlarges them.
     """
-    import pandas as pd
-
     ranks = _excursions(activations, coders, seed, device)
     clouds = concept_clouds(activations, coders, device)
     rows = []

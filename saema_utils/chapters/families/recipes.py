@@ -8,17 +8,11 @@ from saema_utils.chapters.sae.coders import sae_l0
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.facts import sae_facts
 from saema_utils.study import SaeRecipe
-from saema_utils.text.concepts import build_prompts
 
 FAMILY_TOKENS = 40_000
 SMALL_TOKENS = 5_000
 FAMILY_SEEDS = 2
 SEARCH_TRIALS = 4
-
-
-def concepts_of(run: RunDirectory) -> list[str]:
-    """The concepts of the study that have prompts."""
-    return list(build_prompts(run.study))
 
 
 def is_small(run: RunDirectory) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures, mean_over_concepts
 from saema_utils.chapters.families.recipes import (
     comparable_recipe,
-    concepts_of,
     family_seeds,
     is_small,
     search_trials,
@@ -29,10 +28,6 @@ from saema_utils.saes.families import MatchedSae, small_recipe, train_to_l0
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.loading import load_sae
 from saema_utils.study import ARCHITECTURES, SaeRecipe
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 FAMILY_NAMES = {
     "standard": "standard (L1)",
@@ -50,8 +45,6 @@ TRAINING_COLUMNS = {
     "trainings": "trainings that the search for it took",
     "l0_trained": "active latents on training tokens, before the threshold was moved",
     "l0_off": "share by which the held-out L0 misses k",
-    "cosine": "mean cosine of held-out tokens with their reconstructions",
-    "dead_fraction": "share of latents that never fire on held-out text",
 }
 
 
@@ -68,8 +61,6 @@ def ruler_of_families(run: RunDirectory) -> pd.DataFrame:
 
     Tokens are sparse sums of forty unit directions in sixteen dimensions, with a little noise.
     """
-    import pandas as pd
-
     epochs, trials = (2 if is_small(run) else 6), search_trials(run)
     draws = torch.Generator().manual_seed(run.study.seed)
     truth = torch.nn.functional.normalize(torch.randn(40, 16, generator=draws), dim=1)
@@ -124,19 +115,14 @@ def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[s
         yield family, {"08_training": _facts(run, matched, architecture, int(seed))}
 
 
-@table(
+family_training = trained_families.whole(
     "08_training",
-    needs=(trained_families,),
-    columns={**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
+    "How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs.",
+    {**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
 )
-def family_training(run: RunDirectory) -> pd.DataFrame:
-    """How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs."""
-    return trained_families(run)
 
 
 def _facts(run: RunDirectory, matched: MatchedSae, architecture: str, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     sae, k = matched.trained.sae, small_recipe(comparable_recipe(run), architecture).k
     found = measure_fidelity(SaeCoder(sae), corpus_activations(run).heldout.to(run.device))
     tried = [[round(penalty, 5), round(l0, 2)] for penalty, l0 in matched.trials if penalty == penalty]
@@ -173,8 +159,6 @@ def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tup
 )
 def family_measures(run: RunDirectory) -> pd.DataFrame:
     """Headline measures per concept, for the residual stream and every family and seed."""
-    import pandas as pd
-
     found = measures_of_concepts(run)
     split = found["representation"].str.rsplit("-", n=1)
     found["architecture"], found["seed"] = split.str[0], pd.to_numeric(split.str[1]).fillna(run.study.seed)

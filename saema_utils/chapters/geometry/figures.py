@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.evidence.geometry import MEASURES
 from saema_utils.figures import (
@@ -17,25 +22,17 @@ from saema_utils.figures import (
     class_style,
     nothing_to_draw,
     panels,
+    present,
     scatter_classes,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
+SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
 LINE = {"color": "#444444", "linewidth": 0.9}
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)  # for ratios within a factor of three
-
-
-def _present(table: pd.DataFrame, wanted: Sequence[str] = ORDER) -> list[str]:
-    known = set(table["representation"])
-    return [name for name in wanted if name in known]
 
 
 def _legend(axis: Axes) -> None:
@@ -45,13 +42,10 @@ def _legend(axis: Axes) -> None:
     axis.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def circle_grid(
-    points: pd.DataFrame,
-    scores: pd.DataFrame,
-    representations: Sequence[str] = ("residual", "sae", "reconstruction", "random_dictionary"),
-) -> Figure:
+def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     """Words of each cycle in the plane of their first two principal components, joined in their order."""
-    concepts, names = list(dict.fromkeys(points["concept"])), _present(points, representations)
+    concepts = list(dict.fromkeys(points["concept"]))
+    names = present(points, ("residual", "sae", "reconstruction", "random_dictionary"))
     if not concepts:
         return nothing_to_draw("The words of this study form no cycle that this book knows.")
     figure, axes = panels(len(names), len(concepts), width=2.6 * len(names), height=2.75, squeeze=False)
@@ -66,8 +60,6 @@ def circle_grid(
 
 
 def _circle(axis: Axes, words: pd.DataFrame, score: pd.Series) -> None:
-    import matplotlib
-
     xy = words[["x", "y"]].to_numpy()
     closed = np.vstack([xy, xy[:1]]) if len(xy) == score["period"] else xy
     axis.plot(*closed.T, color=COLORS["muted"], linewidth=0.9, zorder=1)
@@ -92,7 +84,7 @@ def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = 
 def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
     """An empty map for each representation of a concept, with its rows."""
     rows = table[table["concept"] == concept]
-    names = _present(rows)
+    names = present(rows, ORDER)
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis in axes[0]:
         axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
@@ -143,12 +135,10 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
 
 def _dots(axis: Axes, rows: pd.DataFrame, y: str, hue: str, palette: dict[str, str], **style: Any) -> None:
     """Rows of dots at ``centre``, each with its interval from ``low`` to ``high``."""
-    import seaborn
-
     # Seaborn knows no given intervals, but the centre is the median of the three, and the interval their range.
     three = rows.melt([y, hue], ["low", "centre", "high"], value_name="x")
     style |= {"estimator": "median", "errorbar": ("pi", 100), "linestyles": "none", "markersize": 4}
-    seaborn.pointplot(three, x="x", y=y, hue=hue, palette=palette, err_kws={"linewidth": 1.8}, ax=axis, **style)
+    sns.pointplot(three, x="x", y=y, hue=hue, palette=palette, err_kws={"linewidth": 1.8}, ax=axis, **style)
     axis.set(xlabel="", ylabel="")
 
 
@@ -156,7 +146,7 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     """A panel for each table by its title: a row a concept, in it a dot a representation."""
     first = next(iter(parts.values()))
     figure, axes = panels(len(parts), width=width, height=0.36 * first["concept"].nunique() + 1.3, sharey=True)
-    names = _present(first)
+    names = present(first, ORDER)
     style = {"dodge": 0.125 * len(names), "hue_order": names, "markers": [MARKERS[name] for name in names]}
     for axis, (title, rows) in zip(axes, parts.items(), strict=True):
         rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
@@ -167,9 +157,9 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
     return figure, axes
 
 
-def merging_dots(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary", "pca")) -> Figure:
+def merging_dots(table: pd.DataFrame) -> Figure:
     """How well words stay apart, per concept: residual stream and SAE, controls below them."""
-    rows = table[table["protocol"].eq("words") & table["representation"].isin(names)]
+    rows = table[table["protocol"].eq("words") & table["representation"].ne("reconstruction")]
     ami, purity = (rows.assign(centre=rows[c], low=rows[c], high=rows[c]) for c in ("ami", "purity"))
     titles = {"words and clusters agree (AMI)": ami, "nearest neighbour has the same word": purity}
     figure, axes = _concepts(titles)
@@ -181,11 +171,9 @@ def merging_dots(table: pd.DataFrame, names: Sequence[str] = ("residual", "sae",
     return figure
 
 
-def dimension_intervals(
-    geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae", "random_dictionary")
-) -> Figure:
+def dimension_intervals(geometry: pd.DataFrame) -> Figure:
     """Mean intrinsic dimension of local representations (direct protocol), with its 95 % interval."""
-    rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(names)]
+    rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(SPARSE)]
     titles = {"intrinsic_dimension": "mean over local representations", "intrinsic_dimension_cloud": "all tokens"}
     parts = {}
     for column, title in titles.items():
@@ -198,20 +186,16 @@ def dimension_intervals(
     return figure
 
 
-def persistence_diagrams(
-    table: pd.DataFrame, concept: str, names: Sequence[str] = ("residual", "sae", "random_dictionary")
-) -> Figure:
+def persistence_diagrams(table: pd.DataFrame, concept: str) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
-    import seaborn
-
     rows = table[table["concept"] == concept]
-    names, top = _present(rows, names), 1.05 * rows["death"].max()
+    names, top = present(rows, SPARSE), 1.05 * rows["death"].max()
     figure, axes = panels(len(names), width=3.0 * len(names), height=3.2, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         components, loops = (rows[rows["representation"].eq(name) & rows["degree"].eq(degree)] for degree in (0, 1))
         axis.plot([0, top], [0, top], color=COLORS["muted"], linewidth=0.9)
-        seaborn.rugplot(components, y="death", ax=axis, height=0.04, color="#444444", alpha=0.7, linewidth=1.2)
-        seaborn.scatterplot(loops, x="birth", y="death", ax=axis, color=COLORS["accent"], alpha=0.7, s=26)
+        sns.rugplot(components, y="death", ax=axis, height=0.04, color="#444444", alpha=0.7, linewidth=1.2)
+        sns.scatterplot(loops, x="birth", y="death", ax=axis, color=COLORS["accent"], alpha=0.7, s=26)
         axis.set_title(NAMES[name], color=COLORS[name])
         axis.set(xlabel="birth / median distance", xlim=(-0.05 * top, top), ylim=(0, top))
     axes[0, 0].set_ylabel("death / median distance")
@@ -266,18 +250,17 @@ def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
     return figure
 
 
-def numbers_by_seed(geometry: pd.DataFrame, names: Sequence[str] = ("residual", "sae")) -> Figure:
+def numbers_by_seed(geometry: pd.DataFrame) -> Figure:
     """Numbers of local representations: every seed of the paper's protocol, and the direct protocol."""
-    import seaborn
-
+    names = ("residual", "sae")
     rows = geometry[geometry["representation"].isin(names)]
     rows = rows.assign(concept=rows["concept"].str.replace("_", " "))
     paper, direct = (rows[rows["protocol"] == protocol] for protocol in ("paper", "direct"))
     figure, axis = panels(width=7.6, height=0.36 * rows["concept"].nunique() + 1.3)
     style = {"x": "n_local", "y": "concept", "hue": "representation", "hue_order": names, "palette": COLORS}
     style |= {"dodge": True, "jitter": False, "ax": axis}
-    seaborn.stripplot(paper, size=5.5, alpha=0.6, **style)
-    seaborn.stripplot(direct, marker="|", size=10, linewidth=1.8, legend=False, **style)
+    sns.stripplot(paper, size=5.5, alpha=0.6, **style)
+    sns.stripplot(direct, marker="|", size=10, linewidth=1.8, legend=False, **style)
     axis.set(xlabel="number of local representations (dots: paper's protocol, a seed each; bars: direct)", ylabel="")
     axis.set_xlim(left=0)
     _legend(axis)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from saema_utils.chapters.found import Effect
 from saema_utils.statistics import holm
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEVEL = 0.05
 FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same
@@ -64,32 +62,13 @@ def significant_circles(circles: pd.DataFrame) -> Circles:
     return Circles(found, *(rows[column].unstack(sort=False) for column in ("score", "distance_score")))
 
 
-@dataclass(frozen=True)
-class Change:
-    """What the SAE makes of a measure: its ratio to another representation's, or the difference, over concepts."""
-
-    estimate: float
-    low: float
-    high: float
-    is_ratio: bool
-    verdict: str
-
-    def goes(self, direction: str) -> bool | None:
-        """Whether the verdict is ``higher``, ``lower`` or ``unclear``; None for too few concepts to say."""
-        return DIRECTIONS[self.verdict] == direction if self.verdict in DIRECTIONS else None
-
-    def in_short(self) -> str:
-        """The change with its 95 % interval."""
-        sign, form = ("× ", ".2f") if self.is_ratio else ("", "+.2f")
-        return f"{sign}{self.estimate:{form}} ({self.low:{form}} to {self.high:{form}})"
-
-
-def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str = "residual") -> Change:
-    """One row of ``04_comparison``, ratios as ratios."""
+def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str = "residual") -> Effect:
+    """What the SAE makes of a measure over concepts, from one row of ``04_comparison``: ``higher``, ``lower`` or
+    ``unclear``, and nothing for too few concepts to say."""
     row = comparison.set_index(["protocol", "measure", "against"]).loc[(protocol, measure, against)]
     is_ratio = row["effect"] == "log ratio"
     values = (float(np.exp(row[end]) if is_ratio else row[end]) for end in ("estimate", "low", "high"))
-    return Change(*values, is_ratio, row["verdict"])
+    return Effect(*values, DIRECTIONS.get(row["verdict"]), is_ratio)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.distances import pairwise_distances
 from saema_utils.evidence.geometry import compare_representations
 from saema_utils.geometry.circles import circle_rows
-from saema_utils.geometry.clusters import umap_embedding
+from saema_utils.geometry.clusters import LocalRepresentations, umap_embedding
 from saema_utils.geometry.concept import (
     ConceptClouds,
     centred_by_template,
@@ -40,24 +41,11 @@ from saema_utils.rulers.words import synthetic_merging_table
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
-from saema_utils.text.concepts import build_prompts
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from saema_utils.geometry.clusters import LocalRepresentations
-    from saema_utils.study import GeometryRecipe, Study
+from saema_utils.study import GeometryRecipe, Study
 
 RESAMPLED = ("residual", "sae", "random_dictionary")
 MAPPED = ("residual", "sae")
-PROTOCOL = {"protocol": "how local representations are found: paper, direct, or the words themselves"}
 MEASURE = {"measure": "what is measured: a column of 04_geometry or 04_merging"}
-PLACE = {"x": "first coordinate of the map", "y": "second coordinate of the map"}
-CYCLE = {"cycle": "the cycle that the words form: year, week, ..."}
-
-
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
 
 
 def clouds_of(run: RunDirectory, concept: str) -> ConceptClouds:
@@ -65,7 +53,7 @@ def clouds_of(run: RunDirectory, concept: str) -> ConceptClouds:
     return concept_clouds(concept_activations(run)[concept], study_coders(run), run.device)
 
 
-@parts("04_geometry", of=_concepts, needs=(concept_tensors, control_tensors))
+@parts("04_geometry", of=concepts_of, needs=(concept_tensors, control_tensors))
 def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Every table of the chapter for one concept after the other."""
     activations, coders = concept_activations(run), study_coders(run)
@@ -73,11 +61,10 @@ def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[
         yield concept, concept_tables(concept_clouds(activations[concept], coders, run.device), run.study)
 
 
-@table(
+geometry_table = measured_concepts.whole(
     "04_geometry",
-    needs=(measured_concepts,),
-    columns=PROTOCOL
-    | {
+    "Local and global geometry of each concept, before and after sparse coding.",
+    {
         "space": "where lengths were measured: in the data's own space, or in the embedding",
         "n_points": "tokens (or prompts, of protocol words) measured",
         "n_copies": "tokens left out because their vector repeats an earlier one",
@@ -102,19 +89,11 @@ def measured_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[
         "n_matched": "poles that were matched",
     },
 )
-def geometry_table(run: RunDirectory) -> pd.DataFrame:
-    """Local and global geometry of each concept, before and after sparse coding."""
-    return measured_concepts(run, "04_geometry")
-
-
-@table(
+merging_table = measured_concepts.whole(
     "04_merging",
-    needs=(measured_concepts,),
-    columns=PROTOCOL
-    | {
+    "Clusters against words, and against the tokens' texts.",
+    {
         "ami": "adjusted mutual information of clusters and words: 1 when they are the same, 0 by chance",
-        "homogeneity": "1 when no cluster holds two words",
-        "completeness": "1 when no word is spread over two clusters",
         "coverage": "share of the words' tokens that are in a cluster",
         "n_tokens": "tokens of words that are in a cluster",
         "purity": "share of prompts whose nearest other prompt has the same word",
@@ -122,32 +101,20 @@ def geometry_table(run: RunDirectory) -> pd.DataFrame:
         "ami_token": "adjusted mutual information of clusters and the texts of all tokens",
     },
 )
-def merging_table(run: RunDirectory) -> pd.DataFrame:
-    """Clusters against words, and against the tokens' texts."""
-    return measured_concepts(run, "04_merging")
-
-
-@table(
+merged_words_table = measured_concepts.whole(
     "04_merged_words",
-    needs=(measured_concepts,),
-    columns=PROTOCOL
-    | {
+    "Which words share a cluster when there are as many clusters as words.",
+    {
         "cluster": "number of the cluster",
         "words": "the words that are at home in it",
         "n_words": "how many these are",
         "n_tokens": "how many of their prompts it holds",
     },
 )
-def merged_words_table(run: RunDirectory) -> pd.DataFrame:
-    """Which words share a cluster when there are as many clusters as words."""
-    return measured_concepts(run, "04_merged_words")
-
-
-@table(
+circles_table = measured_concepts.whole(
     "04_circles",
-    needs=(measured_concepts,),
-    columns=CYCLE
-    | {
+    "Cyclic order of words that form a cycle, with permutation tests.",
+    {
         "n_words": "words of the concept that belong to the cycle",
         "period": "places in the whole cycle",
         "score": "circularity in the plane of the first two principal components: 1 for words in order, equally spaced",
@@ -162,24 +129,15 @@ def merged_words_table(run: RunDirectory) -> pd.DataFrame:
         "loop_ratio": "death of the longest loop over its birth, or over the last merge of components if that is later",
     },
 )
-def circles_table(run: RunDirectory) -> pd.DataFrame:
-    """Cyclic order of words that form a cycle, with permutation tests."""
-    return measured_concepts(run, "04_circles")
-
-
-@table(
-    "04_circle_points", needs=(measured_concepts,), columns=CYCLE | PLACE | {"place": "the word's place in the cycle"}
+circle_points_table = measured_concepts.whole(
+    "04_circle_points",
+    "Each word of a cycle in the principal plane of its representation.",
+    {"place": "the word's place in the cycle"},
 )
-def circle_points_table(run: RunDirectory) -> pd.DataFrame:
-    """Each word of a cycle in the principal plane of its representation."""
-    return measured_concepts(run, "04_circle_points")
-
-
-@table(
+local_table = measured_concepts.whole(
     "04_local",
-    needs=(measured_concepts,),
-    columns=PROTOCOL
-    | {
+    "Every local representation, its size, dimension, spectrum, and commonest token.",
+    {
         "cluster": "number of the local representation",
         "n_tokens": "its tokens",
         "intrinsic_dimension": "its TwoNN dimension",
@@ -191,16 +149,15 @@ def circle_points_table(run: RunDirectory) -> pd.DataFrame:
         "token_share": "share of its tokens with that text",
     },
 )
-def local_table(run: RunDirectory) -> pd.DataFrame:
-    """Every local representation, its size, dimension, spectrum, and commonest token."""
-    return measured_concepts(run, "04_local")
-
-
-@table(
+uncertainty_table = measured_concepts.whole(
     "04_uncertainty",
-    needs=(measured_concepts,),
-    columns=PROTOCOL
-    | MEASURE
+    """Errors over sentences of one concept's measures.
+
+    The unit is the template, shared by all words: each is left out in turn (jackknife, Student's quantile). Prompts
+    that share no templates are the unit themselves (:mod:`~saema_utils.geometry.resamples`). In protocol ``words``,
+    representation ``sae / residual`` is the logarithm of the ratio, both sides of each resample being the same prompts.
+    """,
+    MEASURE
     | {
         "representation": "where it was measured; 'sae / residual' is the logarithm of a ratio",
         "method": "how prompts were resampled",
@@ -210,21 +167,10 @@ def local_table(run: RunDirectory) -> pd.DataFrame:
         "n_resamples": "resamples that gave a value",
     },
 )
-def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
-    """Errors over sentences of one concept's measures.
-
-    The unit is the template, shared by all words: each is left out in turn (jackknife, Student's quantile). Prompts
-    that share no templates are the unit themselves (:mod:`~saema_utils.geometry.resamples`). In protocol ``words``,
-    representation ``sae / residual`` is the logarithm of the ratio, both sides of each resample being the same prompts.
-    """
-    return measured_concepts(run, "04_uncertainty")
-
-
-@table(
+map_table = measured_concepts.whole(
     "04_map",
-    needs=(measured_concepts,),
-    columns=PLACE
-    | {
+    "Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster.",
+    {
         "prompt": "number of the prompt that the token stands in",
         "word": "the word that the prompt is about",
         "is_word": "whether the token belongs to that word",
@@ -232,41 +178,26 @@ def uncertainty_table(run: RunDirectory) -> pd.DataFrame:
         "context": "the prompt, with the token in brackets",
     },
 )
-def map_table(run: RunDirectory) -> pd.DataFrame:
-    """Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster."""
-    return measured_concepts(run, "04_map")
-
-
-@table(
+word_map_table = measured_concepts.whole(
     "04_word_map",
-    needs=(measured_concepts,),
-    columns=PLACE
-    | {"template": "number of the sentence that the word stands in", "cluster": "its cluster, of as many as words"},
+    "Two-dimensional UMAP of the word in every prompt, its sentence's share taken off.",
+    {"template": "number of the sentence that the word stands in", "cluster": "its cluster, of as many as words"},
 )
-def word_map_table(run: RunDirectory) -> pd.DataFrame:
-    """Two-dimensional UMAP of the word in every prompt, its sentence's share taken off."""
-    return measured_concepts(run, "04_word_map")
-
-
-@table(
+persistence_table = measured_concepts.whole(
     "04_persistence",
-    needs=(measured_concepts,),
-    columns={
+    "Births and deaths of components and loops of each cloud of tokens.",
+    {
         "degree": "0 for components, 1 for loops",
         "birth": "scale at which it appears, in units of the median distance",
         "death": "scale at which it is gone, in the same units",
     },
 )
-def persistence_table(run: RunDirectory) -> pd.DataFrame:
-    """Births and deaths of components and loops of each cloud of tokens."""
-    return measured_concepts(run, "04_persistence")
 
 
 @table(
     "04_comparison",
     needs=(geometry_table, merging_table),
-    columns=PROTOCOL
-    | MEASURE
+    columns=MEASURE
     | {
         "against": "what the SAE is compared with",
         "effect": "log ratio (SAE over the other) or difference (SAE minus the other)",
@@ -311,8 +242,6 @@ def ruler(run: RunDirectory) -> pd.DataFrame:
         "features_recovered": "share of true features that a decoder row points along",
         "words_recovered": "share of words whose features' sum a decoder row points along",
         "ami": "adjusted mutual information of clusters and words",
-        "homogeneity": "1 when no cluster holds two words",
-        "completeness": "1 when no word is spread over two clusters",
         "ami_family": "adjusted mutual information of four clusters and the four families",
         "purity": "share of tokens whose nearest other token has the same word",
     },
@@ -323,28 +252,18 @@ def synthetic_merging(run: RunDirectory) -> pd.DataFrame:
 
 
 EMPTY = {  # the columns of tables that a concept may leave without a row
-    "04_word_map": ["concept", "representation", "x", "y", "word", "template", "cluster"],
-    "04_merged_words": [
-        *("concept", "protocol", "representation", "seed"),
-        *("cluster", "words", "n_words", "n_tokens"),
-    ],
-    "04_circles": [
-        *("concept", "cycle", "representation", "n_words", "period", "score", "low", "high", "p_value"),
-        *("distance_score", "distance_p_value", "variance_share", "betti1", "betti1_plane", "loop_ratio", "reason"),
-    ],
-    "04_circle_points": ["concept", "cycle", "representation", "word", "place", "x", "y"],
-    "04_local": [
-        *("concept", "protocol", "representation", "seed", "cluster", "n_tokens", "intrinsic_dimension"),
-        *("intrinsic_dimension_error", "participation_ratio", "effective_rank", "effective_rank_error"),
-        *("commonest_token", "token_share", "reason"),
-    ],
+    "04_word_map": "concept representation x y word template cluster",
+    "04_merged_words": "concept protocol representation seed cluster words n_words n_tokens",
+    "04_circles": "concept cycle representation n_words period score low high p_value distance_score distance_p_value "
+    "variance_share betti1 betti1_plane loop_ratio reason",
+    "04_circle_points": "concept cycle representation word place x y",
+    "04_local": "concept protocol representation seed cluster n_tokens intrinsic_dimension intrinsic_dimension_error "
+    "participation_ratio effective_rank effective_rank_error commonest_token token_share reason",
 }
 
 
 def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFrame]:
     """Every table of the chapter for one concept."""
-    import pandas as pd
-
     recipe, seeds = study.geometry, study.seeds
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reference: dict[tuple[str, int], LocalRepresentations] = {}
@@ -363,7 +282,10 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             if seed == seeds[0]:
                 rows["04_local"] += _local_rows(clouds, representation, names, local, smallest)
             if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
-                rows["04_map"] += _map_rows(clouds, representation, local, seed)
+                plane = _map(clouds, representation, clouds.distances(representation, "sphere"), seed)
+                about = {"prompt": clouds.prompt_of, "word": np.array(clouds.words)[clouds.word_of]}
+                about |= {"is_word": clouds.is_word, "cluster": local.labels, "context": clouds.contexts}
+                rows["04_map"] += plane.assign(token=clouds.tokens, **about).to_dict("records")
         names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
         if comparable:
             _add_word_rows(rows, clouds, representation, names, recipe)
@@ -375,7 +297,10 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             rows["04_uncertainty"] += _left_out_rows(clouds, representation, recipe, rows["04_geometry"], seeds[0])
     if comparable:
         rows["04_uncertainty"] += _pole_rows(clouds, recipe, seeds[0])
-    return {name: pd.DataFrame(rows[name], columns=None if rows[name] else EMPTY[name]) for name in {**EMPTY, **rows}}
+    return {
+        name: pd.DataFrame(rows[name], columns=None if rows[name] else EMPTY[name].split())
+        for name in {**EMPTY, **rows}
+    }
 
 
 def _add_word_rows(
@@ -388,7 +313,10 @@ def _add_word_rows(
     merged = merged_words(labels, clouds.prompt_words, clouds.words)
     rows["04_merged_words"] += [names | row for row in merged.to_dict("records")]
     if representation in MAPPED:
-        rows["04_word_map"] += _word_map_rows(clouds, representation, labels, names["seed"])
+        centred, _ = centred_by_template(clouds.word_vectors[representation], clouds.templates)
+        plane = _map(clouds, representation, pairwise_distances(centred), names["seed"])
+        about = {"word": np.array(clouds.words)[clouds.prompt_words], "template": clouds.templates, "cluster": labels}
+        rows["04_word_map"] += plane.assign(**about).to_dict("records")
     circles, points = circle_rows(clouds, representation, n_resamples=recipe.bootstrap, seed=names["seed"])
     rows["04_circles"] += circles
     rows["04_circle_points"] += points
@@ -412,40 +340,10 @@ def _local_rows(
     return rows
 
 
-def _map_rows(
-    clouds: ConceptClouds, representation: str, local: LocalRepresentations, seed: int
-) -> list[dict[str, Any]]:
-    plane = umap_embedding(clouds.distances(representation, "sphere"), n_components=2, seed=seed)
-    of_tokens = {
-        "x": plane[:, 0].astype(float),
-        "y": plane[:, 1].astype(float),
-        "token": clouds.tokens,
-        "prompt": clouds.prompt_of,
-        "word": np.array(clouds.words)[clouds.word_of],
-        "is_word": clouds.is_word,
-        "cluster": local.labels,
-        "context": clouds.contexts,
-    }
-    return _records(clouds, representation, of_tokens)
-
-
-def _word_map_rows(clouds: ConceptClouds, representation: str, labels: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    centred, _ = centred_by_template(clouds.word_vectors[representation], clouds.templates)
-    plane = umap_embedding(pairwise_distances(centred), n_components=2, seed=seed)
-    of_prompts = {
-        "x": plane[:, 0].astype(float),
-        "y": plane[:, 1].astype(float),
-        "word": np.array(clouds.words)[clouds.prompt_words],
-        "template": clouds.templates,
-        "cluster": labels,
-    }
-    return _records(clouds, representation, of_prompts)
-
-
-def _records(clouds: ConceptClouds, representation: str, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    import pandas as pd
-
-    return pd.DataFrame({"concept": clouds.concept, "representation": representation} | columns).to_dict("records")
+def _map(clouds: ConceptClouds, representation: str, distances: np.ndarray, seed: int) -> pd.DataFrame:
+    """Places on a two-dimensional UMAP, one row a point."""
+    x, y = umap_embedding(distances, n_components=2, seed=seed).astype(float).T
+    return pd.DataFrame({"concept": clouds.concept, "representation": representation, "x": x, "y": y})
 
 
 def _persistence_rows(clouds: ConceptClouds, representation: str) -> list[dict[str, Any]]:

@@ -6,6 +6,10 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.chapters.intervention.findings import SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
 from saema_utils.evidence.effects import within_levels
@@ -15,9 +19,6 @@ from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 ZERO = {"color": "#888888", "linewidth": 1}
@@ -33,8 +34,6 @@ def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) 
     curve away, dots are joined by straight lines. A tick is a best dose at which the closed form holds, a cross one
     at which a latent has already stopped. ``curves`` come from :func:`.with_parabola`.
     """
-    import seaborn as sns
-
     figure, axes = panels(2, 1, width=9.2, height=4.0, sharey=True)
     titles = ("All latents may move", "Support kept: latents stop at zero")
     reach = curves["alpha"].min(), curves["alpha"].max()
@@ -69,8 +68,6 @@ def _best_doses(ax: Axes, rows: pd.DataFrame, height: float, color: str, reach: 
 
 def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, concept: str) -> Figure:
     """One curve read from its two sides, and the correlation over concepts in each range of doses."""
-    import seaborn as sns
-
     figure, (left, right) = panels(2, 1, width=9.2, height=3.9, width_ratios=(1, 1.25))
     mine = (curves["concept"] == concept) & (curves["arm"] == "poles") & ~curves["preserve_sparsity"]
     curve = curves[mine].sort_values("alpha")
@@ -106,8 +103,6 @@ def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, conc
 
 def search_courses(searches: pd.DataFrame) -> Figure:
     """Courses of the gradient searches: the distance they change, its scale-free reading, and the error they cause."""
-    import seaborn as sns
-
     figure, axes = panels(3, 1, width=10.2, height=3.4)
     columns = ("aedp", "separation_scale_free", "mse")
     labels = ("average distance of poles\n(relative to no edit)", "scale-free separation\n(difference from no edit)")
@@ -125,8 +120,6 @@ def search_courses(searches: pd.DataFrame) -> Figure:
 
 def spliced_effects(losses: pd.DataFrame) -> Figure:
     """Cross-entropy change at the word and after it, with and without the SAE's error term, by arm and dose."""
-    import seaborn as sns
-
     losses = losses.dropna(subset="ce_change")
     doses = sorted(set(losses["alpha"]) - {0})
     order = ["no edit", *(f"{NAMES[arm]} {alpha:+g}" for arm in ARMS for alpha in doses)]
@@ -151,8 +144,6 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
 
 def training_changes(trained: pd.DataFrame) -> Figure:
     """What each coefficient changes against coefficient 0: dots are seeds, bars the mean and its 95 % interval."""
-    import seaborn as sns
-
     figure, axes = panels(3, 1, width=10.2, height=3.5)
     words = {"train": "trained words", "words": "unseen words", "sentences": "unseen sentences"}
     shown = {
@@ -180,8 +171,6 @@ def training_changes(trained: pd.DataFrame) -> Figure:
 
 def natural_variation(natural: pd.DataFrame) -> Figure:
     """Without any separation term: both over training, and their deviations from the mean of each step."""
-    import seaborn as sns
-
     figure, (left, right) = panels(2, 1, width=9.2, height=3.6)
     pair = {"x": "separation", "y": "explained_variance"}
     dots = {**pair, "hue": "step", "palette": SEQUENTIAL, "s": 36, "linewidth": 0}
@@ -201,8 +190,6 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
 
 def gaming(table: pd.DataFrame) -> Figure:
     """Ratios to the start: what rewarding the raw distance buys, beside rewarding the scale-free measure."""
-    import seaborn as sns
-
     figure, ax = panels(1, 1, width=8.2, height=3.0)
     ratios = gaming_ratios(table).melt(var_name="measure", ignore_index=False).reset_index()
     style = {"markers": ["o", "s", "D", "x"], "palette": [COLORS["accent"], COLORS["muted"], COLORS["sae"], "black"]}
@@ -217,8 +204,6 @@ def gaming(table: pd.DataFrame) -> Figure:
 
 def reversed_cause(table: pd.DataFrame) -> Figure:
     """Reconstruction improved by other means, and what separation does meanwhile."""
-    import seaborn as sns
-
     figure, axes = panels(3, 1, width=10.2, height=3.3)
     titles = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
     for ax, (change, title) in zip(axes, titles.items(), strict=True):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import pandas as pd
 
+from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CURVE = ["concept", "arm", "seed", "preserve_sparsity"]
 TOGETHER, APART = "moving together (alpha <= 0)", "moving apart (alpha >= 0)"
@@ -36,18 +33,11 @@ REWARDED = {
 STOPS = 1e-3  # share of the unedited error by which a measured error may leave its parabola and still be on it
 
 
-def in_short(values: Mapping[str, float], form: str) -> str:
-    """Names and numbers in one line, each number in the given format."""
-    return " · ".join(f"{NAMES.get(name, name)} {value:{form}}" for name, value in values.items())
-
-
 def closed_form(best: pd.DataFrame, alphas: object) -> pd.DataFrame:
     """The parabola of each row of ``05_optimum`` at each dose: column ``parabola``, relative to the error unedited.
 
     It is not fitted: its three numbers come from errors and steps at dose zero.
     """
-    import pandas as pd
-
     table = best[[*CURVE, "slope", "curvature", "mse_at_zero"]].merge(pd.DataFrame({"alpha": alphas}), how="cross")
     bend = table["curvature"] / (2 * table["mse_at_zero"])
     return table.assign(parabola=1 + table["slope"] * table["alpha"] + bend * table["alpha"] ** 2)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.dimension import intrinsic_dimension
@@ -20,7 +21,6 @@ from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_f
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from torch import Tensor
 
 SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
 
@@ -43,10 +43,8 @@ class Split:
 
 MEASURED = {
     "explained_variance": "share of the variance of held-out running text that reconstructions explain",
-    "cosine": "mean cosine of held-out tokens with their reconstructions",
     "mse": "mean squared error a dimension, held-out running text",
     "l0": "mean number of active latents a token, held-out running text",
-    "dead_fraction": "share of latents that fire on no held-out token",
     "ev_train": "share of variance explained, concept tokens that were trained on",
     "cosine_train": "mean cosine, concept tokens that were trained on",
     "separation_train": "scale-free separation of poles (0 to 1), concept tokens that were trained on",
@@ -70,8 +68,8 @@ MEASURED = {
 def measure_trained(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]:
     """Reconstruction of running text and concepts, and separation of concepts, on what training did not see.
 
-    Keys are those of :data:`MEASURED`. Measures of separation and shape are means over concepts; poles are means of a
-    word's tokens, and clusters are found directly, without UMAP.
+    Keys are explained by :data:`MEASURED`. Measures of separation and shape are means over concepts; poles are means of
+    a word's tokens, and clusters are found directly, without UMAP.
     """
     coder, tokens = SaeCoder(sae), split.all
     found = measure_fidelity(coder, heldout)

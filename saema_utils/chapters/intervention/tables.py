@@ -7,14 +7,16 @@ of the chapter is :mod:`~saema_utils.chapters.intervention.training`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.training import natural_variation_table, separability_training_table
 from saema_utils.chapters.sae.coders import study_sae
@@ -26,27 +28,15 @@ from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import check_labelled, cluster_means, distance_matrix
 from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.tables import Parts, Result, parts, table
+from saema_utils.runs.tables import Result, parts, table
 from saema_utils.runtime import float64, progress
-from saema_utils.text.concepts import build_prompts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from jaxtyping import Float, Int
-    from torch import Tensor
 
 RANDOM_SEEDS = 3  # draws of the two random arms
 SEEDED = ("random_direction", "permuted_labels")
 RADIUS = 0.5
 RESTARTS = 2
 SPLICED_DOSES = (-0.5, 0.5)
-SEARCHES = (
-    ("aedp", "raise"),
-    ("aedp", "lower"),
-    ("gromov_wasserstein", "raise"),
-    ("gromov_wasserstein", "lower"),
-    ("random", "raise"),
-)
+SEARCHES = (*itertools.product(("aedp", "gromov_wasserstein"), ("raise", "lower")), ("random", "raise"))
 
 # What tables of one chapter share is said once; ``chapters.columns`` says what more chapters share.
 EDITED = {
@@ -73,6 +63,11 @@ class WordTokens:
     labels: Int[Tensor, " N"]
     prompts: Int[Tensor, " N"]
     decode: Callable[[Tensor], Tensor]
+
+    @property
+    def given(self) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor]:
+        """What a dose or a search is given: latents, which word, the decoder, and what it should decode to."""
+        return self.latents, self.labels, self.decode, self.vectors
 
     @property
     def is_usable(self) -> bool:
@@ -122,39 +117,28 @@ def example_concept(run: RunDirectory) -> tuple[str, WordTokens]:
 
 # ---- a concept at a time -------------------------------------------------------------------------
 
-Measure = Callable[[RunDirectory, WordTokens], "pd.DataFrame"]
+Measure = Callable[[RunDirectory, WordTokens], pd.DataFrame]
 
 
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
-
-
-def _concept_parts(name: str, measure: Measure) -> Parts:
+def _of_concepts(name: str, columns: Mapping[str, str] | None = None) -> Callable[[Measure], Result]:
     """Declare what a measure finds in each concept, kept concept by concept, so that a cut run resumes.
 
-    Where there is nothing to measure, it gives a table without rows.
+    With ``columns`` a table of all concepts together. Where there is nothing to measure, the measure gives no rows.
     """
 
-    def made(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-        tokens = word_tokens(run)
-        for concept in progress(concepts, name.removeprefix("05_").replace("_", " ")):
-            part = measure(run, tokens[concept])
-            part.insert(0, "concept", concept)
-            yield concept, {name: part}
+    def declare(measure: Measure) -> Result:
+        def made(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+            tokens = word_tokens(run)
+            for concept in progress(concepts, name.removeprefix("05_").replace("_", " ")):
+                part = measure(run, tokens[concept])
+                part.insert(0, "concept", concept)
+                yield concept, {name: part}
 
-    made.__doc__ = f"{inspect.getdoc(measure).splitlines()[0]} One concept a part."
-    return parts(name, of=_concepts, needs=(concept_tensors, study_sae))(made)
+        made.__doc__ = measure.__doc__
+        by_concept = parts(name, of=concepts_of, needs=(concept_tensors, study_sae))(made)
+        return by_concept.whole(name, made.__doc__, columns) if columns else by_concept
 
-
-def _concept_table(name: str, measure: Measure, columns: dict[str, str]) -> Result:
-    """Declare a table of what a measure finds in all concepts; the measure's docstring describes it."""
-    by_concept = _concept_parts(name, measure)
-
-    def whole(run: RunDirectory) -> pd.DataFrame:
-        return by_concept(run)
-
-    whole.__doc__ = measure.__doc__
-    return table(name, needs=(by_concept,), columns=columns)(whole)
+    return declare
 
 
 def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
@@ -162,34 +146,41 @@ def _arms_and_seeds(run: RunDirectory) -> list[tuple[str, int]]:
     return [(arm, seed) for arm in ARMS for seed in (seeds if arm in SEEDED else seeds[:1])]
 
 
-def all_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts("05_doses")
+def doses_of_concepts(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Every arm at every dose, with all latents free and with the support kept."""
-    import pandas as pd
-
     if not tokens.is_usable:
         return pd.DataFrame()
     found = []
     for arm, seed in _arms_and_seeds(run):
         for preserve in (False, True):
-            part = dose_response(
-                tokens.latents,
-                tokens.labels,
-                tokens.decode,
-                tokens.vectors,
-                alphas=run.study.intervention.alphas,
-                arms=(arm,),
-                preserve_sparsity=preserve,
-                seed=seed,
-            )
-            found.append(part.assign(seed=seed, preserve_sparsity=preserve))
+            choices, alphas = {"seed": seed, "preserve_sparsity": preserve}, run.study.intervention.alphas
+            found.append(dose_response(*tokens.given, alphas=alphas, arms=(arm,), **choices).assign(**choices))
     return pd.concat(found, ignore_index=True)
 
 
-def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_optimum",
+    EDITED
+    | {
+        "alpha_star": "dose of least error",
+        "alpha_low": "lower end of its 95 % interval over prompts",
+        "alpha_high": "upper end of its 95 % interval over prompts",
+        "curvature": "second derivative of the error by the dose",
+        "curvature_low": "lower end of its 95 % interval",
+        "curvature_high": "upper end of its 95 % interval",
+        "slope": "derivative of the error by the dose at no edit, over the error there",
+        "slope_low": "lower end of its 95 % interval",
+        "slope_high": "upper end of its 95 % interval",
+        "gain": "share of the unedited error that the best dose removes",
+        "mse_at_zero": "mean squared error a dimension without edit",
+        "mse_at_optimum": "mean squared error a dimension at the best dose",
+        "exact": "whether no latent is stopped at zero on the way to the best dose",
+        "n_prompts": "prompts that the intervals draw from",
+    },
+)
+def optimum_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best dose of each arm from the closed form, with intervals over prompts."""
-    import pandas as pd
-
-    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     named = {"alpha": "alpha_star", "low": "alpha_low", "high": "alpha_high"}
     rows = []
     for arm, seed in _arms_and_seeds(run):
@@ -197,7 +188,7 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
             choices = {"arm": arm, "seed": seed, "preserve_sparsity": preserve}
             facts = {"reason": ""}
             try:
-                found = dataclasses.asdict(optimum(*given, prompts=tokens.prompts, **choices))
+                found = dataclasses.asdict(optimum(*tokens.given, prompts=tokens.prompts, **choices))
                 facts |= {named.get(name, name): value for name, value in found.items()}
             except InterventionError as error:
                 facts["reason"] = str(error)
@@ -205,27 +196,46 @@ def best_doses(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def doses_beyond_scaling(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_beyond_scaling",
+    EDITED
+    | {
+        "alpha": "best dose of the arm, a common scaling allowed for",
+        "scaling": "best dose of that scaling beside it",
+        "gain": "share of the unedited error that the arm removes beyond the best scaling alone",
+        "gain_scaling": "share of the unedited error that scaling alone removes",
+        "n_prompts": "prompts that the interval draws from",
+    },
+)
+def beyond_scaling_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Best doses of the arms when a common scaling of all latents is fitted beside."""
-    import pandas as pd
-
-    given = (tokens.latents, tokens.labels, tokens.decode, tokens.vectors)
     rows = []
     for arm, seed in _arms_and_seeds(run) if tokens.is_usable else []:
         if arm != "global_scaling":
-            found = dose_beyond_scaling(*given, arm=arm, prompts=tokens.prompts, seed=seed)
+            found = dose_beyond_scaling(*tokens.given, arm=arm, prompts=tokens.prompts, seed=seed)
             rows.append({"arm": arm, "seed": seed, **dataclasses.asdict(found)})
     return pd.DataFrame(rows)
 
 
-def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+@_of_concepts(
+    "05_optimised",
+    EDITED
+    | {
+        "restart": "number of the start",
+        "step": "gradient step",
+        "value": "what the search raises or lowers (0 for the random control)",
+        "gromov_wasserstein": "distance of the poles' shape from the one it is compared with",
+        "edit_norm": "size of the edit, in units of the poles' mean distance from their centre",
+        "search": "what is raised or lowered: aedp, gromov_wasserstein, or random (the control)",
+        "direction": "raise or lower",
+    },
+)
+def optimised_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Gradient searches that raise or lower a measure within one size of edit.
 
     ``gromov_wasserstein``/``lower`` pulls the shape of the poles towards that of the dense residual's poles;
     ``raise`` pushes it away from its own shape before the edit. ``random`` is the control of equal size.
     """
-    import pandas as pd
-
     if not tokens.is_usable:
         return pd.DataFrame()
     _, labels, k = check_labelled(tokens.latents, tokens.labels)
@@ -234,10 +244,7 @@ def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     found = []
     for objective, direction in SEARCHES:
         search = optimise_separability(
-            tokens.latents,
-            tokens.labels,
-            tokens.decode,
-            tokens.vectors,
+            *tokens.given,
             objective=objective,
             direction=direction,
             radius=RADIUS,
@@ -251,14 +258,25 @@ def searches(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
+@_of_concepts(
+    "05_language_model",
+    EDITED
+    | {
+        "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
+        "position": "where predictions are made: concept (at the word) or after (later in the sentence)",
+        "cross_entropy": "next-token cross-entropy, nats a token",
+        "ce_change": "its difference from the untouched model, nats a token",
+        "kl": "divergence of the predictions from the untouched model's, nats a token",
+        "tokens": "predictions averaged over",
+    },
+)
 @torch.no_grad()
-def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+def language_model_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     """Edited reconstructions spliced in at the words of each concept, and what the language model makes of them.
 
     One row per arm, dose, ``error_term`` (whether the SAE's own error is added back, so that only the
     edit is felt) and ``position`` (``concept``: predictions made at the word; ``after``: later in the sentence).
     """
-    import pandas as pd
 
     from saema_utils.model.splice import CLEAN, spliced_losses
 
@@ -306,69 +324,6 @@ def spliced_edits(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-doses_of_concepts = _concept_parts("05_doses", all_doses)
-optimum_table = _concept_table(
-    "05_optimum",
-    best_doses,
-    EDITED
-    | {
-        "alpha_star": "dose of least error",
-        "alpha_low": "lower end of its 95 % interval over prompts",
-        "alpha_high": "upper end of its 95 % interval over prompts",
-        "curvature": "second derivative of the error by the dose",
-        "curvature_low": "lower end of its 95 % interval",
-        "curvature_high": "upper end of its 95 % interval",
-        "slope": "derivative of the error by the dose at no edit, over the error there",
-        "slope_low": "lower end of its 95 % interval",
-        "slope_high": "upper end of its 95 % interval",
-        "gain": "share of the unedited error that the best dose removes",
-        "mse_at_zero": "mean squared error a dimension without edit",
-        "mse_at_optimum": "mean squared error a dimension at the best dose",
-        "exact": "whether no latent is stopped at zero on the way to the best dose",
-        "n_prompts": "prompts that the intervals draw from",
-    },
-)
-beyond_scaling_table = _concept_table(
-    "05_beyond_scaling",
-    doses_beyond_scaling,
-    EDITED
-    | {
-        "alpha": "best dose of the arm, a common scaling allowed for",
-        "scaling": "best dose of that scaling beside it",
-        "gain": "share of the unedited error that the arm removes beyond the best scaling alone",
-        "gain_scaling": "share of the unedited error that scaling alone removes",
-        "n_prompts": "prompts that the interval draws from",
-    },
-)
-optimised_table = _concept_table(
-    "05_optimised",
-    searches,
-    EDITED
-    | {
-        "restart": "number of the start",
-        "step": "gradient step",
-        "value": "what the search raises or lowers (0 for the random control)",
-        "gromov_wasserstein": "distance of the poles' shape from the one it is compared with",
-        "edit_norm": "size of the edit, in units of the poles' mean distance from their centre",
-        "search": "what is raised or lowered: aedp, gromov_wasserstein, or random (the control)",
-        "direction": "raise or lower",
-    },
-)
-language_model_table = _concept_table(
-    "05_language_model",
-    spliced_edits,
-    EDITED
-    | {
-        "error_term": "whether the SAE's own error is added back, so that only the edit is felt",
-        "position": "where predictions are made: concept (at the word) or after (later in the sentence)",
-        "cross_entropy": "next-token cross-entropy, nats a token",
-        "ce_change": "its difference from the untouched model, nats a token",
-        "kl": "divergence of the predictions from the untouched model's, nats a token",
-        "tokens": "predictions averaged over",
-    },
-)
-
-
 # ---- all concepts together -----------------------------------------------------------------------
 
 
@@ -384,10 +339,8 @@ language_model_table = _concept_table(
 def dose_response_table(run: RunDirectory) -> pd.DataFrame:
     """Every arm at every dose, with all latents free and with the support kept.
 
-    ``ce_loss`` is known at the doses that :func:`spliced_edits` splices (support not kept).
+    ``ce_loss`` is known at the doses that :func:`language_model_table` splices (support not kept).
     """
-    import pandas as pd
-
     doses = doses_of_concepts(run)
     if doses.empty:
         example_concept(run)  # refuses, and says what to do
@@ -437,7 +390,6 @@ TESTED = {
         "effect": "what is compared",
         "control": "with what",
         "claimed": "sign that the causal claim predicts",
-        "unit": "what one of n is",
         "verdict": "whether the interval leaves zero out on the claimed side, on the other, or not",
         "survives": "whether that also stands after the adjustment",
     },

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import corpus_activations
@@ -34,9 +36,7 @@ from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sae_lens import SAE
-    from torch import Tensor
 
 TRAINED_SEEDS = 3
 BATCH = 384
@@ -50,8 +50,7 @@ TRAINED_ON = (concept_tensors, corpus_activations, study_sae)
 
 def split_tokens(run: RunDirectory) -> Split:
     """Word tokens of all concepts, split by word and by sentence; no word and no sentence stands on both sides."""
-    parts: list[tuple[LabelledTokens, Tensor]] = []
-    first = 0
+    parts, first = [], 0
     for number, activations in enumerate(concept_activations(run).values()):
         vectors, words, prompts = label_words(activations)
         n_words = len(activations.prompts.words)
@@ -63,19 +62,10 @@ def split_tokens(run: RunDirectory) -> Split:
         # With two or three words, holding one out would leave a concept without two poles to train on.
         if n_words >= HELD_OUT_WORD:
             place[activations.prompt_words % HELD_OUT_WORD == HELD_OUT_WORD - 1] = 1
-        tokens = LabelledTokens(vectors, words + first, torch.full_like(words, number))
-        parts.append((tokens, place[prompts]))
+        parts.append((vectors, words + first, torch.full_like(words, number), place[prompts]))
         first += n_words
-
-    def gather(which: int) -> LabelledTokens:
-        return LabelledTokens(
-            *(
-                torch.cat([getattr(tokens, name)[place == which] for tokens, place in parts]).to(run.device)
-                for name in ("vectors", "clusters", "concepts")
-            )
-        )
-
-    return Split(gather(0), gather(1), gather(2))
+    *tokens, place = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Split(*(LabelledTokens(*(x[place == which].to(run.device) for x in tokens)) for which in range(3)))
 
 
 # ---- runs --------------------------------------------------------------------------------------
@@ -128,6 +118,10 @@ class Bench:
         }
         return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **usual | options)
 
+    def measure(self, plain: SAE) -> dict[str, float]:
+        """What it is worth, on what training did not see."""
+        return measure_trained(plain, self.heldout, self.split)
+
 
 def bench(run: RunDirectory) -> Bench:
     """Load what the runs share. A study whose SAE is not TopK starts from fresh weights, whatever it asks for."""
@@ -151,18 +145,22 @@ def _seeds(run: RunDirectory) -> list[str]:
     return [str(seed) for seed in run.study.seeds[:TRAINED_SEEDS]]
 
 
-@parts("05_training", of=_seeds, needs=TRAINED_ON)
+@parts("05_separability_training", of=_seeds, needs=TRAINED_ON)
 def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Autoencoders trained with each coefficient of the separation term. One seed a part."""
     shared = bench(run)
     for seed in progress(seeds, "separability-trained SAEs"):
-        yield seed, {"05_training": _all_coefficients(run, shared, int(seed))}
+        yield seed, {training_of_seeds.name: _all_coefficients(run, shared, int(seed))}
 
 
-@table(
+separability_training_table = training_of_seeds.whole(
     "05_separability_training",
-    needs=(training_of_seeds,),
-    columns={
+    """Autoencoders trained with each coefficient of the separation term, paired by seed.
+
+    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
+    sequences.
+    """,
+    {
         **MEASURED,
         "coefficient": "weight of the separation term in the loss: the share of variance that a unit of it is worth",
         "start": "warm (the study's own SAE) or fresh (random weights)",
@@ -170,18 +168,9 @@ def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
         "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
     },
 )
-def separability_training_table(run: RunDirectory) -> pd.DataFrame:
-    """Autoencoders trained with each coefficient of the separation term, paired by seed.
-
-    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
-    sequences.
-    """
-    return training_of_seeds(run)
 
 
 def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     rows, spliced = [], {}
     corpus = corpus_activations(run)
     count = run.study.intervention.spliced_sequences
@@ -195,7 +184,7 @@ def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFra
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
-        return measure_trained(plain, shared.heldout, shared.split), whole
+        return shared.measure(plain), whole
 
     for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
         facts, spliced[str(coefficient)] = trained(coefficient)
@@ -232,8 +221,6 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
     doubled and decoder rows halved (no reconstruction changes); and, from the common start, trained at the
     largest coefficient on AEDP, on the scale-free measure, and on neither.
     """
-    import pandas as pd
-
     coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
     trained = separability_training_table(run)
     shared = bench(run)
@@ -249,10 +236,7 @@ def gaming_table(run: RunDirectory) -> pd.DataFrame:
         "latents doubled, decoder halved": lambda: _doubled(before()),
         "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
     }
-    rows = [
-        {"autoencoder": name, "start": shared.start, **measure_trained(make(), shared.heldout, shared.split)}
-        for name, make in makers.items()
-    ]
+    rows = [{"autoencoder": name, "start": shared.start, **shared.measure(make())} for name, make in makers.items()]
     paired = trained[trained["seed"] == seed].set_index("coefficient")
     for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
         rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
@@ -275,14 +259,12 @@ def _doubled(plain: SAE) -> SAE:
 @table("05_natural_variation", needs=TRAINED_ON, columns={**MEASURED, "step": "training step of the checkpoint"})
 def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
     """Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on."""
-    import pandas as pd
-
     shared, rows = bench(run), []
     marks = sorted({max(1, round(share * shared.fresh_steps)) for share in CHECKPOINTS})
     for seed in progress(run.study.seeds, "fresh SAEs"):
 
         def watch(step: int, plain: SAE, seed: int = seed) -> None:
-            rows.append({"seed": seed, "step": step, **measure_trained(plain, shared.heldout, shared.split)})
+            rows.append({"seed": seed, "step": step, **shared.measure(plain)})
 
         shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
     return pd.DataFrame(rows)
@@ -291,8 +273,6 @@ def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
 @parts("05_reversed", of=lambda run: _seeds(run)[:2], needs=TRAINED_ON)
 def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The trainings of ``05_reversed_cause`` that no other table of the chapter holds. One seed a part."""
-    import pandas as pd
-
     shared = bench(run)
     cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
     jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
@@ -304,7 +284,7 @@ def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
             plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
         else:
             plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
-        return measure_trained(plain, shared.heldout, shared.split)
+        return shared.measure(plain)
 
     for name in seeds:
         seed, rows = int(name), []
@@ -325,8 +305,6 @@ def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str
 )
 def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
     """Reconstruction improved by other means, and what separation does."""
-    import pandas as pd
-
     # Runs that other tables of the chapter already hold are taken from there.
     table, trained = reversed_of_seeds(run), separability_training_table(run)
     usual = trained[(trained["coefficient"] == 0) & trained["seed"].isin(table["seed"])]

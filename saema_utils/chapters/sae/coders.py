@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
@@ -24,9 +26,7 @@ from saema_utils.saes.loading import SAE_FILES, load_sae
 from saema_utils.saes.training import TrainedSae, train_sae
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sae_lens import SAE
-    from torch import Tensor
 
 _TOLD: set[tuple[Path, str]] = set()
 
@@ -100,8 +100,6 @@ def _trained(run: RunDirectory) -> TrainedSae:
 )
 def training_history(run: RunDirectory) -> pd.DataFrame:
     """How the study's SAE got better as it was trained; no rows for one that was trained elsewhere."""
-    import pandas as pd
-
     if run.study.sae.source != "train":
         names = ("step", "tokens", "learning_rate", "train_mse", "mse", "explained_variance", "l0", "dead")
         return pd.DataFrame(columns=names)

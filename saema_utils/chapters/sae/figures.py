@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.figures import COLORS, GREY, NAMES, SEQUENTIAL, direct_label, line_style, panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _DOTS = {"marker": "o", "markersize": 3.5, "markeredgewidth": 0}
 
@@ -21,20 +18,18 @@ def training_curve(history: pd.DataFrame, evaluation: pd.DataFrame) -> Figure:
 
     An SAE that was not trained here has no history: its final value is drawn alone.
     """
-    import seaborn
-
     if history.empty:
         figure, ax = panels(width=6.6, height=0.4 * len(evaluation) + 1.0)
         names = evaluation["representation"].map(NAMES)
         colors = [COLORS[name] for name in evaluation["representation"]]
-        seaborn.barplot(
+        sns.barplot(
             evaluation, x="explained_variance", y=names, hue=names, palette=colors, saturation=1, width=0.5, ax=ax
         )
         ax.set(xlabel="explained variance of held-out tokens", ylabel="", xlim=(_floor(evaluation), 1))
         return figure
     figure, (left, right) = panels(2, width=8.2, height=3.1)
     shown = history.assign(tokens=history["tokens"] / 1000)
-    seaborn.lineplot(shown, x="tokens", y="explained_variance", **line_style("sae"), ax=left)
+    sns.lineplot(shown, x="tokens", y="explained_variance", **line_style("sae"), ax=left)
     direct_label(left, *shown[["tokens", "explained_variance"]].iloc[-1], "SAE", COLORS["sae"])
     for level in evaluation.loc[evaluation["representation"] == "random_dictionary", "explained_variance"]:
         left.axhline(level, **line_style("random_dictionary"))
@@ -42,7 +37,7 @@ def training_curve(history: pd.DataFrame, evaluation: pd.DataFrame) -> Figure:
         direct_label(left, 1, level, NAMES["random_dictionary"], COLORS["random_dictionary"], **at)
     left.set(xlabel="tokens seen (thousands)", ylabel="explained variance", title="It learns to reconstruct")
     left.set_ylim(_floor(history), 1)
-    seaborn.lineplot(shown, x="tokens", y="dead", color=COLORS["accent"], ax=right)
+    sns.lineplot(shown, x="tokens", y="dead", color=COLORS["accent"], ax=right)
     right.set(xlabel="tokens seen (thousands)", ylabel="latents silent for an epoch", title="Some latents die")
     right.set_ylim(0, max(1.0, 1.1 * history["dead"].max()))
     return figure
@@ -55,12 +50,10 @@ def _floor(table: pd.DataFrame) -> float:
 
 def features_found(found: np.ndarray, by_chance: np.ndarray) -> Figure:
     """How close the dictionary comes to each true feature of a toy, beside a random dictionary."""
-    import seaborn
-
     figure, ax = panels(width=6.6, height=2.9)
     order = np.arange(1, len(found) + 1)
     for values, name, text in ((found, "sae", "trained SAE"), (by_chance, "random_dictionary", "random dictionary")):
-        seaborn.lineplot(x=order, y=np.sort(values)[::-1], **_DOTS, **line_style(name), ax=ax)
+        sns.lineplot(x=order, y=np.sort(values)[::-1], **_DOTS, **line_style(name), ax=ax)
         direct_label(ax, order[-1], values.min(), text, COLORS[name])
     ax.set(xlabel="true features, best found first", ylabel="cosine with the nearest latent", ylim=(0, 1.03))
     return figure
@@ -68,13 +61,11 @@ def features_found(found: np.ndarray, by_chance: np.ndarray) -> Figure:
 
 def density_histogram(density: pd.DataFrame) -> Figure:
     """How often latents fire, on a logarithmic scale, with the silent ones counted apart."""
-    import seaborn
-
     figure, ax = panels(width=6.8, height=3.0)
     rate, tokens = density["firing_rate"], int(density["tokens"].iloc[0])
     alive = rate[rate > 0]
     bins = np.linspace(-np.log10(tokens), 0, 41)
-    seaborn.histplot(x=alive, log_scale=True, bins=bins, color=COLORS["sae"], linewidth=0, alpha=0.85, ax=ax)
+    sns.histplot(x=alive, log_scale=True, bins=bins, color=COLORS["sae"], linewidth=0, alpha=0.85, ax=ax)
     ax.axvline(alive.mean(), color=GREY, linestyle=":", linewidth=1.2)
     direct_label(ax, alive.mean(), 1, "mean", GREY, xycoords=ax.get_xaxis_transform(), xytext=(0, 6), ha="center")
     silent = f"{(rate == 0).sum()} of {len(rate)} latents never fired"
@@ -85,12 +76,10 @@ def density_histogram(density: pd.DataFrame) -> Figure:
 
 def sparsity_frontier(curve: pd.DataFrame) -> Figure:
     """Explained variance when only the strongest coefficients of each token are kept."""
-    import seaborn
-
     figure, ax = panels(width=7.0, height=3.4)
     for name, rows in curve.groupby("representation"):
         shown = _until_flat(rows)[["kept", "explained_variance"]]
-        seaborn.lineplot(shown, x="kept", y="explained_variance", **_DOTS, **line_style(name), ax=ax)
+        sns.lineplot(shown, x="kept", y="explained_variance", **_DOTS, **line_style(name), ax=ax)
         direct_label(ax, *shown.iloc[-1], NAMES[name], COLORS[name], xytext=(0, 10), ha="center")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:.0f}")
@@ -123,15 +112,13 @@ def cross_entropy(evaluation: pd.DataFrame) -> Figure:
 
 def concept_heatmap(latents: pd.DataFrame, concept: str) -> Figure:
     """Mean activation of a concept's most telling latents on each of its words."""
-    import seaborn
-
     rows = latents[latents["concept"] == concept]
     grid = rows.pivot_table(index="rank", columns="word", values="activation", sort=False).sort_index()
     first = rows.drop_duplicates("rank").sort_values("rank")
     figure, ax = panels(width=7.6, height=0.36 * len(grid) + 1.9)
     bar = {"location": "bottom", "shrink": 0.45, "aspect": 40, "pad": 0.02, "label": "mean activation (length it adds)"}
     names, step = [f"latent {latent}" for latent in first["latent"]], -(-grid.shape[1] // 26)
-    seaborn.heatmap(grid, cmap=SEQUENTIAL, vmin=0, yticklabels=names, xticklabels=step, cbar_kws=bar, ax=ax)
+    sns.heatmap(grid, cmap=SEQUENTIAL, vmin=0, yticklabels=names, xticklabels=step, cbar_kws=bar, ax=ax)
     ax.set(xlabel="", ylabel="")
     ax.grid(False)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import torch
+from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.corpus import CorpusActivations, corpus_activations
@@ -20,10 +20,6 @@ from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.topk_latents import TopKLatents
 from saema_utils.text.tokens import special_tokens
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
 SPLICED_SHARE = 10  # cross-entropy needs five full forward passes, so it uses a tenth of the held-out text
 DENSITY_TOKENS = 65_536
 CONTEXT_WORDS = 6
@@ -36,8 +32,6 @@ CONTEXT_WORDS = 6
         "n_latents": "latents that the coder has",
         "fvu": "fraction of the variance left unexplained",
         "mse": "mean squared error per dimension",
-        "cosine": "mean cosine between a token's vector and its reconstruction",
-        "dead_fraction": "share of latents that fired on no held-out token",
         "ce_clean": "cross-entropy of the untouched model, nats per token",
         "ce_spliced": "cross-entropy with reconstructions in the place of the residual stream, nats per token",
         "ce_zero_ablated": "cross-entropy with zeros there, nats per token",
@@ -51,36 +45,18 @@ def sae_evaluation(run: RunDirectory) -> pd.DataFrame:
 
     On tokens that training never saw. Special tokens and sinks keep their vectors.
     """
-    import pandas as pd
-
     coders, corpus = study_coders(run), corpus_activations(run)
     heldout = corpus.heldout.to(run.device)
     losses = spliced_means(run, coders, corpus)
     clean, zero = losses["clean"][0], losses["zero"][0]
     rows = []
     for name, coder in coders.items():
-        found = measure_fidelity(coder, heldout)
-        spliced, kl = losses[name]
-        rows.append(
-            {
-                "representation": name,
-                "n_latents": coder.n_latents,
-                "l0": found.l0,
-                "explained_variance": found.explained_variance,
-                "fvu": found.fvu,
-                "cosine": found.cosine,
-                "mse": found.mse,
-                "dead_fraction": found.dead_fraction,
-                "ce_clean": clean,
-                "ce_spliced": spliced,
-                "ce_zero_ablated": zero,
-                "ce_recovered": (zero - spliced) / (zero - clean),
-                "kl": kl,
-                "tokens": len(heldout),
-                "ce_tokens": losses["tokens"],
-            }
-        )
-    return pd.DataFrame(rows)
+        found, (spliced, kl) = measure_fidelity(coder, heldout), losses[name]
+        row = {"representation": name, "n_latents": coder.n_latents}
+        row |= {c: getattr(found, c) for c in ("l0", "explained_variance", "fvu", "cosine", "mse", "dead_fraction")}
+        row |= {"ce_clean": clean, "ce_spliced": spliced, "ce_zero_ablated": zero}
+        rows.append(row | {"ce_recovered": (zero - spliced) / (zero - clean), "kl": kl})
+    return pd.DataFrame(rows).assign(tokens=len(heldout), ce_tokens=losses["tokens"])
 
 
 def spliced_means(run: RunDirectory, coders: dict[str, Coder], corpus: CorpusActivations) -> dict:
@@ -124,8 +100,6 @@ def latent_density(run: RunDirectory) -> pd.DataFrame:
 
     Measured on the held-out tokens and as many training tokens as make up 65,536.
     """
-    import pandas as pd
-
     coder, corpus = SaeCoder(study_sae(run)), corpus_activations(run)
     more = max(0, min(len(corpus.train), DENSITY_TOKENS - len(corpus.heldout)))
     chosen = torch.randperm(len(corpus.train), generator=generator(run.study.seed, "density"))[:more].sort().values
@@ -155,8 +129,6 @@ def latent_density(run: RunDirectory) -> pd.DataFrame:
 @torch.no_grad()
 def sparsity_curve(run: RunDirectory) -> pd.DataFrame:
     """Explained variance of held-out tokens when only the strongest coefficients of each token are kept."""
-    import pandas as pd
-
     heldout = corpus_activations(run).heldout[:4096].to(run.device).float()
     total = float((heldout - heldout.mean(0)).square().sum())
     rows = []
@@ -197,8 +169,6 @@ def concept_latents(run: RunDirectory, top: int = 8) -> pd.DataFrame:
     concepts stand in short sentences too, so a latent of any such sentence scores low. Rates come from one half of
     the held-out text and ``tokens`` from the other, so that these are evidence that chose nothing.
     """
-    import pandas as pd
-
     coder, corpus = SaeCoder(study_sae(run)), corpus_activations(run)
     concepts = concept_activations(run)
     (rated, _), (shown, shown_tokens) = halves(corpus)

@@ -1,15 +1,5 @@
 """Chapter 6: every claim judged on the tables of a run, and beside other finished runs."""
 
-import lazy_loader
+from saema_utils.chapters import face
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "tables": ["card_in_brief", "evidence_of", "neighbouring_verdicts", "record_numbers", "scorecard"],
-        "figures": ["certainty_bars", "claims_forest", "verdict_grid"],
-        "findings": [
-            *["certainty", "count_verdicts", "simulated_verdicts"],
-            *["Interval", "decide", "judgement", "load_claims"],
-        ],
-    },
-)
+__getattr__, __dir__ = face(__name__, "tables", "figures", "findings")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from saema_utils.chapters.scorecard.findings import distance_from_margin
 from saema_utils.figures import COLORS, panels
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 VERDICT_COLORS = {"supported": COLORS["sae"], "not supported": COLORS["accent"], "inconclusive": COLORS["muted"]}
 SIGNS = {"supported": "✓", "not supported": "✗", "inconclusive": "?"}
@@ -53,8 +50,6 @@ def claims_forest(card: pd.DataFrame) -> Figure:
 
 def verdict_grid(verdicts: pd.DataFrame) -> Figure:
     """Verdicts of every finished study: one row a claim, one column a study."""
-    import seaborn as sns
-
     wide = verdicts.set_index("claim")
     figure, axes = panels(width=3.0 + 1.3 * wide.shape[1], height=0.36 * len(wide) + 0.9)
     codes = wide.apply(lambda column: column.map(list(SIGNS).index, na_action="ignore").astype(float))
@@ -70,8 +65,6 @@ def verdict_grid(verdicts: pd.DataFrame) -> Figure:
 
 def certainty_bars(card: pd.DataFrame) -> Figure:
     """How sure each verdict is: its distance from the margin as a bar; at the lines an interval ends at its margin."""
-    import seaborn as sns
-
     rows = card.assign(distance=distance_from_margin(card).clip(-8, 8)).sort_values("distance", ascending=False)
     figure, axes = panels(width=8.2, height=0.38 * len(card) + 0.9)
     bars = {"width": 0.62, "dodge": False, "saturation": 1, "legend": False}

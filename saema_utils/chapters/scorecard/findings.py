@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from saema_utils.evidence.claims import VERDICTS, decide, judgement, load_claims
-from saema_utils.statistics import Interval, mean_interval
-
-__all__ = [
-    "Certainty",
-    "Interval",
-    "VerdictCounts",
-    "certainty",
-    "count_verdicts",
-    "decide",
-    "distance_from_margin",
-    "judgement",
-    "load_claims",
-    "simulated_verdicts",
-]
+from saema_utils.chapters.found import Found
+from saema_utils.evidence.claims import VERDICTS, decide
+from saema_utils.statistics import Interval as Interval
+from saema_utils.statistics import mean_interval
 
 
 def simulated_verdicts(
@@ -44,72 +32,34 @@ def simulated_verdicts(
     return shares.reindex(VERDICTS).fillna(0.0).rename_axis("verdict")
 
 
-@dataclass(frozen=True)
-class VerdictCounts:
-    """How many claims got which verdict, and how many had too few units for any other than *inconclusive*."""
+def count_verdicts(card: pd.DataFrame, minimum_units: Mapping[str, int]) -> Found:
+    """Whether no claim of a scorecard is supported and most are ruled out; None where most lack units.
 
-    supported: int
-    ruled_out: int
-    inconclusive: int
-    lacking_units: int
-
-    @property
-    def total(self) -> int:
-        return self.supported + self.ruled_out + self.inconclusive
-
-    @property
-    def mostly_ruled_out(self) -> bool | None:
-        """Whether no claim is supported and most are ruled out; None where most lack units."""
-        if 2 * self.lacking_units > self.total:
-            return None
-        return self.supported == 0 and 2 * self.ruled_out > self.total
-
-    def in_short(self) -> str:
-        lacking = f" ({self.lacking_units} of them for want of units)" if self.lacking_units else ""
-        return (
-            f"of {self.total}: {self.supported} supported · {self.ruled_out} not supported · "
-            f"{self.inconclusive} inconclusive{lacking}"
-        )
+    ``minimum_units`` is what each claim asks for, by its id: with fewer it can only be *inconclusive*.
+    """
+    supported, ruled_out, inconclusive = card["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    lacking = int(_lacks_units(card, minimum_units).sum())
+    return Found(
+        bool(supported == 0 and 2 * ruled_out > len(card)) if 2 * lacking <= len(card) else None,
+        f"of {len(card)}: {supported} supported · {ruled_out} not supported · {inconclusive} inconclusive"
+        + (f" ({lacking} of them for want of units)" if lacking else ""),
+    )
 
 
-def count_verdicts(card: pd.DataFrame, minimum_units: Mapping[str, int]) -> VerdictCounts:
-    """Count the verdicts of a scorecard; ``minimum_units`` is what each claim asks for, by its id."""
-    counts = card["verdict"].value_counts()
-    return VerdictCounts(*(int(counts.get(v, 0)) for v in VERDICTS), int(_lacks_units(card, minimum_units).sum()))
+def certainty(card: pd.DataFrame, minimum_units: Mapping[str, int]) -> Found:
+    """Whether an interval a tenth wider or narrower would turn a verdict; None without a claim to ask.
 
-
-@dataclass(frozen=True)
-class Certainty:
-    """:func:`distance_from_margin` without its sign, by claim; only of claims that have units enough."""
-
-    distance: pd.Series
-
-    @property
-    def fragile(self) -> str | None:
-        """The claim whose interval ends nearest to its margin: there a verdict turns."""
-        return None if self.distance.empty else (self.distance - 1).abs().idxmin()
-
-    @property
-    def firm(self) -> str | None:
-        """The claim whose margin lies farthest out, if there are two to compare."""
-        return None if len(self.distance) < 2 else self.distance.idxmax()
-
-    @property
-    def hangs_by_a_thread(self) -> bool | None:
-        """Whether an interval a tenth wider or narrower would turn a verdict; None without a claim to ask."""
-        return None if self.distance.empty else bool((self.distance - 1).abs().min() < 0.1)
-
-    def in_short(self) -> str:
-        return " · ".join(f"{name}: {self.distance[name]:.3g} reaches" for name in (self.fragile, self.firm) if name)
-
-
-def certainty(card: pd.DataFrame, minimum_units: Mapping[str, int]) -> Certainty:
-    """Which verdict little would change, and which much.
-
-    A claim that lacks units is inconclusive wherever its interval lies, so no interval could turn its verdict.
+    The line names the claim whose interval ends nearest to its margin, for there a verdict turns, and the one whose
+    margin lies farthest out, if there are two to compare. A claim that lacks units is inconclusive wherever its
+    interval lies, so no interval could turn its verdict.
     """
     distance = distance_from_margin(card).abs().set_axis(card["claim"])
-    return Certainty(distance[~_lacks_units(card, minimum_units).to_numpy()].dropna())
+    distance = distance[~_lacks_units(card, minimum_units).to_numpy()].dropna()
+    if distance.empty:
+        return Found(None, "")
+    named = [(distance - 1).abs().idxmin()] + ([distance.idxmax()] if len(distance) > 1 else [])
+    shows = " · ".join(f"{name}: {distance[name]:.3g} reaches" for name in named)
+    return Found(bool((distance - 1).abs().min() < 0.1), shows)
 
 
 def distance_from_margin(card: pd.DataFrame) -> pd.Series:

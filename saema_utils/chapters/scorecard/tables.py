@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 import saema_utils.chapters.geometry.tables
 import saema_utils.chapters.intervention.tables
@@ -15,9 +17,6 @@ from saema_utils.interactive import publishing
 from saema_utils.notebook import in_colab
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import RESULTS, Result, table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = (
     "claim statement study statistic estimate low high n unit control direction margin "
@@ -66,10 +65,8 @@ def evidence_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
         "statement": "what is claimed",
         "study": "the study that was judged",
         "statistic": "what the rule reads",
-        "unit": "what one of n is",
         "control": "what could have refuted it",
         "direction": "side on which the claim lies",
-        "margin": "the least effect that counts",
         "scale": "full, or smoke when the study has too few units",
         "figure": "the figure behind it",
         "dropped": "units left out of n",
@@ -84,8 +81,6 @@ def scorecard(run: RunDirectory) -> pd.DataFrame:
     MissingInputError
         If a chapter that a claim draws on has not been run; names it. (In Colab it is computed instead.)
     """
-    import pandas as pd
-
     claims = load_claims()
     found = [judgement(claim, evidence_of(run, claim), seed=run.study.seed) for claim in claims]
     rules = pd.DataFrame(map(asdict, claims)).drop(columns="statistic")
@@ -119,8 +114,6 @@ def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
 
     This run goes by its study, the others by their folders.
     """
-    import pandas as pd
-
     neighbours, own = run.neighbours(), run.study.name
     own = f"{own} (this run)" if own in {path.name for path in neighbours} else own
     verdicts = {own: scorecard(run).set_index("claim")["verdict"]}

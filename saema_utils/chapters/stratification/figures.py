@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from saema_utils.figures import COLORS, MAIN, NAMES, SEQUENTIAL, direct_label, noise_axis, nothing_to_draw, panels
+from saema_utils.figures import (
+    COLORS,
+    MAIN,
+    NAMES,
+    SEQUENTIAL,
+    direct_label,
+    noise_axis,
+    nothing_to_draw,
+    panels,
+    present,
+)
 from saema_utils.stratification.spectra import DEFAULT_RTOL
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from jaxtyping import Float
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import Tensor
 
 MODE_NAMES = ("prompts (mode 0)", "positions (mode 1)", "features (mode 2)")
 ORDER = ("residual", "sae", "pca", "random_dictionary", "shuffled")
@@ -24,11 +33,6 @@ SHORT = {**NAMES, "residual": "residual", "sae": "SAE", "random_dictionary": "ra
 DASHES = {name: "" if name in MAIN else (3.7, 1.6) for name in ORDER}
 NOISE = "noise / RMS of activations"
 NEVER = 1e9  # stands for the first level of a rank that never changes: over the end of the colours
-
-
-def _known(table: pd.DataFrame) -> list[str]:
-    present = set(table["representation"])
-    return [name for name in ORDER if name in present]
 
 
 def _label_ends(axes: Axes, names: Sequence[str]) -> None:
@@ -46,14 +50,12 @@ def _label_ends(axes: Axes, names: Sequence[str]) -> None:
 
 def _curves(axes: Axes, rows: pd.DataFrame, y: str, over: str = "concept") -> None:
     """A line a representation against noise in RMS, with the range over concepts (or seeds) as a band."""
-    import seaborn
-
     units = rows.groupby(["representation", over, "noise"])[[y, "noise_rms"]].mean().reset_index()
     units["noise_rms"] = units.groupby("noise")["noise_rms"].transform("mean")  # concepts differ a little in RMS
     band = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.18, "linewidth": 0}}
-    look = {"palette": COLORS, "dashes": DASHES, "hue_order": _known(rows), "style_order": _known(rows)}
+    look = {"palette": COLORS, "dashes": DASHES, "hue_order": present(rows, ORDER), "style_order": present(rows, ORDER)}
     names = {"hue": "representation", "style": "representation", "legend": False}
-    seaborn.lineplot(units, x="noise_rms", y=y, ax=axes, **names, **look, **band)
+    sns.lineplot(units, x="noise_rms", y=y, ax=axes, **names, **look, **band)
     noise_axis(axes, sorted(units["noise_rms"].unique()), NOISE)
     axes.set_ylabel("")
 
@@ -75,7 +77,7 @@ def rank_against_noise(table: pd.DataFrame) -> Figure:
     figure, axes = panels(3, width=9.6, height=3.5, sharey=True)
     for mode, axis in enumerate(axes):
         _relative_curves(axis, table[table["mode"] == mode], MODE_NAMES[mode])
-    _label_ends(axes[2], _known(table))
+    _label_ends(axes[2], present(table, ORDER))
     return figure
 
 
@@ -85,14 +87,14 @@ def noise_kinds(table: pd.DataFrame) -> Figure:
     _relative_curves(axes[0], table[table["kind"] == "isotropic"], "isotropic noise")
     _relative_curves(axes[1], table[table["kind"] == "on_manifold"], "noise shaped like the activations")
     for axis in axes:
-        _label_ends(axis, _known(table))
+        _label_ends(axis, present(table, ORDER))
     return figure
 
 
 def repeated_contexts(table: pd.DataFrame, distinct: pd.DataFrame, concept: str) -> Figure:
     """Numerical rank of one concept in the feature mode: all tokens, and one token for each distinct context."""
     figure, axes = panels(2, width=8.4, height=3.3, sharey=True)
-    names = _known(distinct)
+    names = present(distinct, ORDER)
     for axis, rows, title in zip(axes, (table, distinct), ("every token", "one token for each context"), strict=True):
         rows = rows[(rows["mode"] == 2) & (rows["concept"] == concept) & rows["representation"].isin(names)]
         _curves(axis, rows, "rank", over="seed")
@@ -109,7 +111,7 @@ def drift_curves(table: pd.DataFrame) -> Figure:
         axis.set(title=MODE_NAMES[mode], ylim=(0, 90), yticks=[0, 30, 60, 90])
     _curves(axes[3], table[table["mode"] == 2], "support_kept")
     axes[3].set(title="active latents in common", ylim=(0, 1.05), ylabel="share of the support")
-    _label_ends(axes[3], _known(table))
+    _label_ends(axes[3], present(table, ORDER))
     axes[0].set_ylabel("mean principal angle (degrees)")
     return figure
 
@@ -133,28 +135,23 @@ def toy_spectra(spectra: Sequence[Float[Tensor, " n"]], ranks: Sequence[int]) ->
 
 def sink_ranks(table: pd.DataFrame) -> Figure:
     """Effective rank with sinks masked, with one left in, and with all left in; thin lines are concepts."""
-    import seaborn
-
     if table.empty:
         return nothing_to_draw("No token of these prompts is masked: no sink to show.")
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
     names = {"x": "kept", "y": "effective_rank", "hue": "representation", "sort": False, "legend": False}
     concepts = {"estimator": None, "units": "concept", "alpha": 0.25, "linewidth": 0.9}
     for mode, axis in enumerate(axes):
-        rows, look = table[table["mode"] == mode], {"palette": COLORS, "hue_order": _known(table), "ax": axis}
+        rows, look = table[table["mode"] == mode], {"palette": COLORS, "hue_order": present(table, ORDER), "ax": axis}
         axis.set_yscale("log")  # first, so that means are taken of logs
-        seaborn.lineplot(rows, **names, **look, errorbar=None, marker="o", markeredgewidth=0)
-        seaborn.lineplot(rows, **names, **look, **concepts)
+        sns.lineplot(rows, **names, **look, errorbar=None, marker="o", markeredgewidth=0)
+        sns.lineplot(rows, **names, **look, **concepts)
         axis.set(title=MODE_NAMES[mode], xlabel="", ylabel="effective rank", xlim=(-0.2, 2.2))
-    _label_ends(axes[2], _known(table))
+    _label_ends(axes[2], present(table, ORDER))
     return figure
 
 
 def tolerance_map(table: pd.DataFrame) -> Figure:
     """First noise level (in RMS) at which the feature-mode rank changes, by concept and tolerance."""
-    import matplotlib
-    import seaborn
-
     rows = table[table["mode"] == 2]
     concepts = list(dict.fromkeys(rows["concept"]))
     known = np.log10(rows["first_noise_rms"].dropna())
@@ -165,7 +162,7 @@ def tolerance_map(table: pd.DataFrame) -> Figure:
         wide = rows[rows["representation"] == name].pivot(index="concept", columns="rtol", values="first_noise_rms")
         wide = wide.loc[concepts].fillna(NEVER)
         text = wide.map(lambda level: f"{level:.2g}" if level < NEVER else "never")
-        seaborn.heatmap(np.log10(wide), annot=text, fmt="", ax=axis, **look)
+        sns.heatmap(np.log10(wide), annot=text, fmt="", ax=axis, **look)
         axis.set_title(SHORT[name], color=COLORS[name])
         axis.set_xticklabels([f"{rtol:.0e}".replace("e-0", "e-") for rtol in wide], rotation=0)
         axis.set(xlabel="tolerance (share of the largest)", ylabel="")
@@ -179,7 +176,7 @@ def gain_against_repeats(table: pd.DataFrame) -> Figure:
     rows = rows.assign(repeats=rows["n_tokens"] - rows["n_distinct"])
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True, sharex=True)
     limit = 1.05 * max(1, rows[["rank_gain", "repeats"]].to_numpy().max())
-    for axis, name in zip(axes, _known(rows), strict=False):
+    for axis, name in zip(axes, present(rows, ORDER), strict=False):
         part = rows[rows["representation"] == name]
         axis.plot([0, limit], [0, limit], color=COLORS["muted"], linewidth=0.9)
         axis.scatter(part["repeats"], part["rank_gain"], s=16, alpha=0.55, color=COLORS[name], linewidth=0)
@@ -192,15 +189,13 @@ def gain_against_repeats(table: pd.DataFrame) -> Figure:
 
 def noise_units(table: pd.DataFrame) -> Figure:
     """The SAE's effective rank, a line a concept, against noise in both units."""
-    import seaborn
-
     rows = table[(table["mode"] == 2) & (table["representation"] == "sae")]
     rows = rows.groupby(["concept", "noise"])[["effective_rank", "noise_rms"]].mean().reset_index()
     one_rms = {"noise": (rows["noise"] / rows["noise_rms"]).mean(), "noise_rms": 1.0}
     figure, axes = panels(2, width=8.4, height=3.2, sharey=True)
     lines = {"units": "concept", "estimator": None, "color": COLORS["sae"], "alpha": 0.55, "linewidth": 1.2}
     for axis, x, label in zip(axes, one_rms, ("noise (activation units)", NOISE), strict=True):
-        seaborn.lineplot(rows, x=x, y="effective_rank", ax=axis, **lines)
+        sns.lineplot(rows, x=x, y="effective_rank", ax=axis, **lines)
         noise_axis(axis, sorted(rows.groupby("noise")[x].mean()), label)
         axis.axvline(one_rms[x], color=COLORS["accent"], linewidth=1, linestyle=":")
         at = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "fontsize": 9}

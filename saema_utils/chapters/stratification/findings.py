@@ -5,58 +5,14 @@ Counts are of concepts in the feature mode, unless named otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from saema_utils.chapters.found import Count, Effect
+from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.rank import EVERY_CONCEPT, ONE_RMS
-from saema_utils.figures import NAMES
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Count:
-    """How many of how many."""
-
-    n: int
-    of: int
-
-    @classmethod
-    def true(cls, values: pd.Series) -> Count:
-        return cls(int(values.sum()), len(values))
-
-    @property
-    def all(self) -> bool:
-        return 0 < self.of == self.n
-
-    def __str__(self) -> str:
-        return f"{self.n} of {self.of}"
-
-
-@dataclass(frozen=True)
-class Advantage:
-    """By how much the SAE moves more (or sooner) than a control over all concepts, and what the rule decides."""
-
-    difference: float
-    low: float
-    high: float
-    verdict: str
-
-    def decides(self, verdict: str) -> bool | None:
-        """Whether the rule decides so; None where it decides nothing."""
-        return None if self.verdict == "inconclusive" else self.verdict == verdict
-
-    def __str__(self) -> str:
-        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
-
-
-def in_short(found: Mapping[str, object], form: Callable[[object], str] = str) -> str:
-    """Names and what was found for them, in one line."""
-    return " · ".join(f"{NAMES.get(name, name)} {form(value)}" for name, value in found.items())
 
 
 def recovered_by_noise(recovered: pd.DataFrame) -> dict[float, Count]:
@@ -106,11 +62,12 @@ def tolerances_matter(verdicts: pd.DataFrame, representation: str = "sae") -> tu
     return Count.true(rows["verdict"].nunique() > 1), float((first.max() / first.min()).fillna(1.0).max())
 
 
-def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str, Advantage]:
-    """The SAE against each control over all concepts (rows of ``controls_table``)."""
+def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str, Effect]:
+    """By how much the SAE moves more (or sooner) than each control, over all concepts (rows of ``controls_table``)."""
     rows = verdicts[(verdicts["concept"] == EVERY_CONCEPT) & (verdicts["statistic"] == statistic)]
     return {
-        row.control: Advantage(row.difference, row.low, row.high, row.verdict) for row in rows.itertuples(index=False)
+        row.control: Effect(row.difference, row.low, row.high, None if row.verdict == "inconclusive" else row.verdict)
+        for row in rows.itertuples()
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+import pandas as pd
+
+from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.evidence.rank import (
     EVERY_CONCEPT,
@@ -34,12 +35,6 @@ from saema_utils.stratification.grams import cloud_grams, eigenvalues
 from saema_utils.stratification.noise import Encode, sweep_clouds
 from saema_utils.stratification.spectra import MODES, measure_spectrum
 from saema_utils.stratification.token_cloud import TokenCloud
-from saema_utils.text.concepts import build_prompts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from jaxtyping import Float
-    from torch import Tensor
 
 DISTINCT = "/distinct"
 ANATOMY = ("residual", "sae", "random_dictionary")
@@ -49,21 +44,7 @@ PLACE_RMS = 0.1
 """Where on the tensor the rank moves is shown at the level nearest to this share of the RMS."""
 
 
-RANK = "eigenvalues above the tolerance"
-EFFECTIVE_RANK = "exponential of the spectrum's entropy"
-MODE = "unfolding: 0 prompts, 1 positions, 2 features"
-LEVELS = {
-    "mode": MODE,
-    "noise": "standard deviation of the noise in each dimension",
-    "noise_rms": "the same over the RMS of one coordinate of the stream",
-}
-RANKED = LEVELS | {
-    "rank": RANK,
-    "effective_rank": EFFECTIVE_RANK,
-    "participation_ratio": "squared sum of the eigenvalues over the sum of their squares",
-}
 TESTED = {
-    "mode": MODE,
     "rank_clean": "rank without noise",
     "rank_min": "smallest rank over noise levels and seeds",
     "rank_max": "largest rank over noise levels and seeds",
@@ -80,7 +61,6 @@ COMPARED = {
     "difference": "the SAE's statistic minus the control's",
     "p": "p-value of the difference",
     "p_holm": "the same, adjusted for the tests of the table",
-    "margin": "the least difference that counts",
 }
 
 
@@ -103,22 +83,14 @@ def token_clouds(run: RunDirectory) -> list[TokenCloud]:
 
 def representations(run: RunDirectory) -> dict[str, Encode]:
     """``residual`` (itself) and the study's coders, by name."""
-    return {"residual": _itself, **{name: coder.encode for name, coder in study_coders(run).items()}}
-
-
-def _itself(x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-    return x
-
-
-def _concepts(run: RunDirectory) -> list[str]:
-    return list(build_prompts(run.study))
+    return {"residual": lambda x: x, **{name: coder.encode for name, coder in study_coders(run).items()}}
 
 
 @parts(
     "03_noise_rank",
-    of=_concepts,
+    of=concepts_of,
     needs=MEASURED,
-    columns=RANKED | {f"rank@{rtol:g}": f"eigenvalues above {rtol:g} of the largest" for rtol in TOLERANCES},
+    columns={f"rank@{rtol:g}": f"eigenvalues above {rtol:g} of the largest" for rtol in TOLERANCES},
 )
 def ranks_by_concept(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Everything that one pass over noise gives: every representation, all tokens or distinct ones, every tolerance."""
@@ -142,25 +114,27 @@ def ranks_by_concept(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[s
             yield concept, {"03_noise_rank": part}
 
 
-@table("03_noise_rank", needs=(ranks_by_concept,), columns=RANKED)
+def _ranks(run: RunDirectory, distinct: bool = False) -> pd.DataFrame:
+    """The ranks of all tokens, or of one token for each distinct context."""
+    ranks = ranks_by_concept(run)
+    ranks = ranks[ranks["representation"].str.endswith(DISTINCT) == distinct]
+    return ranks.assign(representation=ranks["representation"].str.removesuffix(DISTINCT))
+
+
+@table("03_noise_rank", needs=(ranks_by_concept,))
 def noise_rank_table(run: RunDirectory) -> pd.DataFrame:
     """Ranks of every concept, representation, mode, noise level and seed.
 
     Representations: residual, sae, pca (as many components as reconstruct like the SAE), random_dictionary
     (as wide and as sparse as the SAE), shuffled (the SAE's latents with features permuted token by token).
     """
-    ranks = ranks_by_concept(run)
-    whole = ranks[~ranks["representation"].str.endswith(DISTINCT)]
-    return whole[[c for c in whole if not c.startswith("rank@")]]
+    return _ranks(run).filter(regex="^(?!rank@)")
 
 
-@table("03_distinct", needs=(ranks_by_concept,), columns=RANKED)
+@table("03_distinct", needs=(ranks_by_concept,))
 def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
     """Ranks of ``03_noise_rank`` with one token for each distinct context."""
-    ranks = ranks_by_concept(run)
-    alone = ranks[ranks["representation"].str.endswith(DISTINCT)]
-    alone = alone.assign(representation=alone["representation"].str.removesuffix(DISTINCT))
-    return alone[[c for c in alone if not c.startswith("rank@")]]
+    return _ranks(run, distinct=True).filter(regex="^(?!rank@)")
 
 
 @table(
@@ -170,8 +144,7 @@ def ranks_of_distinct_contexts(run: RunDirectory) -> pd.DataFrame:
 )
 def ranks_by_tolerance(run: RunDirectory) -> pd.DataFrame:
     """The verdict of each concept, representation and mode at each tolerance."""
-    ranks = ranks_by_concept(run)
-    return tolerance_table(ranks[~ranks["representation"].str.endswith(DISTINCT)])
+    return tolerance_table(_ranks(run))
 
 
 @table("03_stratification", needs=(noise_rank_table,), columns=TESTED)
@@ -189,7 +162,7 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 @table(
     "03_on_manifold",
     needs=(noise_rank_table, *MEASURED),
-    columns=RANKED | {"kind": "noise alike in all directions (isotropic), or shaped by the activations' covariance"},
+    columns={"kind": "noise alike in all directions (isotropic), or shaped by the activations' covariance"},
 )
 def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     """Isotropic noise against noise shaped by the activations' covariance.
@@ -198,8 +171,6 @@ def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     included, because that is how far an excursion is taken and where it is found. Two seeds: excursions differ
     between concepts ten times as much as between seeds.
     """
-    import pandas as pd
-
     clouds, same, seeds = token_clouds(run), noise_rank_table(run), run.study.seeds[:ANATOMY_SEEDS]
     levels = few_levels(run, most=ONE_RMS * min(cloud.rms for cloud in clouds))
     shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
@@ -232,8 +203,6 @@ def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     Under noise shaped like the activations the residual keeps the shape of its covariance by construction,
     so that the random dictionary is the control that counts.
     """
-    import pandas as pd
-
     judged = []
     for kind, part in ranks_by_noise_kind(run).groupby("kind", sort=False):
         found = controls_table(part, seed=run.study.seed)
@@ -245,8 +214,7 @@ def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
 @table(
     "03_subspace_drift",
     needs=MEASURED,
-    columns=LEVELS
-    | {
+    columns={
         "angle_mean": "mean principal angle to the leading subspace without noise, degrees",
         "angle_max": "largest of these angles, degrees",
         "support_kept": "Jaccard overlap of a token's active latents with those without noise",
@@ -273,7 +241,6 @@ def subspace_drift_table(run: RunDirectory) -> pd.DataFrame:
         "index": "number of the prompt or position",
         "n_tokens": "tokens there",
         "n_distinct": "distinct contexts among them",
-        "noise": LEVELS["noise"],
         "rank_clean": "feature-mode rank of their latents without noise",
         "rank_noisy": "the same with noise",
         "rank_gain": "rank with noise minus rank without",
@@ -293,20 +260,16 @@ def rank_gain_by_place(run: RunDirectory) -> pd.DataFrame:
     "03_sinks",
     needs=MEASURED,
     columns={
-        "mode": MODE,
         "mode_name": "name of the mode",
         "kept": "masked as usual, with one sink let in, or with all sinks let in",
-        "rank": RANK,
-        "effective_rank": EFFECTIVE_RANK,
         "sink_norm": "norm of the largest masked token",
         "typical_norm": "median norm of the unmasked tokens",
     },
 )
 def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
     """Ranks without noise when one attention sink, or every sink, is left in the tensor; no rows without a sink."""
-    import pandas as pd
-
     encoders = {name: f for name, f in representations(run).items() if name in ("residual", "sae")}
+    columns = ["concept", "representation", "mode", "mode_name", "kept", "rank", "effective_rank"]
     rows = []
     for concept, found in concept_activations(run).items():
         norms = found.residual.norm(dim=-1)
@@ -328,7 +291,7 @@ def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
                     rows.append(
                         (concept, name, mode, MODES[mode], kept, ranks["rank"], ranks["effective_rank"], *sizes)
                     )
-    return pd.DataFrame(rows, columns=["concept", "representation", *ranks_with_sinks.columns])
+    return pd.DataFrame(rows, columns=[*columns, "sink_norm", "typical_norm"])
 
 
 @table(
