@@ -35,18 +35,13 @@ if TYPE_CHECKING:
 N_LEADING = 5
 
 
-def leading_subspace(latents: Float[Tensor, "N F"], cloud: TokenCloud, mode: int, n: int = N_LEADING) -> Tensor:
-    """Orthonormal columns spanning the ``n`` strongest directions of a mode's covariance.
-
-    Shape [size of the mode, m] with m the smaller of ``n`` and the number of positive eigenvalues.
-    """
-    return leading_subspaces(latents, cloud, (mode,), n)[mode]
-
-
 def leading_subspaces(
     latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int], n: int = N_LEADING
 ) -> dict[int, Tensor]:
-    """:func:`leading_subspace` of several modes from one matrix of inner products."""
+    """Orthonormal columns spanning the ``n`` strongest directions of each mode's covariance, from one Gram matrix.
+
+    Shape [size of the mode, m] each, with m the smaller of ``n`` and the number of positive eigenvalues.
+    """
     found = {mode: _strongest(gram, n) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
     bases = {mode: vectors for mode, (_, vectors) in found.items()}
     if 2 in bases and len(latents) <= latents.shape[1]:  # solved between tokens: carry the directions to latents
@@ -125,18 +120,12 @@ def subspace_drift(
         bases = leading_subspaces(clean, cloud, modes, n)
         for level, seed in steps:
             noisy = encode(cloud.noisy(level, seed))
-            facts = {
-                "concept": cloud.concept,
-                "representation": name,
-                "noise": float(level),
-                "noise_rms": float(level) / cloud.rms,
-                "seed": seed,
-                **_turnover(clean, noisy),
-            }
+            facts = {"concept": cloud.concept, "representation": name, "noise": float(level), "seed": seed}
+            facts |= {"noise_rms": float(level) / cloud.rms, **_turnover(clean, noisy)}
             turned = leading_subspaces(noisy, cloud, modes, n)
             for mode in modes:
-                angles = _angles(bases[mode], turned[mode])
-                rows.append({**facts, "mode": mode, "angle_mean": angles[0], "angle_max": angles[1]})
+                mean, largest = _angles(bases[mode], turned[mode])
+                rows.append(facts | {"mode": mode, "angle_mean": mean, "angle_max": largest})
         return rows
 
     tasks, rows = [(name, cloud) for name in encoders for cloud in clouds], []
@@ -189,40 +178,23 @@ def where_rank_moves(
         for cloud in clouds:
             with torch.no_grad():
                 grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, level)]
-            alone = cloud.distinct
             labels, blocks = [], []
-            for axis, place, kept in (
-                ("prompt", cloud.prompt, alone.prompt),
-                ("position", cloud.position, alone.position),
-            ):
+            for axis in ("prompt", "position"):
+                place, kept = getattr(cloud, axis), getattr(cloud.distinct, axis)
                 for index in place.unique().tolist():
                     here = (place == index).nonzero()[:, 0].to(grams[0].device)
                     if len(here) > 1:
-                        labels.append(
-                            {
-                                "axis": axis,
-                                "index": index,
-                                "n_tokens": len(here),
-                                "n_distinct": int((kept == index).sum()),
-                            }
-                        )
+                        n_distinct = int((kept == index).sum())
+                        labels.append({"axis": axis, "index": index, "n_tokens": len(here), "n_distinct": n_distinct})
                         blocks += [gram[here][:, here] for gram in grams]
             floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
             found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
             for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
-                rows.append(
-                    {
-                        "concept": cloud.concept,
-                        "representation": name,
-                        **label,
-                        "noise": float(level),
-                        "rank_clean": clean["rank"],
-                        "rank_noisy": noisy["rank"],
-                        "rank_gain": noisy["rank"] - clean["rank"],
-                        "effective_rank_clean": clean["effective_rank"],
-                        "effective_rank_noisy": noisy["effective_rank"],
-                    }
-                )
+                row = {"concept": cloud.concept, "representation": name, **label, "noise": float(level)}
+                row |= {"rank_clean": clean["rank"], "rank_noisy": noisy["rank"]}
+                row["rank_gain"] = noisy["rank"] - clean["rank"]
+                effective = {"clean": clean["effective_rank"], "noisy": noisy["effective_rank"]}
+                rows.append(row | {f"effective_rank_{when}": value for when, value in effective.items()})
     return pd.DataFrame(rows)
 
 
