@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import BookError
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.freshness import PACKAGE_DIR
-from saema_utils.saes.facts import SaeFacts, sae_facts
+from saema_utils.saes.facts import SaeFacts
 from saema_utils.study import Study
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from saema_utils.chapters.across_models.tables import compare_runs
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import ActivationError, ArtifactError, HubUnreachableError, SaeError
 from saema_utils.publishing import fragments
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.saes.facts import SaeFacts, bos_note, read_facts, sae_facts
+from saema_utils.saes.facts import SaeFacts, bos_note, read_facts
 from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity, recovered_features
 from saema_utils.saes.loading import SAE_FILES, check_fits, load_sae
 from saema_utils.saes.training import train_sae
