@@ -391,7 +391,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         If it cannot be read, has another format, or a part of it is not what a run writes.
     """
     path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
-    manifest = read_json(path, "a readable manifest", remedy)
+    manifest = read_json(path, "a manifest", remedy, must_exist=False)
     if manifest:
         from pydantic import ValidationError
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import SaeError, one_line, unknown_name
-from saema_utils.runs.files import user_path
+from saema_utils.runs.files import read_json, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +66,7 @@ def read_sae_config(folder: Path) -> dict[str, Any]:
         raise SaeError(
             f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that sae_lens's save_model wrote."
         )
-    try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SaeError(f"{folder}/cfg.json cannot be read ({one_line(error)}). Save or copy the SAE again.") from error
-    if not isinstance(config, dict):
-        raise SaeError(f"{folder}/cfg.json holds a {type(config).__name__}, not an object. Save the SAE again.")
-    return config
+    return read_json(folder / "cfg.json", "the configuration of an SAE", "Save or copy the SAE again.", SaeError)
 
 
 def _load_folder(folder: Path, device: str | torch.device) -> SAE:

@@ -395,5 +395,8 @@ def test_an_sae_trained_without_bos_is_noted_and_others_are_not(tmp_path):
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cfg\.json cannot be read"):
+        read_facts(tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
     with pytest.raises(ArtifactError, match="d_sae"):
         read_facts(tmp_path)
