@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -122,23 +121,17 @@ def scatter_classes(axes: Axes, x: Sequence[float], y: Sequence[float], classes:
         axes.scatter(x[mine], y[mine], s=size, color=color, marker=CLASS_MARKERS[marker], linewidth=0, zorder=2)
 
 
-def band(axes: Axes, x: Sequence[float], center, low, high, name: str, label: bool = True) -> None:
+def band(axes: Axes, x: Sequence[float], center, low, high, name: str) -> None:
     """A line with its band, in the colour of ``name``, labelled directly at its right end."""
     axes.plot(x, center, **line_style(name))
     axes.fill_between(x, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
-    if label:
-        direct_label(axes, x[-1], np.asarray(center)[-1], NAMES.get(name, name), COLORS[name])
+    direct_label(axes, x[-1], np.asarray(center)[-1], NAMES.get(name, name), COLORS[name])
 
 
 def direct_label(axes: Axes, x: float, y: float, text: str, color: str, **options: Any) -> None:
     """Write the name of a line beside its end, instead of a legend. ``options`` are those of ``Axes.annotate``."""
     beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
     axes.annotate(text, (x, y), color=color, **(beside | options))
-
-
-def over_seeds(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Mean, smallest and largest ``y`` over the rows that share ``x`` (columns mean, min, max)."""
-    return table.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
 
 
 def noise_axis(axes: Axes, levels: Sequence[float], label: str = "noise / RMS of the activations") -> None:

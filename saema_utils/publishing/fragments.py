@@ -279,14 +279,10 @@ def in_markdown(docstring: str) -> str:
 def frame_table(table: pd.DataFrame) -> str:
     """A data frame as a Markdown table, numbers rounded for reading."""
     rows = [
-        ["–" if value != value else format_number(_plain(value)) for value in row]
+        ["–" if value != value else format_number(getattr(value, "item", lambda v=value: v)()) for value in row]
         for row in table.itertuples(index=False)
     ]
     return markdown_table([str(column).replace("_", " ") for column in table.columns], rows)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def graph_figure(figures: Path) -> str:

@@ -27,16 +27,13 @@ HEADINGS = {"supported": "Held up", "not supported": "Did not hold up", "inconcl
 
 def scorecard_lines(card: pd.DataFrame) -> str:
     """The verdicts in a few lines, and each statement with its effect in a table that folds away."""
-    lines = [
-        f"Of {len(card)} statements of the paper or about it, judged by the rules of "
-        "`saema_utils/evidence/claims.yaml`:",
-        "",
-    ]
+    rules = "`saema_utils/evidence/claims.yaml`"
+    lines = [f"Of {len(card)} statements of the paper or about it, judged by the rules of {rules}:", ""]
     for verdict, heading in HEADINGS.items():
         ids = card.loc[card["verdict"] == verdict, "claim"]
         lines.append(f"- **{heading} ({len(ids)})**: {', '.join(ids) or 'none'}")
-    lines += ["", "<details><summary>Every statement with its effect</summary>", "",
-              "| statement | effect (95 % interval) | needed | verdict |", "| --- | --- | --- | --- |"]  # fmt: skip
+    lines += ["", "<details><summary>Every statement with its effect</summary>", ""]
+    lines += ["| statement | effect (95 % interval) | needed | verdict |", "| --- | --- | --- | --- |"]
     for row in card.itertuples():
         sign = ">" if row.direction == "greater" else "<"
         effect = f"{row.estimate:.2g} ({row.low:.2g} to {row.high:.2g})"
