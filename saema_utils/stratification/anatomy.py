@@ -35,14 +35,12 @@ if TYPE_CHECKING:
 N_LEADING = 5
 
 
-def leading_subspaces(
-    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int], n: int = N_LEADING
-) -> dict[int, Tensor]:
-    """Orthonormal columns spanning the ``n`` strongest directions of each mode's covariance, from one Gram matrix.
+def leading_subspaces(latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int]) -> dict[int, Tensor]:
+    """Orthonormal columns spanning the strongest directions of each mode's covariance, from one Gram matrix.
 
-    Shape [size of the mode, m] each, with m the smaller of ``n`` and the number of positive eigenvalues.
+    Shape [size of the mode, m] each, with m the smaller of :data:`N_LEADING` and the number of positive eigenvalues.
     """
-    found = {mode: _strongest(gram, n) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
+    found = {mode: _strongest(gram) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
     bases = {mode: vectors for mode, (_, vectors) in found.items()}
     if 2 in bases and len(latents) <= latents.shape[1]:  # solved between tokens: carry the directions to latents
         values, vectors = found[2]
@@ -51,15 +49,15 @@ def leading_subspaces(
     return bases
 
 
-def _strongest(gram: Float[Tensor, "n n"], n: int) -> tuple[Tensor, Tensor]:
-    if len(gram) > 40 * n and gram.device.type == "cpu":
+def _strongest(gram: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
+    if len(gram) > 40 * N_LEADING and gram.device.type == "cpu":
         from scipy.sparse.linalg import eigsh
 
         start = np.random.default_rng(0).standard_normal(len(gram))
-        values, vectors = (torch.from_numpy(part.copy()) for part in eigsh(gram.numpy(), k=n, v0=start))
+        values, vectors = (torch.from_numpy(part.copy()) for part in eigsh(gram.numpy(), k=N_LEADING, v0=start))
     else:
         values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0)[:n], vectors.flip(1)[:, :n]
+    values, vectors = values.flip(0)[:N_LEADING], vectors.flip(1)[:, :N_LEADING]
     keep = values > 1e-12 * max(float(values[0]), 1e-300)
     return values[keep], vectors[:, keep]
 
@@ -91,8 +89,6 @@ def subspace_drift(
     *,
     noise_levels: Sequence[float],
     seeds: Sequence[int],
-    modes: Sequence[int] = (0, 1, 2),
-    n: int = N_LEADING,
     description: str = "",
 ) -> pd.DataFrame:
     """How far the leading subspace of each mode turns away from its place without noise, and the support with it.
@@ -102,13 +98,13 @@ def subspace_drift(
     Returns
     -------
     Columns concept, representation, mode, noise, noise_rms, seed, angle_mean and angle_max (degrees between
-    the ``n`` leading directions and those at noise 0), support_kept (mean share, per token, of nonzero
+    the :data:`N_LEADING` leading directions and those at noise 0), support_kept (mean share, per token, of nonzero
     latents common to both among those in either), new_share (share of the latents' variance that lies on
     latents silent at every token without noise).
     """
     import pandas as pd
 
-    steps = [(level, seed) for seed in seeds for level in noise_levels if level]
+    modes, steps = (0, 1, 2), [(level, seed) for seed in seeds for level in noise_levels if level]
     lock = threading.Lock()
 
     def one(name: str, cloud: TokenCloud) -> list[dict]:
@@ -117,12 +113,12 @@ def subspace_drift(
                 return encoders[name](x)
 
         rows, clean = [], encode(cloud.points)
-        bases = leading_subspaces(clean, cloud, modes, n)
+        bases = leading_subspaces(clean, cloud, modes)
         for level, seed in steps:
             noisy = encode(cloud.noisy(level, seed))
             facts = {"concept": cloud.concept, "representation": name, "noise": float(level), "seed": seed}
             facts |= {"noise_rms": float(level) / cloud.rms, **_turnover(clean, noisy)}
-            turned = leading_subspaces(noisy, cloud, modes, n)
+            turned = leading_subspaces(noisy, cloud, modes)
             for mode in modes:
                 mean, largest = _angles(bases[mode], turned[mode])
                 rows.append(facts | {"mode": mode, "angle_mean": mean, "angle_max": largest})
