@@ -12,7 +12,7 @@ from saema_utils.errors import StudyError
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
-from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
+from saema_utils.study import DEFAULT_STUDY, Study, get_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,16 +140,3 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
     body = styler.to_html(table_uuid=digest([caption, frame.to_csv()]), table_attributes="class='saema-table'")
     title = f"<p class='saema-table-caption'>{caption}</p>" if caption else ""
     return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")
-
-
-__all__ = [
-    "STUDIES",
-    "default_run_dir",
-    "finding",
-    "in_colab",
-    "open_run",
-    "parse_chapters",
-    "resolve_study",
-    "show",
-    "table",
-]

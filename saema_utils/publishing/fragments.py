@@ -136,20 +136,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def execution_table(run: RunDirectory, notebooks: Path) -> str:
     """Time, memory and hardware of every chapter of the book, from the manifest."""
     records = run.manifest().get("chapters", {})
-    chapters = {name: records[name] for name in chapter_titles(notebooks) if name in records}
+    chapters = {name: title for name, title in chapter_titles(notebooks).items() if name in records}
     rows = [
         [
             f"[{title}](../notebooks/{name}.ipynb)",
-            duration(r["seconds"]),
-            f"{r['peak_memory'] / 2**30:.2f} GiB",
-            r["hardware"],
-            r["finished"].replace("T", " ").rstrip("Z"),
+            duration(records[name]["seconds"]),
+            f"{records[name]['peak_memory'] / 2**30:.2f} GiB",
+            records[name]["hardware"],
+            records[name]["finished"].replace("T", " ").rstrip("Z"),
         ]
-        for name, title in chapter_titles(notebooks).items()
-        if (r := chapters.get(name))
+        for name, title in chapters.items()
     ]
-    total = sum(r["seconds"] for r in chapters.values())
-    peak = max((r["peak_memory"] for r in chapters.values()), default=0)
+    total = sum(records[name]["seconds"] for name in chapters)
+    peak = max((records[name]["peak_memory"] for name in chapters), default=0)
     rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
     return markdown_table(["Chapter", "Time", "Peak memory", "Hardware", "Finished (UTC)"], rows)
 
