@@ -56,11 +56,6 @@ def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
     return different.groupby(level=keys, sort=False).mean()
 
 
-def _first_changes(moved: pd.DataFrame) -> pd.Series:
-    beyond = moved > 0.5
-    return beyond.idxmax(axis=1).where(beyond.any(axis=1))
-
-
 def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFrame:
     """The rank test by itself: one row for each concept, representation and mode of a noise sweep.
 
@@ -73,7 +68,8 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     rank changes at some level for most seeds, ``smooth`` when it does not.
     """
     moved = _moved(table, _KEYS, column)
-    first = _first_changes(moved)
+    most = moved > 0.5
+    first = most.idxmax(axis=1).where(most.any(axis=1))
     groups, clean = table.groupby(_KEYS, sort=False), table[table["noise"] == 0].groupby(_KEYS, sort=False)
     noisy = table[table["noise"] > 0]
     per_unit = (noisy["noise_rms"] / noisy["noise"]).groupby([noisy[key] for key in _KEYS], sort=False).first()

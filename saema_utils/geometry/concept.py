@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from saema_utils.saes.coders import Coder
 
 NAN = float("nan")
+RANK_DRAWS = 20  # of members of a cluster, for its effective rank
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ def geometry_row(
 ) -> dict[str, Any]:
     """Global measures of labelled points, from their distances and in their unit, scale-free ones apart."""
     k = len(np.unique(labels[labels >= 0]))
-    row: dict[str, Any] = {"aedp": NAN, "mst_weight": NAN, "mst_weight_scale_free": NAN}
-    row |= {"average_geodesic_distance": NAN, "geodesic_scale_free": NAN, "reason": ""}
+    lengths = ("aedp", "mst_weight", "mst_weight_scale_free", "average_geodesic_distance", "geodesic_scale_free")
+    row: dict[str, Any] = dict.fromkeys(lengths, NAN) | {"reason": ""}
     if k < 2:
         row["reason"] = f"{k} local representations: distances between poles need two"
         return row
@@ -280,12 +281,7 @@ def _joined(*reasons: str) -> str:
 
 
 def local_spectra(
-    labels: Int[np.ndarray, " N"],
-    distances: Float[np.ndarray, "N N"],
-    size: int = 10,
-    *,
-    n_draws: int = 20,
-    seed: int = 0,
+    labels: Int[np.ndarray, " N"], distances: Float[np.ndarray, "N N"], size: int = 10
 ) -> list[dict[str, float]]:
     """Size, participation ratio and effective rank of each cluster's covariance, in ascending order of label.
 
@@ -294,24 +290,15 @@ def local_spectra(
     representations whose clusters differ in size could not be compared. NaN for a cluster of fewer members or of
     equal points.
     """
-    rng = np.random.default_rng(seed)
-    found = []
+    rng, found = np.random.default_rng(0), []
     for label in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == label)
-        row = {"n_tokens": len(members)}
-        if len(members) < size:
-            found.append(row | dict.fromkeys(("participation_ratio", "effective_rank", "effective_rank_error"), NAN))
-            continue
-        chosen = random_members(members, size, n_draws, rng)
-        participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
-        found.append(
-            row
-            | {
-                "participation_ratio": float(participation.mean()),
-                "effective_rank": float(effective.mean()),
-                "effective_rank_error": float(effective.std()),
-            }
-        )
+        participation = effective = np.array([NAN])
+        if len(members) >= size:
+            chosen = random_members(members, size, RANK_DRAWS, rng)
+            participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
+        row = {"n_tokens": len(members), "participation_ratio": float(participation.mean())}
+        found.append(row | {"effective_rank": float(effective.mean()), "effective_rank_error": float(effective.std())})
     return found
 
 
