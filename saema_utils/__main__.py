@@ -5,7 +5,9 @@ Start-up stays light: everything heavy is imported inside the commands.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -70,13 +72,13 @@ def run(
     if force:
         forget(target)
     directory = RunDirectory(target, chosen, device=device)
-    from saema_utils.publishing import build as book
+    from saema_utils.publishing.execution import run_notebooks
 
     study_file = directory.path / "study.json"
     files.write_json(study_file, chosen.as_dict())
     remarks = directory.remarks()
     with directory.locked(), _chapter_progress() as on_progress:
-        results = book.run_notebooks(
+        results = run_notebooks(
             directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)
         )
     for remark in directory.remarks()[len(remarks) :]:
@@ -123,36 +125,25 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if path.is_dir() else source
 
 
-def _chapter_progress() -> Any:
+@contextlib.contextmanager
+def _chapter_progress() -> Iterator[Callable[..., None]]:
     """A rich progress display fed by the notebooks, plain lines where output is not a terminal."""
-    import contextlib
-
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    @contextlib.contextmanager
-    def shown():
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        tasks: dict[int, Any] = {}
-        with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+    console, tasks = Console(stderr=True), {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
 
-            def on_progress(chapter: int, cell: int, n_cells: int, description: str, done: int, total: int) -> None:
-                if chapter not in tasks:
-                    tasks[chapter] = display.add_task(f"chapter {chapter}", total=n_cells, note="")
-                    if not console.is_terminal:
-                        typer.echo(f"chapter {chapter} ...", err=True)
-                note = f"{description} {done}/{total}" if description and done < total else ""
-                display.update(tasks[chapter], completed=cell, total=n_cells, note=note)
+        def on_progress(chapter: int, cell: int, n_cells: int, description: str, done: int, total: int) -> None:
+            if chapter not in tasks:
+                tasks[chapter] = display.add_task(f"chapter {chapter}", total=n_cells, note="")
+                if not console.is_terminal:
+                    typer.echo(f"chapter {chapter} ...", err=True)
+            note = f"{description} {done}/{total}" if description and done < total else ""
+            display.update(tasks[chapter], completed=cell, total=n_cells, note=note)
 
-            yield on_progress
-
-    return shown()
+        yield on_progress
 
 
 @app.command("book")

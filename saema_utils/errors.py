@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 LONGEST = 1500
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class SaemaError(Exception):
@@ -109,7 +109,7 @@ def require(condition: object, what: str, value: object, allowed: str, error: ty
 
 def one_line(text: object, most: int = 300) -> str:
     """What somebody else's error (or any text) says, on one line, without colours, at most ``most`` long."""
-    flat = " ".join(_COLOUR.sub("", str(text)).split())
+    flat = " ".join(TERMINAL_CODE.sub("", str(text)).split())
     return flat if len(flat) <= most else f"{flat[: most - 3]}..."
 
 

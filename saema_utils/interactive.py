@@ -50,10 +50,10 @@ def interactive(figure: Figure, name: str, alt: str) -> Any:
         return figure
     from IPython.display import HTML
 
-    return HTML(page_html(figure.to_json(), name, alt, _height(figure)))
+    return HTML(page_html(figure.to_json(), name, alt, int(figure.layout.height or 460)))
 
 
-def page_html(figure_json: str, name: str, alt: str, height: int = 460) -> str:
+def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
     """The element of the published page: description, empty box, and the figure's data."""
     plain = json.loads(figure_json)
     layout = plain.get("layout", {})
@@ -72,7 +72,3 @@ def page_html(figure_json: str, name: str, alt: str, height: int = 460) -> str:
         f'<p class="saema-plot-reading" aria-live="polite"></p>'
         f'<script type="application/json">{data}</script></div>'
     )
-
-
-def _height(figure: Figure) -> int:
-    return int(figure.layout.height or 460)

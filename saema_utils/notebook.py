@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import StudyError
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import user_path
+from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
-from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
+from saema_utils.study import DEFAULT_STUDY, Study, get_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,14 +44,7 @@ def resolve_study(name: str = "auto", seed: int | None = None) -> Study:
 
 def read_study_file(path: Path) -> Study:
     """Read a study from JSON: all its fields, or ``{"base": NAME, ...changes}``."""
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read study file {path} ({error.strerror}). Check the path and run again.") from error
-    except (ValueError, RecursionError) as error:
-        raise StudyError(f"study file {path} is not JSON ({error}). Correct it and run again.") from error
-    if not isinstance(plain, dict):
-        raise StudyError(f"study file {path} holds a {type(plain).__name__}; allowed: a mapping of field names.")
+    plain = read_json(path, "a study", "Give a mapping of field names to values.", StudyError)
     if "base" in plain:
         base = plain.pop("base")
         if not isinstance(base, str):
@@ -148,16 +140,3 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
     body = styler.to_html(table_uuid=digest([caption, frame.to_csv()]), table_attributes="class='saema-table'")
     title = f"<p class='saema-table-caption'>{caption}</p>" if caption else ""
     return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")
-
-
-__all__ = [
-    "STUDIES",
-    "default_run_dir",
-    "finding",
-    "in_colab",
-    "open_run",
-    "parse_chapters",
-    "resolve_study",
-    "show",
-    "table",
-]

@@ -59,10 +59,10 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
     from saema_utils.chapters.activations import concept_activations, corpus_activations, language_model
     from saema_utils.chapters.families.recipes import comparable_recipe
     from saema_utils.chapters.sae import sae_evaluation, study_sae
+    from saema_utils.chapters.sae.facts import sae_facts
     from saema_utils.model.loading import model_folder
     from saema_utils.runs.directory import RunDirectory
     from saema_utils.saes.coders import SaeCoder
-    from saema_utils.saes.facts import sae_facts
 
     study = tiny(name)
     run = RunDirectory(folder / name, study, device="cpu")

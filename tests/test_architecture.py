@@ -1,10 +1,14 @@
-"""The contracts in pyproject.toml on who may import whom."""
+"""The contracts in pyproject.toml on who may import whom, and the doorways of the chapters."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
+import pytest
 from importlinter.cli import lint_imports
+
+from saema_utils import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -12,3 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_imports_keep_to_the_contracts(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert lint_imports(config_filename="pyproject.toml", cache_dir=None, no_cache=True) == 0, "see the report above"
+
+
+@pytest.mark.parametrize("subject", chapters.SUBJECTS.values())
+def test_a_chapter_hands_on_what_its_modules_define_and_nothing_that_they_import(subject):
+    chapter = importlib.import_module(f"saema_utils.chapters.{subject}")
+    assert chapter.findings.__name__ == f"{chapter.__name__}.findings"
+    assert {"tables", "figures", "findings"} <= set(dir(chapter))
+    for name in dir(chapter):
+        getattr(chapter, name)
+    for imported in ("np", "pd", "torch", "Found", "BookError"):
+        assert imported not in dir(chapter)
+        with pytest.raises(AttributeError, match=f"{subject}.*has no attribute '{imported}'"):
+            getattr(chapter, imported)

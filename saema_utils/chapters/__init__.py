@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,24 +21,29 @@ SUBJECTS = {
 
 
 def face(chapter: str, *modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a chapter's folder: its names are those of these modules, each loaded when a
-    name is first asked for that no module before it has."""
+    """``__getattr__`` and ``__dir__`` of a chapter's folder: its names are those that these modules define, each loaded
+    when a name is first asked for that no module before it has."""
 
-    def load(module: str) -> Any:
-        return importlib.import_module(f"{chapter}.{module}")
+    def defined(module: str) -> dict[str, Any]:
+        names = vars(importlib.import_module(f"{chapter}.{module}"))
+        return {name: value for name, value in names.items() if not name.startswith("_") and _is_of(chapter, value)}
 
     def find(name: str) -> Any:
         if name in modules:
-            return load(name)
-        for module in () if name.startswith("_") else map(load, modules):
-            if hasattr(module, name):
-                return getattr(module, name)
+            return importlib.import_module(f"{chapter}.{name}")
+        for module in () if name.startswith("_") else modules:
+            if name in (found := defined(module)):
+                return found[name]
         raise AttributeError(f"module {chapter!r} has no attribute {name!r}")
 
-    def names() -> list[str]:
-        return sorted({name for module in map(load, modules) for name in vars(module) if not name.startswith("_")})
+    return find, lambda: sorted({*modules, *(name for module in modules for name in defined(module))})
 
-    return find, names
+
+def _is_of(chapter: str, value: Any) -> bool:
+    """Whether a value was made in a chapter's modules, and not imported into them. A constant counts as theirs."""
+    if isinstance(value, ModuleType):
+        return False
+    return not isinstance(value, FunctionType | type) or value.__module__.startswith(f"{chapter}.")
 
 
 def declared_results() -> dict[str, "Result"]:

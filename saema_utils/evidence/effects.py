@@ -74,7 +74,7 @@ def effects(
     doses: pd.DataFrame,
     best: pd.DataFrame,
     losses: pd.DataFrame,
-    sweep: pd.DataFrame,
+    trained: pd.DataFrame,
     natural: pd.DataFrame,
     joint: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def effects(
     """
     import pandas as pd
 
-    rows = [*_after_training(doses, best), *_language_model(losses), *_during_training(sweep), *_by_itself(natural)]
+    rows = [*_after_training(doses, best), *_language_model(losses), *_during_training(trained), *_by_itself(natural)]
     if joint is not None and len(joint):
         wide = _wide(joint, "alpha")
         name = "best dose alpha*, scaling fitted beside"
@@ -175,14 +175,14 @@ def _language_model(losses: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _during_training(sweep: pd.DataFrame) -> list[dict]:
+def _during_training(trained: pd.DataFrame) -> list[dict]:
     rows = []
     for measure, name in (
         ("explained_variance", "held-out explained variance, corpus"),
         ("ev_words", "held-out explained variance, unseen words"),
         ("ev_sentences", "held-out explained variance, unseen sentences"),
     ):
-        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure)
+        wide = trained.pivot_table(index="seed", columns="coefficient", values=measure)
         for coefficient in (c for c in wide.columns if c > 0):
             label = f"{name}, coefficient {coefficient:g}"
             rows.append(_row(label, "coefficient 0", 1, wide[coefficient] - wide[0.0], "seed"))
@@ -232,7 +232,7 @@ def _by_itself(natural: pd.DataFrame, n_resamples: int = 999) -> list[dict]:
     ]
 
 
-def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:
+def coefficient_effects(trained: pd.DataFrame) -> pd.DataFrame:
     """What each coefficient of the separation term changes against coefficient 0, paired by seed.
 
     Columns: coefficient, measure (a column of ``05_separability_training``), estimate, low, high, d, n, p,
@@ -242,7 +242,7 @@ def coefficient_effects(sweep: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for measure in SWEPT:
-        wide = sweep.pivot_table(index="seed", columns="coefficient", values=measure, dropna=False)
+        wide = trained.pivot_table(index="seed", columns="coefficient", values=measure, dropna=False)
         for coefficient in (c for c in wide.columns if c != 0):
             row = _row("", "", 0, wide[coefficient] - wide[0.0], "seed")
             kept = {name: row[name] for name in ("estimate", "low", "high", "d", "n", "p")}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AGAINST = ("residual", "random_dictionary", "pca")
 COUNTS = ("n_local",)
 RATIOS = ("n_local", "intrinsic_dimension", "effective_rank", "mst_weight_scale_free", "geodesic_scale_free")
+CLUSTERS_ALONE = ("n_local", "effective_rank")
 DIFFERENCES = {"words": ("ami", "purity"), "direct": ("ami_token",), "paper": ("ami_token",)}
 LEAST_CONCEPTS = 6
 MEASURES = {
@@ -51,30 +52,19 @@ def compare_representations(
     rows = []
     for protocol in ("paper", "direct", "words"):
         for against in AGAINST:
+            # Where words are the local representations, these two count words and sentences only.
+            ratios = [measure for measure in RATIOS if protocol != "words" or measure not in CLUSTERS_ALONE]
+            asked = [(geometry, measure, "log ratio") for measure in ratios]
+            asked += [(merging, measure, "difference") for measure in DIFFERENCES[protocol]]
             family = []
-            for table, measures, effect in (
-                (geometry, RATIOS, "log ratio"),
-                (merging, DIFFERENCES[protocol], "difference"),
-            ):
-                for measure in measures:
-                    if protocol == "words" and measure in ("n_local", "effective_rank"):
-                        continue  # as many as there are words, and as few tokens each as there are sentences
-                    changes = paired_changes(table, protocol, measure, against, effect)
-                    interval = mean_interval(changes, n_resamples=n_resamples, seed=seed)
-                    family.append(
-                        {
-                            "protocol": protocol,
-                            "measure": measure,
-                            "against": against,
-                            "effect": effect,
-                            "estimate": interval.estimate,
-                            "low": interval.low,
-                            "high": interval.high,
-                            "ratio": np.exp(interval.estimate) if effect == "log ratio" else np.nan,
-                            "p_value": paired_permutation_test(changes, seed=seed),
-                            "n_concepts": interval.n,
-                        }
-                    )
+            for table, measure, effect in asked:
+                changes = paired_changes(table, protocol, measure, against, effect)
+                interval = mean_interval(changes, n_resamples=n_resamples, seed=seed)
+                row = {"protocol": protocol, "measure": measure, "against": against, "effect": effect}
+                row |= {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+                row["ratio"] = np.exp(interval.estimate) if effect == "log ratio" else np.nan
+                row |= {"p_value": paired_permutation_test(changes, seed=seed), "n_concepts": interval.n}
+                family.append(row)
             for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
                 rows.append(row | {"p_holm": p, "verdict": verdict(row, p)})
     return pd.DataFrame(rows)

@@ -13,7 +13,8 @@ are paired by seed, because every representation meets the same noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,13 +38,13 @@ EVERY_CONCEPT = "all concepts"
 _KEYS = ["concept", "representation", "mode"]
 
 
-def seeds_needed(n_concepts: int, alpha: float = ALPHA) -> int:
+def seeds_needed(n_concepts: int) -> int:
     """Fewest noise seeds with which a one-sided sign-flip test can survive Holm's correction over the concepts.
 
     n paired seeds give a one-sided p-value of at least :math:`2^{-n}` (a two-sided one needs one seed more), and the
     smallest of m is multiplied by m.
     """
-    return math.floor(math.log2(n_concepts / alpha)) + 1
+    return math.floor(math.log2(n_concepts / ALPHA)) + 1
 
 
 def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
@@ -53,11 +54,6 @@ def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
         raise SaemaError(f"noise levels are {sorted(wide)}; allowed: levels that include 0. Sweep from 0 up.")
     different = wide.ne(wide[0], axis=0)[sorted(level for level in wide if level > 0)]
     return different.groupby(level=keys, sort=False).mean()
-
-
-def _first_changes(moved: pd.DataFrame) -> pd.Series:
-    beyond = moved > 0.5
-    return beyond.idxmax(axis=1).where(beyond.any(axis=1))
 
 
 def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFrame:
@@ -72,7 +68,8 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     rank changes at some level for most seeds, ``smooth`` when it does not.
     """
     moved = _moved(table, _KEYS, column)
-    first = _first_changes(moved)
+    most = moved > 0.5
+    first = most.idxmax(axis=1).where(most.any(axis=1))
     groups, clean = table.groupby(_KEYS, sort=False), table[table["noise"] == 0].groupby(_KEYS, sort=False)
     noisy = table[table["noise"] > 0]
     per_unit = (noisy["noise_rms"] / noisy["noise"]).groupby([noisy[key] for key in _KEYS], sort=False).first()
@@ -91,12 +88,12 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     return found[[*order, "first_noise", "first_noise_rms", "moved", "n_seeds", "verdict"]].reset_index()
 
 
-def ranks_at(tolerances: Sequence[float] = TOLERANCES) -> Callable[[Tensor], dict[str, float]]:
-    """A measure for ``sweep_clouds``: the usual ranks, and one for each tolerance."""
+def ranks_at() -> Callable[[Tensor], dict[str, float]]:
+    """A measure for ``sweep_clouds``: the usual ranks, and one for each of :data:`TOLERANCES`."""
     from saema_utils.stratification.spectra import measure_spectrum, numerical_rank
 
     def measure(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
-        extra = {f"rank@{rtol:g}": numerical_rank(spectrum, rtol) for rtol in tolerances}
+        extra = {f"rank@{rtol:g}": numerical_rank(spectrum, rtol) for rtol in TOLERANCES}
         return {**measure_spectrum(spectrum), **extra}
 
     return measure
@@ -133,18 +130,18 @@ def movement(table: pd.DataFrame, mode: int = 2) -> pd.DataFrame:
     return change.max(axis=1).to_frame("excursion").assign(onset=onset).reset_index()
 
 
-def advantage(moves: pd.DataFrame, statistic: str, treatment: str = "sae") -> pd.DataFrame:
-    """By concept (rows) and seed: how much more, or sooner, the treatment moves than each control and the strongest.
+def advantage(moves: pd.DataFrame, statistic: str) -> pd.DataFrame:
+    """By concept (rows) and seed: how much more, or sooner, the SAE moves than each control and the strongest.
 
-    Columns are a control's name or ``strongest control``; positive means that the treatment moves more
+    Columns are a control's name or ``strongest control``; positive means that the SAE moves more
     (excursion) or sooner (onset, in steps of the noise levels).
     """
     wide = moves.pivot(index=["concept", "seed"], columns="representation", values=statistic)
     sign = 1 if statistic == "excursion" else -1
-    controls = [name for name in wide if name != treatment]
-    if treatment not in wide or not controls:
-        raise SaemaError(f"representations are {list(wide)}; allowed: {treatment!r} and at least one control.")
-    gaps = wide[controls].rsub(wide[treatment], axis=0) * sign
+    controls = [name for name in wide if name != "sae"]
+    if "sae" not in wide or not controls:
+        raise SaemaError(f"representations are {list(wide)}; allowed: 'sae' and at least one control.")
+    gaps = wide[controls].rsub(wide["sae"], axis=0) * sign
     gaps[STRONGEST] = gaps[controls].min(axis=1, skipna=True)
     return gaps
 
@@ -158,7 +155,7 @@ def verdict_of(interval: Interval, p_adjusted: float, margin: float, more: str =
     return {"above": more, "below": less}.get(where if p_adjusted < ALPHA else "across", "inconclusive")
 
 
-def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0, correct: bool = True) -> pd.DataFrame:
+def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """The test: does the SAE's rank move more, or sooner, than its controls'?
 
     Per concept the units are noise seeds. An excursion, a mean over hundreds of tokens' noise, is close to normal and
@@ -166,8 +163,7 @@ def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0
     (:func:`seeds_needed`). An onset is a whole number, often the same for every seed, and gets the sign flip all the
     same: its concepts can be decided by many seeds only. Over ``all concepts`` the units are concepts (means over
     seeds); that row is the one to quote (:func:`over_concepts`), for seeds only repeat the noise. All tests are
-    two-sided. Per concept, p-values are Holm-adjusted over the concepts of one statistic and control (unless
-    ``correct`` is False).
+    two-sided. Per concept, p-values are Holm-adjusted over the concepts of one statistic and control.
 
     Returns
     -------
@@ -179,62 +175,45 @@ def controls_table(table: pd.DataFrame, treatment: str = "sae", *, seed: int = 0
     moves = movement(table)
     rows, means = [], {}
     for statistic in MARGIN:
-        gaps = advantage(moves, statistic, treatment)
+        gaps = advantage(moves, statistic)
         for control in gaps:
             units = {c: part.to_numpy() for c, part in gaps[control].groupby("concept", sort=False)}
             means[statistic, control] = np.array([values.mean() for values in units.values()])
-            rows += concept_rows(statistic, control, units, seed=seed, correct=correct)
-    rows += over_concepts(means, seed=seed, correct=correct)
+            rows += concept_rows(statistic, control, units, seed=seed)
+    rows += over_concepts(means, seed=seed)
     order = {key: place for place, key in enumerate(means)}
     return pd.DataFrame(sorted(rows, key=lambda row: order[row["statistic"], row["control"]]))
 
 
 def concept_rows(
-    statistic: str, control: str, units: Mapping[str, Float[np.ndarray, " S"]], *, seed: int = 0, correct: bool = True
+    statistic: str, control: str, units: Mapping[str, Float[np.ndarray, " S"]], *, seed: int = 0
 ) -> list[dict[str, object]]:
     """The rows of one statistic and control, one a concept, from its differences by seed."""
-    p_values = [
-        paired_t_test(values) if statistic == "excursion" else paired_permutation_test(values, seed=seed)
-        for values in units.values()
-    ]
-    adjusted = holm(p_values) if correct else p_values
-    return [
-        _row(concept, statistic, control, values, p, p_holm, seed)
-        for (concept, values), p, p_holm in zip(units.items(), p_values, adjusted, strict=True)
-    ]
+    test = paired_t_test if statistic == "excursion" else partial(paired_permutation_test, seed=seed)
+    return _rows({(concept, statistic, control): values for concept, values in units.items()}, test, seed)
 
 
 def over_concepts(
-    means: Mapping[tuple[str, str], Float[np.ndarray, " C"]], *, seed: int = 0, correct: bool = True
+    means: Mapping[tuple[str, str], Float[np.ndarray, " C"]], *, seed: int = 0
 ) -> list[dict[str, object]]:
     """The rows for ``all concepts``: an exact sign-flip test over concepts for each (statistic, control).
 
     These rows are read together, so Holm's correction is over all of them: both statistics, every control and the
     strongest.
     """
-    p_values = [paired_permutation_test(values, seed=seed) for values in means.values()]
-    adjusted = holm(p_values) if correct else p_values
-    return [
-        _row(EVERY_CONCEPT, statistic, control, values, p, p_holm, seed)
-        for ((statistic, control), values), p, p_holm in zip(means.items(), p_values, adjusted, strict=True)
-    ]
+    test = partial(paired_permutation_test, seed=seed)
+    return _rows({(EVERY_CONCEPT, *which): values for which, values in means.items()}, test, seed)
 
 
-def _row(
-    concept: str, statistic: str, control: str, values: np.ndarray, p: float, p_holm: float, seed: int
-) -> dict[str, object]:
-    interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
-    words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
-    return {
-        "concept": concept,
-        "statistic": statistic,
-        "control": control,
-        "difference": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "n": interval.n,
-        "p": p,
-        "p_holm": p_holm,
-        "margin": margin,
-        "verdict": verdict_of(interval, p_holm, margin, *words),
-    }
+def _rows(
+    units: Mapping[tuple[str, str, str], np.ndarray], test: Callable[[np.ndarray], float], seed: int
+) -> list[dict[str, object]]:
+    """A row for each (concept, statistic, control) from its differences, with Holm's correction over all of them."""
+    p_values, rows = [test(values) for values in units.values()], []
+    for ((concept, statistic, control), values), p, p_holm in zip(units.items(), p_values, holm(p_values), strict=True):
+        interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
+        words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
+        row = {"concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate}
+        row |= {"low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm}
+        rows.append(row | {"margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words)})
+    return rows

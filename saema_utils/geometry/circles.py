@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ CYCLES: dict[str, tuple[str, ...]] = {
 }
 OPEN_CYCLES = ("hue",)  # no fixed number of members: the places are those of the words present
 MIN_MEMBERS = 5
+EXACT_WORDS = 8  # up to 8! orders are all tried; more are sampled
 
 
 def cycle_of(words: Sequence[str]) -> tuple[str, Int[np.ndarray, " W"], int] | None:
@@ -208,12 +208,6 @@ def similarity(points: Float[Tensor, "W D"]) -> Float[Tensor, "W W"]:
     return (centred @ centred.T).to(points.dtype)
 
 
-EXACT_WORDS = 8  # up to 8! orders are all tried; more are sampled
-
-
-# ---- circles -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Circularity:
     """Cyclic order in the plane of the first two principal components.
@@ -271,10 +265,9 @@ def circularity(
     period = int(period or places.max(initial=0) + 1)
     k = len(x)
     plane, share = plane_of(x)
-    nan = float("nan")
     if k < 4 or not share > 0:
         reason = f"{k} items: a cycle needs at least 4" if k < 4 else "all items have the same vector"
-        return Circularity(nan, nan, nan, nan, nan, plane, k, reason)
+        return Circularity(NAN, NAN, NAN, NAN, NAN, plane, k, reason)
 
     gaps = np.abs(places[:, None] - places[None, :])
     around = np.minimum(gaps, period - gaps)
@@ -296,7 +289,8 @@ def circularity(
 def plane_of(points: Points) -> tuple[Float[np.ndarray, "K 2"], float]:
     """Coordinates in the top two principal components, and the share of the variance that they carry.
 
-    The share is 0 when all points are equal.
+    The share is 0 when all points are equal. :func:`principal_plane` is the same in torch, with signs fixed and
+    refusals, for the maps of chapter 1; either would round the other's table anew.
     """
     x = check_points(points)
     centred = (x - x.mean(dim=0)).cpu().numpy()
@@ -309,7 +303,10 @@ def plane_of(points: Points) -> tuple[Float[np.ndarray, "K 2"], float]:
 
 
 def cyclic_score(plane: Float[np.ndarray, "K 2"], order: Int[np.ndarray, " K"], period: int) -> float:
-    """The score of :func:`circularity` for coordinates in a plane, without its test."""
+    """The score of :func:`circularity` for coordinates in a plane, without its test.
+
+    It counts angles; :func:`cyclic_order`, for words in a picture, counts who stands beside whom.
+    """
     return float(_alignment(plane, np.asarray(order)[None], period)[0])
 
 
@@ -332,10 +329,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def _shuffles(k: int, n_resamples: int, seed: int) -> Int[np.ndarray, "R K"]:
     """Orders of k items, the given one first: all of them for few items, otherwise a sample."""
     if k <= EXACT_WORDS:
-        count = math.factorial(k)
-        return np.fromiter(itertools.chain.from_iterable(itertools.permutations(range(k))), int, count * k).reshape(
-            -1, k
-        )
+        return np.array(list(itertools.permutations(range(k))), dtype=int).reshape(-1, k)
     rng = np.random.default_rng(seed)
     return np.vstack([np.arange(k), *(rng.permutation(k) for _ in range(n_resamples))])
 

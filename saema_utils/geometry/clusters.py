@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 METHODS = ("paper", "direct")
 UMAP_COMPONENTS = 50
 UMAP_NEIGHBORS = 15
-
-
-# ---- local representations ---------------------------------------------------------------------
+UMAP_EPOCHS = 200
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,7 @@ def standardise_to_sphere(points: Points) -> Float[Tensor, "N D"]:
     return z / z.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
 
-def umap_embedding(
-    distances: Distances, *, n_components: int, seed: int, n_neighbors: int = UMAP_NEIGHBORS, n_epochs: int | None = 200
-) -> Float[np.ndarray, "N E"]:
+def umap_embedding(distances: Distances, *, n_components: int, seed: int) -> Float[np.ndarray, "N E"]:
     """UMAP of a distance matrix [1]_, seeded; at most N - 2 dimensions and N - 1 neighbours.
 
     200 epochs instead of the library's 500 for small data: a third of the time, and fewer
@@ -90,8 +86,8 @@ def umap_embedding(
         warnings.filterwarnings("ignore", message="using precomputed metric")
         return umap.UMAP(
             n_components=max(1, min(n_components, n - 2)),
-            n_neighbors=min(n_neighbors, n - 1),
-            n_epochs=n_epochs,
+            n_neighbors=min(UMAP_NEIGHBORS, n - 1),
+            n_epochs=UMAP_EPOCHS,
             metric="precomputed",
             random_state=seed,
             n_jobs=1,

@@ -7,7 +7,7 @@ measured on the same tokens. Distances of a representation are computed once and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,19 @@ from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import rms_radius_of
 from saema_utils.geometry.clusters import LocalRepresentations, find_local_representations, standardise_to_sphere
 from saema_utils.geometry.dimension import (
+    IntrinsicDimension,
     intrinsic_dimension,
     local_dimensions,
     mean_dimension,
     spectrum_from_distances,
 )
-from saema_utils.geometry.matching import match_by_assignment, merging_scores, neighbour_purity, procrustes_test
+from saema_utils.geometry.matching import (
+    ProcrustesTest,
+    match_by_assignment,
+    merging_scores,
+    neighbour_purity,
+    procrustes_test,
+)
 from saema_utils.geometry.pole_measures import (
     average_geodesic_distance,
     mean_distance,
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
     from saema_utils.saes.coders import Coder
 
 NAN = float("nan")
+RANK_DRAWS = 20  # of members of a cluster, for its effective rank
 
 
 @dataclass(frozen=True)
@@ -188,8 +196,8 @@ def geometry_row(
 ) -> dict[str, Any]:
     """Global measures of labelled points, from their distances and in their unit, scale-free ones apart."""
     k = len(np.unique(labels[labels >= 0]))
-    row: dict[str, Any] = {"aedp": NAN, "mst_weight": NAN, "mst_weight_scale_free": NAN}
-    row |= {"average_geodesic_distance": NAN, "geodesic_scale_free": NAN, "reason": ""}
+    lengths = ("aedp", "mst_weight", "mst_weight_scale_free", "average_geodesic_distance", "geodesic_scale_free")
+    row: dict[str, Any] = dict.fromkeys(lengths, NAN) | {"reason": ""}
     if k < 2:
         row["reason"] = f"{k} local representations: distances between poles need two"
         return row
@@ -227,46 +235,53 @@ def cluster_row(
     points = local.embedding if paper else clouds.points[representation]
     here = pairwise_distances(points) if paper else distances
     dimension = mean_dimension(local_dimensions(local.labels, distances))
+    embedded = mean_dimension(local_dimensions(local.labels, here)).estimate if paper else NAN
     spectra = local_spectra(local.labels, distances, smallest)
-    cloud = intrinsic_dimension(None, distances=distances)
+    base = reference.embedding if reference.embedding is not None else clouds.points["residual"]
+    rows_a, rows_b = match_by_assignment(reference.labels, local.labels)
+    test = ProcrustesTest(NAN, NAN, NAN, len(rows_a))
+    if test.n >= 3:
+        test = procrustes_test(poles(base, reference.labels)[rows_a], poles(points, local.labels)[rows_b])
     row = geometry_row(local.labels, here, n_neighbors)
-    row |= {
+    few = f"{test.n} matched poles: Procrustes needs three" if test.n < 3 else ""
+    return row | {
         "n_points": len(local.labels),
         "n_copies": clouds.n_copies,
         "n_local": local.n_local,
         "noise_fraction": local.noise_fraction,
         "betti0": int(betti_numbers(None, 0, distances=here)[0]),
+        **_dimensions(dimension, distances),
+        "effective_rank": weighted_mean([s["effective_rank"] for s in spectra], [s["n_tokens"] for s in spectra]),
+        "effective_rank_error": pooled_error(spectra),
+        "intrinsic_dimension_embedding": embedded,
+        "space": "embedding" if paper else "data",
+        **_procrustes(test),
+        "reason": _joined(local.reason, row["reason"], dimension.reason if local.n_local else "", few),
+    }
+
+
+def _dimensions(dimension: IntrinsicDimension, distances: Float[np.ndarray, "N N"]) -> dict[str, float]:
+    """Intrinsic dimension of local representations beside that of the whole cloud."""
+    cloud = intrinsic_dimension(None, distances=distances)
+    return {
         "intrinsic_dimension": dimension.estimate,
         "intrinsic_dimension_error": dimension.error,
         "intrinsic_dimension_cloud": cloud.estimate,
         "intrinsic_dimension_cloud_error": cloud.error,
-        "effective_rank": weighted_mean([s["effective_rank"] for s in spectra], [s["n_tokens"] for s in spectra]),
-        "effective_rank_error": pooled_error(spectra),
-        "intrinsic_dimension_embedding": mean_dimension(local_dimensions(local.labels, here)).estimate
-        if paper
-        else NAN,
-        "space": "embedding" if paper else "data",
     }
-    rows_a, rows_b = match_by_assignment(reference.labels, local.labels)
-    row |= {"procrustes_disparity": NAN, "procrustes_chance": NAN, "procrustes_p": NAN, "n_matched": len(rows_a)}
-    if len(rows_a) >= 3:
-        base = reference.embedding if reference.embedding is not None else clouds.points["residual"]
-        test = procrustes_test(poles(base, reference.labels)[rows_a], poles(points, local.labels)[rows_b])
-        row |= {"procrustes_disparity": test.disparity, "procrustes_chance": test.chance, "procrustes_p": test.p_value}
-    reasons = [local.reason, row["reason"], dimension.reason if local.n_local else ""]
-    if len(rows_a) < 3:
-        reasons.append(f"{len(rows_a)} matched poles: Procrustes needs three")
-    row["reason"] = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    return row
+
+
+def _procrustes(test: ProcrustesTest) -> dict[str, float]:
+    names = ("procrustes_disparity", "procrustes_chance", "procrustes_p", "n_matched")
+    return dict(zip(names, (test.disparity, test.chance, test.p_value, test.n), strict=True))
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
 
 def local_spectra(
-    labels: Int[np.ndarray, " N"],
-    distances: Float[np.ndarray, "N N"],
-    size: int = 10,
-    *,
-    n_draws: int = 20,
-    seed: int = 0,
+    labels: Int[np.ndarray, " N"], distances: Float[np.ndarray, "N N"], size: int = 10
 ) -> list[dict[str, float]]:
     """Size, participation ratio and effective rank of each cluster's covariance, in ascending order of label.
 
@@ -275,24 +290,15 @@ def local_spectra(
     representations whose clusters differ in size could not be compared. NaN for a cluster of fewer members or of
     equal points.
     """
-    rng = np.random.default_rng(seed)
-    found = []
+    rng, found = np.random.default_rng(0), []
     for label in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == label)
-        row = {"n_tokens": len(members)}
-        if len(members) < size:
-            found.append(row | dict.fromkeys(("participation_ratio", "effective_rank", "effective_rank_error"), NAN))
-            continue
-        chosen = random_members(members, size, n_draws, rng)
-        participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
-        found.append(
-            row
-            | {
-                "participation_ratio": float(participation.mean()),
-                "effective_rank": float(effective.mean()),
-                "effective_rank_error": float(effective.std()),
-            }
-        )
+        participation = effective = np.array([NAN])
+        if len(members) >= size:
+            chosen = random_members(members, size, RANK_DRAWS, rng)
+            participation, effective = _two_ranks(distances[chosen[:, :, None], chosen[:, None, :]])
+        row = {"n_tokens": len(members), "participation_ratio": float(participation.mean())}
+        found.append(row | {"effective_rank": float(effective.mean()), "effective_rank_error": float(effective.std())})
     return found
 
 
@@ -338,9 +344,7 @@ def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> di
     row = geometry_row(labels, distances, n_neighbors)
     centres = poles(x, labels)
     dimension = mean_dimension(local_dimensions(labels, distances))
-    cloud = intrinsic_dimension(None, distances=distances)
     test = procrustes_test(poles(clouds.word_vectors["residual"], labels), centres)
-    reasons = [row["reason"], dimension.reason] + (["Procrustes needs three words"] if test.n < 3 else [])
     return row | {
         "effective_rank": NAN,
         "effective_rank_error": NAN,
@@ -349,17 +353,11 @@ def word_row(clouds: ConceptClouds, representation: str, n_neighbors: int) -> di
         "n_local": len(centres),
         "noise_fraction": 0.0,
         "betti0": int(betti_numbers(centres, 0)[0]),
-        "intrinsic_dimension": dimension.estimate,
-        "intrinsic_dimension_error": dimension.error,
-        "intrinsic_dimension_cloud": cloud.estimate,
-        "intrinsic_dimension_cloud_error": cloud.error,
+        **_dimensions(dimension, distances),
         "intrinsic_dimension_embedding": NAN,
         "space": "data",
-        "procrustes_disparity": test.disparity,
-        "procrustes_chance": test.chance,
-        "procrustes_p": test.p_value,
-        "n_matched": test.n,
-        "reason": "; ".join(dict.fromkeys(r for r in reasons if r)),
+        **_procrustes(test),
+        "reason": _joined(row["reason"], dimension.reason, "Procrustes needs three words" if test.n < 3 else ""),
     }
 
 
@@ -398,27 +396,18 @@ def word_merging_row(clouds: ConceptClouds, representation: str) -> tuple[dict[s
     x, centred = centred_by_template(clouds.word_vectors[representation], clouds.templates)
     distances = pairwise_distances(x)
     labels = cut_into(distances, len(np.unique(clouds.prompt_words)))
-    scores = merging_scores(labels, clouds.prompt_words)
     purity, chance = neighbour_purity(distances, clouds.prompt_words, np.arange(len(distances)))
-    row = merging_columns(scores) | {"purity": purity, "purity_chance": chance, "ami_token": NAN}
-    row["reason"] = "; ".join(r for r in (row["reason"], "" if centred else "no shared templates: not centred") if r)
+    row = asdict(merging_scores(labels, clouds.prompt_words)) | {
+        "purity": purity,
+        "purity_chance": chance,
+        "ami_token": NAN,
+    }
+    row["reason"] = _joined(row["reason"], "" if centred else "no shared templates: not centred")
     return row, labels
 
 
 def cluster_merging_row(clouds: ConceptClouds, labels: Int[np.ndarray, " N"]) -> dict[str, Any]:
     """Clusters against words over the words' own tokens, and against the tokens' text over all tokens."""
-    row = merging_columns(merging_scores(labels[clouds.is_word], clouds.word_of[clouds.is_word]))
+    row = asdict(merging_scores(labels[clouds.is_word], clouds.word_of[clouds.is_word]))
     texts = np.unique(np.asarray(clouds.tokens, dtype=object).astype(str), return_inverse=True)[1]
     return row | {"purity": NAN, "purity_chance": NAN, "ami_token": merging_scores(labels, texts).ami}
-
-
-def merging_columns(scores: Any) -> dict[str, Any]:
-    """The columns of ``04_merging`` that every protocol fills."""
-    return {
-        "ami": scores.ami,
-        "homogeneity": scores.homogeneity,
-        "completeness": scores.completeness,
-        "coverage": scores.coverage,
-        "n_tokens": scores.n,
-        "reason": scores.reason,
-    }

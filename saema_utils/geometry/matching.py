@@ -105,17 +105,6 @@ def procrustes_test(a: Points, b: Points, *, n_resamples: int = 199, seed: int =
     return ProcrustesTest(disparity, float(null.mean()), float(p), len(ka))
 
 
-def contingency(labels_a: Labels, labels_b: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names of the clusters on both sides and how many points each pair shares (noise left out)."""
-    a = check_labels(labels_a, len(labels_a))
-    b = check_labels(labels_b, len(a))
-    both = (a >= 0) & (b >= 0)
-    names_a, names_b = np.unique(a[a >= 0]), np.unique(b[b >= 0])
-    counts = np.zeros((len(names_a), len(names_b)), dtype=np.int64)
-    np.add.at(counts, (np.searchsorted(names_a, a[both]), np.searchsorted(names_b, b[both])), 1)
-    return names_a, names_b, counts
-
-
 def match_by_assignment(labels_a: Labels, labels_b: Labels) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
     """Rows of the poles of two clusterings of the same points, matched to share the most points.
 
@@ -128,7 +117,12 @@ def match_by_assignment(labels_a: Labels, labels_b: Labels) -> tuple[Int[np.ndar
     """
     from scipy.optimize import linear_sum_assignment
 
-    _, _, counts = contingency(labels_a, labels_b)
+    a = check_labels(labels_a, len(labels_a))
+    b = check_labels(labels_b, len(a))
+    (names_a, row), (names_b, column) = (np.unique(labels, return_inverse=True) for labels in (a, b))
+    counts = np.zeros((len(names_a), len(names_b)), dtype=np.int64)
+    np.add.at(counts, (row, column), 1)
+    counts = counts[names_a >= 0][:, names_b >= 0]  # noise matches nothing
     rows, columns = linear_sum_assignment(counts, maximize=True)
     shared = counts[rows, columns] > 0
     return rows[shared], columns[shared]
@@ -139,7 +133,7 @@ def match_by_assignment(labels_a: Labels, labels_b: Labels) -> tuple[Int[np.ndar
 
 @dataclass(frozen=True)
 class MergingScores:
-    """Clusters against words, over the ``n`` tokens that are in a cluster at all.
+    """Clusters against words, over the ``n_tokens`` that are in a cluster at all.
 
     ``homogeneity`` falls when a cluster mixes words (they are merged); ``completeness`` falls when a
     word is split; ``ami`` is their agreement beyond chance. ``coverage`` is the clustered share.
@@ -149,7 +143,7 @@ class MergingScores:
     homogeneity: float
     completeness: float
     coverage: float
-    n: int
+    n_tokens: int
     reason: str = ""
 
 

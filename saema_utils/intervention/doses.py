@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Decode = Callable[[Tensor], Tensor]
 
-# ---- what the edit does --------------------------------------------------------------------------
+LEVEL = 0.95  # of all intervals here
 
 
 @torch.no_grad()
@@ -142,7 +142,6 @@ def optimum(
     preserve_sparsity: bool = False,
     seed: int = 0,
     n_resamples: int = 2000,
-    level: float = 0.95,
 ) -> Optimum:
     """Closed-form best dose, curvature and slope of one arm with bootstrap intervals over prompts.
 
@@ -152,25 +151,14 @@ def optimum(
     z, y, _ = check_labelled(latents, labels)
     direction = edit_direction(z, y, arm, seed=seed, preserve_sparsity=preserve_sparsity)
     statistics = error_statistics(z, direction, decode, target).cpu().numpy()
-    groups = np.arange(len(z)) if prompts is None else torch.as_tensor(prompts).cpu().numpy()
-    names, index = np.unique(groups, return_inverse=True)
-    sums = np.zeros((len(names), 4))
-    np.add.at(sums, index, np.column_stack([statistics, np.ones(len(z))]))
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
+    sums, drawn = _sums_by_prompt(np.column_stack([statistics, np.ones(len(z))]), prompts, n_resamples, seed)
     a, b, c, n = sums.sum(0)
-    da, db, dc, dn = (draws @ sums).T
-
-    def interval(values: np.ndarray) -> tuple[float, float]:
-        if len(names) < 2:
-            return float("nan"), float("nan")
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
-
+    da, db, dc, dn = drawn.T
     with np.errstate(divide="ignore", invalid="ignore"):
         best = float(-b / c) if c > 0 else float("nan")
-        alpha_interval = interval(np.where(dc > 0, -db / dc, np.nan)) if c > 0 else (float("nan"),) * 2
-        slope_interval = interval(2 * db / da) if a > 0 else (float("nan"),) * 2
-        curvature_interval = interval(2 * dc / dn)
+        alpha_interval = _interval(np.where(dc > 0, -db / dc, np.nan) if c > 0 else None, sums)
+        slope_interval = _interval(2 * db / da if a > 0 else None, sums)
+        curvature_interval = _interval(2 * dc / dn, sums)
     # Rounding can put the vertex of a perfect fit a hair below zero.
     at_best = max(0.0, float((a + b * best) / n)) if c > 0 else float(a / n)
     slope, gain = (float(2 * b / a), float(1 - at_best * n / a)) if a > 0 else (float("nan"), 0.0)
@@ -188,8 +176,28 @@ def optimum(
         float(a / n),
         at_best,
         exact,
-        len(names),
+        len(sums),
     )
+
+
+def _sums_by_prompt(
+    statistics: Float[np.ndarray, "N S"], prompts: Int[Tensor, " N"] | None, n_resamples: int, seed: int
+) -> tuple[Float[np.ndarray, "P S"], Float[np.ndarray, "R S"]]:
+    """Statistics of tokens summed over each prompt, and over all prompts of each draw with replacement."""
+    groups = np.arange(len(statistics)) if prompts is None else torch.as_tensor(prompts).cpu().numpy()
+    names, index = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), statistics.shape[1]))
+    np.add.at(sums, index, statistics)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
+    return sums, draws @ sums
+
+
+def _interval(values: Float[np.ndarray, " R"] | None, sums: Float[np.ndarray, "P S"]) -> tuple[float, float]:
+    """The middle of the draws; NaN where there is no value, or only one prompt to draw."""
+    if values is None or len(sums) < 2:
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 RANGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
@@ -268,7 +276,6 @@ def dose_beyond_scaling(
     prompts: Int[Tensor, " N"] | None = None,
     seed: int = 0,
     n_resamples: int = 2000,
-    level: float = 0.95,
 ) -> JointDose:
     """Fit the arm's dose and a common scaling together; intervals resample prompts as in :func:`.optimum`.
 
@@ -285,20 +292,13 @@ def dose_beyond_scaling(
     steps = [float64(decode(z + edit_direction(z, y, name, seed=seed))) - base for name in (arm, "global_scaling")]
     pairs = ((error, error), (error, steps[0]), (error, steps[1]), (steps[0],) * 2, tuple(steps), (steps[1],) * 2)
     statistics = torch.stack([(a * b).sum(1) for a, b in pairs], dim=1).cpu().numpy()
-    groups = np.arange(len(z)) if prompts is None else torch.as_tensor(prompts).cpu().numpy()
-    names, index = np.unique(groups, return_inverse=True)
-    sums = np.zeros((len(names), 6))
-    np.add.at(sums, index, statistics)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
+    sums, drawn = _sums_by_prompt(statistics, prompts, n_resamples, seed)
     ee, es, et, ss, st, tt = sums.sum(0)
     alpha, beta = _solve(es, et, ss, st, tt)
     alone = float(et**2 / tt / ee) if tt > 0 and ee > 0 else 0.0
     both = float(-(alpha * es + beta * et) / ee) if ee > 0 else 0.0
-    low = high = float("nan")
-    if len(names) > 1:
-        many = _solve(*(draws @ sums)[:, 1:].T)[0]
-        low, high = (float(v) for v in np.nanquantile(many, [(1 - level) / 2, (1 + level) / 2]))
-    return JointDose(float(alpha), low, high, float(beta), both - alone, alone, len(names))
+    low, high = _interval(_solve(*drawn[:, 1:].T)[0], sums)
+    return JointDose(float(alpha), low, high, float(beta), both - alone, alone, len(sums))
 
 
 def _solve(es, et, ss, st, tt):

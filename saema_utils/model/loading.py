@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line, unknown_name
-from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, user_path, write_json
+from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, read_json, user_path, write_json
 from saema_utils.runs.freshness import digest, file_digest
 from saema_utils.runtime import choose_device, choose_dtype
 from saema_utils.study import EMBEDDED_MODEL, Study
@@ -327,19 +327,10 @@ def quietly() -> Iterator[None]:
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """A checkpoint's ``config.json``; whether its weights are there is for :func:`check_weights`."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"model {name!r}: {path} cannot be read ({error.strerror}). Give a folder that save_pretrained wrote."
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f"model {name!r}: {path} is not JSON ({one_line(error)}). Fetch the checkpoint again."
-        ) from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"model {name!r}: {path} names no model_type. Give a transformers checkpoint.")
+    path, remedy = folder / "config.json", "Give a folder that save_pretrained wrote."
+    config = read_json(path, f"the configuration of model {name!r}", remedy, ModelError)
+    if "model_type" not in config:
+        raise ModelError(f"model {name!r}: {path} names no model_type. {remedy}")
     return config
 
 

@@ -346,14 +346,11 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, ConceptActivations]:
     }
     found = {}
     for concept, facts in sorted(all_facts.items(), key=lambda item: item[1]["order"]):
-        special, sinks, padding = facts["counts"]
         found[concept] = ConceptActivations(
             ConceptPrompts(concept, tuple(Prompt(*fields) for fields in facts["prompts"])),
             *(tensors[f"{concept}.{name}"] for name in ("residual", "tokens", "mask", "word_mask")),
             facts["strings"],
-            special,
-            sinks,
-            padding,
+            *facts["counts"],
             facts["median_norm"],
         )
     return found

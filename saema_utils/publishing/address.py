@@ -33,9 +33,9 @@ def release_requirement() -> str:
     return f"saema_utils @ git+{repository_url()}@{BRANCH}"
 
 
-def source_url(path: str, line: int | None = None) -> str:
+def source_url(path: str) -> str:
     """Address of a file of the repository as released."""
-    return f"{repository_url()}/blob/{BRANCH}/{path}" + (f"#L{line}" if line else "")
+    return f"{repository_url()}/blob/{BRANCH}/{path}"
 
 
 def colab_url(notebook: str) -> str:

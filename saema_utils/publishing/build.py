@@ -6,30 +6,28 @@ site replaces the previous one only when it is whole.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import BookError
+from saema_utils.errors import TERMINAL_CODE, BookError
 from saema_utils.publishing import address, fragments, terms
 from saema_utils.publishing.cleaning import clean_notebook, default_build_paths
-from saema_utils.publishing.execution import ChapterResult, chapter_notebooks, find_root, is_done, run_notebooks
+from saema_utils.publishing.execution import chapter_notebooks, find_root, import_path, is_done
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import write_json
-from saema_utils.runs.freshness import PACKAGE_DIR
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["BuildReport", "ChapterResult", "build_book", "clean_notebook", "last_report", "run_notebooks"]
 TIME, BADGES = "<!-- time -->", "<!-- badges -->"
 OPENING = re.compile(r"<!-- opening: (\w+) -->")
 COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
@@ -66,7 +64,6 @@ class BuildReport:
 def build_book(
     run: RunDirectory,
     *,
-    chapters: Iterable[int] | None = None,
     root: Path | None = None,
     build_dir: Path | None = None,
     allow_stale: bool = False,
@@ -78,8 +75,6 @@ def build_book(
     ----------
     run
         A run whose chapters are done.
-    chapters
-        Only these chapters. Links to the others would dangle, so warnings are then no errors.
     root
         The repository; found when not given.
     build_dir
@@ -105,8 +100,8 @@ def build_book(
     staging, work = build / "staging", build / "work"
     for folder in (staging, work):
         shutil.rmtree(folder, ignore_errors=True)
-    missing = stage(run, root, staging, chapters=chapters, allow_stale=allow_stale, say=say)
-    _sphinx(staging, work, build / "sphinx.log", strict=chapters is None)
+    missing = stage(run, root, staging, allow_stale=allow_stale, say=say)
+    _sphinx(staging, work, build / "sphinx.log")
     fresh, site, old = work / "_build" / "html", build / "html", build / "html.old"
     _mend_roles(fresh)
     shutil.rmtree(old, ignore_errors=True)
@@ -121,15 +116,7 @@ def build_book(
     return site / "index.html"
 
 
-def stage(
-    run: RunDirectory,
-    root: Path,
-    staging: Path,
-    *,
-    chapters: Iterable[int] | None = None,
-    allow_stale: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[str]:
+def stage(run: RunDirectory, root: Path, staging: Path, *, allow_stale: bool, say: Callable[[str], None]) -> list[str]:
     """Write the tree that Sphinx reads; returns names of numbers that pages quote and the run lacks."""
     import yaml
 
@@ -144,8 +131,8 @@ def stage(
         if (run.path / name).is_dir():
             shutil.copytree(run.path / name, staging / name, ignore=shutil.ignore_patterns(".*", "parts"))
     (staging / "book" / "static").mkdir(parents=True, exist_ok=True)
-    _copy_plotly(staging / "book" / "static" / "plotly.min.js")
-    toc = _stage_notebooks(run, root, staging, None if chapters is None else set(chapters), allow_stale, say)
+    shutil.copy(str(files("plotly") / "package_data" / "plotly.min.js"), staging / "book" / "static")
+    toc = _stage_notebooks(run, root, staging, allow_stale, say)
     fragments.write_fragments(run, staging / "book" / "fragments", staging)
     api_pages = fragments.write_api_pages(staging / "book" / "api", root)
     for part in toc["parts"]:
@@ -165,14 +152,8 @@ def stage(
     return missing
 
 
-def _copy_plotly(target: Path) -> None:
-    from importlib.resources import files
-
-    shutil.copyfile(str(files("plotly") / "package_data" / "plotly.min.js"), target)
-
-
 def _stage_notebooks(
-    run: RunDirectory, root: Path, staging: Path, wanted: set[int] | None, allow_stale: bool, say: Callable[[str], None]
+    run: RunDirectory, root: Path, staging: Path, allow_stale: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Clean and copy the executed chapters; returns the table of contents that lists exactly these.
 
@@ -183,29 +164,26 @@ def _stage_notebooks(
 
     sources = chapter_notebooks(root)
     toc = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
-    listed: list[dict[str, Any]] | None = None
-    for part in toc["parts"]:
-        if any(entry["file"].startswith("notebooks/") for entry in part["chapters"]):
-            listed = part["chapters"]
+    parts = (part["chapters"] for part in toc["parts"])
+    listed = next((part for part in parts if any(entry["file"].startswith("notebooks/") for entry in part)), None)
     if listed is None:
         raise BookError(f"{root / '_toc.yml'} lists no notebook. Put the chapters into one of its parts.")
     by_file = {f"notebooks/{path.stem}": number for number, path in sources.items()}
-    for entry in listed if wanted is None else []:
+    for entry in listed:
         if entry["file"] not in by_file:
             raise BookError(f"_toc.yml lists {entry['file']}, but there is no such notebook. Correct the name.")
-    required = {by_file[entry["file"]] for entry in listed if entry["file"] in by_file}
+    required = {by_file[entry["file"]] for entry in listed}
     executed = {n for n in set(sources) - required if (run.path / "notebooks" / sources[n].name).exists()}
     optional = {n for n in executed if allow_stale or is_done(run, root, n)}
-    if wanted is None:
-        for number in sorted(executed - optional):
-            again = f"saema run --study {run.study.name} --chapters {number}"
-            say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
-    chosen = sorted(required | optional if wanted is None else wanted)
+    for number in sorted(executed - optional):
+        again = f"saema run --study {run.study.name} --chapters {number}"
+        say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
+    chosen = sorted(required | optional)
     forbidden = [*default_build_paths(), root, run.path]
     glossary = terms.read_terms(root / "book" / "glossary.md")
     (staging / "notebooks").mkdir(parents=True, exist_ok=True)
     for number in chosen:
-        source = _executed(run, root, sources, number, allow_stale)
+        source = _executed(run, root, sources[number].name, number, allow_stale)
         try:
             cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
         except BookError as error:
@@ -217,11 +195,9 @@ def _stage_notebooks(
     return toc
 
 
-def _executed(run: RunDirectory, root: Path, sources: dict[int, Path], number: int, allow_stale: bool) -> Path:
+def _executed(run: RunDirectory, root: Path, name: str, number: int, allow_stale: bool) -> Path:
     command = f"Run: saema run --study {run.study.name} --chapters {number}"
-    if number not in sources:
-        raise BookError(f"there is no chapter {number}. Allowed: {', '.join(map(str, sources))}.")
-    path = run.path / "notebooks" / sources[number].name
+    path = run.path / "notebooks" / name
     if not path.exists():
         raise BookError(f"chapter {number} ({path.stem}) was not executed in {run.path}. {command}")
     if not allow_stale and not is_done(run, root, number):
@@ -255,19 +231,16 @@ def prepare_page(
             cell.outputs = [o for o in cell.outputs if o.get("data", {}).get("text/plain") not in ("True", "False")]
 
 
-def _sphinx(staging: Path, work: Path, log: Path, *, strict: bool) -> None:
-    """Run jupyter-book; its whole output goes to ``log``."""
+def _sphinx(staging: Path, work: Path, log: Path) -> None:
+    """Run jupyter-book, warnings as errors; its whole output goes to ``log``."""
     program = Path(sys.executable).with_name("jupyter-book")
     if not program.exists():
         raise BookError(f"jupyter-book is not installed beside {sys.executable}. Run: pip install 'saema_utils[book]'")
-    command = [str(program), "build", str(staging), "--path-output", str(work), "--keep-going"]
-    path = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command + (["-W", "-n"] if strict else []), capture_output=True, text=True, env=environment, check=False
-    )
+    command = [str(program), "build", str(staging), "--path-output", str(work), "--keep-going", "-W", "-n"]
+    environment = {**os.environ, "PYTHONPATH": import_path(), "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     log.parent.mkdir(parents=True, exist_ok=True)
-    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    output = TERMINAL_CODE.sub("", done.stdout + done.stderr)
     log.write_text(output, encoding="utf-8")
     if done.returncode or not (work / "_build" / "html" / "index.html").exists():
         complaints = [
@@ -288,18 +261,8 @@ def _mend_roles(site: Path) -> None:
 
 def weigh(site: Path, seconds: float, missing: list[str]) -> BuildReport:
     """Count pages and bytes of a built site."""
-    files = {path: path.stat().st_size for path in site.rglob("*") if path.is_file()}
-    pages = {path: size for path, size in files.items() if path.suffix == ".html"}
+    sizes = {path: path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    pages = {path: size for path, size in sizes.items() if path.suffix == ".html"}
     heaviest = max(pages, key=lambda path: pages[path])
-    return BuildReport(
-        seconds=round(seconds, 1), pages=len(pages), site_bytes=sum(files.values()),
-        heaviest_page=heaviest.relative_to(site).as_posix(), heaviest_bytes=pages[heaviest], missing_numbers=missing,
-    )  # fmt: skip
-
-
-def last_report(root: Path | None = None) -> BuildReport:
-    """The report of the last build."""
-    path = (root or find_root()) / "_build" / "report.json"
-    if not path.exists():
-        raise BookError("no book was built here yet. Run: saema book")
-    return BuildReport(**json.loads(path.read_text()))
+    name = heaviest.relative_to(site).as_posix()
+    return BuildReport(round(seconds, 1), len(pages), sum(sizes.values()), name, pages[heaviest], missing)

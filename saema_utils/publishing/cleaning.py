@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import BookError, one_line
+from saema_utils.errors import TERMINAL_CODE, BookError, one_line
 from saema_utils.runs.freshness import PACKAGE_DIR
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ CELL_METADATA = ("tags", "mystnb")
 INJECTED = "injected-parameters"
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 PROGRESS_BAR = re.compile(r"\d+%\|[^|\n]*\|\s*\d+/\d+|\d+(\.\d+)?\s?(it/s|s/it)\b")
-TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def clean_notebook(notebook: NotebookNode, *, build_paths: Iterable[str | Path] | None = None) -> NotebookNode:

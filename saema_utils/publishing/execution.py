@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from saema_utils.errors import ArtifactError, BookError, one_line, unknown_name
 from saema_utils.interactive import PUBLISHING
@@ -252,7 +253,10 @@ def execute(
         with (
             watch,
             _without_library_logs(),
-            _environment({**KERNEL_ENVIRONMENT, PROGRESS_FILE: str(watch.file), "PYTHONPATH": _import_path()}),
+            # Kernels inherit it; papermill takes no environment for them.
+            mock.patch.dict(
+                os.environ, KERNEL_ENVIRONMENT, PYTHONPATH=import_path(), **{PROGRESS_FILE: str(watch.file)}
+            ),
         ):
             # Papermill itself would write the whole notebook, figures and all, twice a cell.
             done = papermill.execute_notebook(
@@ -293,22 +297,10 @@ def _reason(error: Exception, timeout: int) -> str:
     return f"{error.ename}: {one_line(error.evalue, 600)}"
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """Kernels import the very package that runs them, also from a checkout that is not installed."""
     given = os.environ.get("PYTHONPATH", "")
     return os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), given]))
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the kernels that start inside the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import BookError
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.freshness import PACKAGE_DIR
-from saema_utils.saes.facts import SaeFacts, sae_facts
+from saema_utils.saes.facts import SaeFacts
 from saema_utils.study import Study
 
 if TYPE_CHECKING:
@@ -135,20 +136,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def execution_table(run: RunDirectory, notebooks: Path) -> str:
     """Time, memory and hardware of every chapter of the book, from the manifest."""
     records = run.manifest().get("chapters", {})
-    chapters = {name: records[name] for name in chapter_titles(notebooks) if name in records}
+    chapters = {name: title for name, title in chapter_titles(notebooks).items() if name in records}
     rows = [
         [
             f"[{title}](../notebooks/{name}.ipynb)",
-            duration(r["seconds"]),
-            f"{r['peak_memory'] / 2**30:.2f} GiB",
-            r["hardware"],
-            r["finished"].replace("T", " ").rstrip("Z"),
+            duration(records[name]["seconds"]),
+            f"{records[name]['peak_memory'] / 2**30:.2f} GiB",
+            records[name]["hardware"],
+            records[name]["finished"].replace("T", " ").rstrip("Z"),
         ]
-        for name, title in chapter_titles(notebooks).items()
-        if (r := chapters.get(name))
+        for name, title in chapters.items()
     ]
-    total = sum(r["seconds"] for r in chapters.values())
-    peak = max((r["peak_memory"] for r in chapters.values()), default=0)
+    total = sum(records[name]["seconds"] for name in chapters)
+    peak = max((records[name]["peak_memory"] for name in chapters), default=0)
     rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
     return markdown_table(["Chapter", "Time", "Peak memory", "Hardware", "Finished (UTC)"], rows)
 
@@ -278,14 +278,10 @@ def in_markdown(docstring: str) -> str:
 def frame_table(table: pd.DataFrame) -> str:
     """A data frame as a Markdown table, numbers rounded for reading."""
     rows = [
-        ["–" if value != value else format_number(_plain(value)) for value in row]
+        ["–" if value != value else format_number(getattr(value, "item", lambda v=value: v)()) for value in row]
         for row in table.itertuples(index=False)
     ]
     return markdown_table([str(column).replace("_", " ") for column in table.columns], rows)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def graph_figure(figures: Path) -> str:

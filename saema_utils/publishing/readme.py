@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from saema_utils.errors import BookError, SaemaError
 from saema_utils.publishing.address import colab_url
+from saema_utils.publishing.execution import chapter_notebooks, read_notebook
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +28,13 @@ HEADINGS = {"supported": "Held up", "not supported": "Did not hold up", "inconcl
 
 def scorecard_lines(card: pd.DataFrame) -> str:
     """The verdicts in a few lines, and each statement with its effect in a table that folds away."""
-    lines = [
-        f"Of {len(card)} statements of the paper or about it, judged by the rules of "
-        "`saema_utils/evidence/claims.yaml`:",
-        "",
-    ]
+    rules = "`saema_utils/evidence/claims.yaml`"
+    lines = [f"Of {len(card)} statements of the paper or about it, judged by the rules of {rules}:", ""]
     for verdict, heading in HEADINGS.items():
         ids = card.loc[card["verdict"] == verdict, "claim"]
         lines.append(f"- **{heading} ({len(ids)})**: {', '.join(ids) or 'none'}")
-    lines += ["", "<details><summary>Every statement with its effect</summary>", "",
-              "| statement | effect (95 % interval) | needed | verdict |", "| --- | --- | --- | --- |"]  # fmt: skip
+    lines += ["", "<details><summary>Every statement with its effect</summary>", ""]
+    lines += ["| statement | effect (95 % interval) | needed | verdict |", "| --- | --- | --- | --- |"]
     for row in card.itertuples():
         sign = ">" if row.direction == "greater" else "<"
         effect = f"{row.estimate:.2g} ({row.low:.2g} to {row.high:.2g})"
@@ -47,16 +45,10 @@ def scorecard_lines(card: pd.DataFrame) -> str:
 def chapter_lines(root: Path, seconds: dict[str, float]) -> str:
     """The table of chapters: title, Colab link, measured time."""
     lines = ["| chapter | what it shows | rerun | measured |", "| --- | --- | --- | --- |"]
-    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        first = "".join(cells[0]["source"]).splitlines()
-        title = first[0].removeprefix("# ")
-        number = int(path.name[:2])
-        took = seconds.get(path.stem)
-        lines.append(
-            f"| {number} | {title} | [Colab]({colab_url(f'notebooks/{path.name}')}) | "
-            f"{f'{took:.0f} s' if took else 'optional'} |"
-        )
+    for number, path in chapter_notebooks(root).items():
+        title = read_notebook(path).cells[0].source.splitlines()[0].removeprefix("# ")
+        took = f"{seconds[path.stem]:.0f} s" if seconds.get(path.stem) else "optional"
+        lines.append(f"| {number} | {title} | [Colab]({colab_url(f'notebooks/{path.name}')}) | {took} |")
     total = sum(seconds.values()) / 60
     return "\n".join([*lines, "", f"Together {total:.0f} minutes on the machine that made the tables below."])
 
@@ -65,12 +57,11 @@ def figure_lines(root: Path) -> str:
     """Every figure of the book with the command that makes it, in a table that folds away."""
     lines = ["<details><summary>Every figure and the command that makes it</summary>", ""]
     lines += ["| figure | what it asks | command |", "| --- | --- | --- |"]
-    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        chapter = int(path.name[:2])
+    for chapter, path in chapter_notebooks(root).items():
         command = f"saema run --chapters {f'1-{chapter}' if chapter > 1 else 1}"
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            made = re.search(r'show\(\s*run,\s*"(\w+)"', "".join(cell["source"]))
-            caption = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", "")
+        for cell in read_notebook(path).cells:
+            made = re.search(r'show\(\s*run,\s*"(\w+)"', cell.source)
+            caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
             if made and caption:
                 lines.append(f"| `{made[1]}` | {caption.partition('?')[0]}? | `{command}` |")
     return "\n".join([*lines, "", "</details>"])

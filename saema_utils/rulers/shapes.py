@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,8 @@ from saema_utils.errors import GeometryError
 from saema_utils.geometry.circles import circularity
 from saema_utils.geometry.clouds import rms_radius
 from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere, umap_embedding
-from saema_utils.geometry.dimension import intrinsic_dimension, local_dimensions, mean_dimension
-from saema_utils.geometry.matching import merging_scores, procrustes_disparity
+from saema_utils.geometry.dimension import IntrinsicDimension, intrinsic_dimension, local_dimensions, mean_dimension
+from saema_utils.geometry.matching import MergingScores, merging_scores, procrustes_disparity
 from saema_utils.geometry.pole_measures import aedp, average_geodesic_distance, mst_weight, mst_weight_scale_free, poles
 from saema_utils.geometry.topology import betti_numbers
 
@@ -43,10 +44,10 @@ def ordered_circle(rng: np.random.Generator, n: int = 12, noise: float = 0.0, am
     return flat @ random_rotation(rng, ambient)
 
 
-def sphere(rng: np.random.Generator, n: int = 300, dimension: int = 2, ambient: int | None = None) -> Sample:
-    """Uniform on the unit sphere of a ``dimension``, in ``dimension + 1`` or more ambient dimensions."""
+def sphere(rng: np.random.Generator, n: int = 300, dimension: int = 2) -> Sample:
+    """Uniform on the unit sphere of a ``dimension``, in one more."""
     x = rng.normal(size=(n, dimension + 1))
-    return _noisy(rng, x / np.linalg.norm(x, axis=1, keepdims=True), 0.0, ambient or dimension + 1)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def torus(rng: np.random.Generator, n: int = 500, major: float = 2.0, minor: float = 1.0) -> Sample:
@@ -110,12 +111,12 @@ EMBEDDED = "dimension of its UMAP embedding"
 
 @dataclass(frozen=True)
 class Trial:
-    """A shape, a measure, the truth; ``measure`` returns the estimate and (or NaN) the error it states."""
+    """A shape, a measure, the truth; ``run`` measures a fresh sample: a number, or an estimate with its ``error``."""
 
     shape: str
     measure: str
     truth: float
-    run: Callable[[np.random.Generator], tuple[float, float]]
+    run: Callable[[np.random.Generator], float | IntrinsicDimension]
     note: str = ""
 
 
@@ -124,42 +125,39 @@ def trials() -> list[Trial]:
     found = []
     for dimension, n in ((1, 400), (2, 400), (5, 400), (10, 400), (20, 400), (5, 40)):
         note = "too few points for so many dimensions: biased low" if dimension >= 10 else ""
-        found.append(
-            Trial(f"{dimension}-sphere, {n} points", "intrinsic dimension", dimension, _dimension(dimension, n), note)
-        )
-    found.append(
-        Trial("40 copies in a 5-sphere", "intrinsic dimension", 5, _with_copies, "copies are counted and dropped")
-    )
-    found.append(Trial("5-sphere, 400 points", EMBEDDED, 5, _embedded_dimension, "what the paper's protocol reads"))
-    found.append(Trial("six 3-balls in 30 dimensions", "mean local dimension", 3, _local_dimension))
+        run = partial(_dimension, n=n, dimension=dimension)
+        found.append(Trial(f"{dimension}-sphere, {n} points", "intrinsic dimension", dimension, run, note))
+    copies, protocol = "copies are counted and dropped", "what the paper's protocol reads"
+    found += [
+        Trial("40 copies in a 5-sphere", "intrinsic dimension", 5, _with_copies, copies),
+        Trial("5-sphere, 400 points", EMBEDDED, 5, _embedded_dimension, protocol),
+        Trial("six 3-balls in 30 dimensions", "mean local dimension", 3, _local_dimension),
+    ]
     for name, sample, betti in _holed_shapes():
         for degree, truth in enumerate(betti):
-            found.append(Trial(name, f"Betti-{degree}", truth, _betti(sample, degree, len(betti) - 1)))
-    found.append(Trial("six clusters in 30 dimensions", "clusters (direct)", 6, _n_clusters))
-    found.append(Trial("one Gaussian lump", "clusters (direct)", 1, _lump, "HDBSCAN knows no single cluster"))
-    found.append(Trial("8 noisy clusters on a simplex", "AEDP", 10, _simplex_pole(aedp)))
-    found.append(Trial("8 noisy clusters on a simplex", "tree weight", 70, _simplex_pole(mst_weight)))
-    found.append(
-        Trial("8 clusters, scaled by 7", "tree weight, scale-free", 1, _scale_ratio, "ratio to the unscaled value")
-    )
-    found.append(Trial("half circle, 7 poles", "average geodesic distance", math.pi * 8 / 18, _half_circle))
-    found.append(Trial("swiss roll, ratio to truth", "average geodesic distance", 1, _swiss_geodesic))
-    found.append(Trial("rotated, scaled copy", "Procrustes disparity", 0, _procrustes_copy))
-    found.append(
+            found.append(Trial(name, f"Betti-{degree}", truth, partial(_betti, sample=sample, degree=degree)))
+    lump, ratio = "HDBSCAN knows no single cluster", "ratio to the unscaled value"
+    alike = "high-dimensional poles look alike: compare with chance"
+    noisy, noise = partial(_circle_detected, noise=0.1), partial(_circle_detected, noise=math.inf)
+    return [
+        *found,
+        Trial("six clusters in 30 dimensions", "clusters (direct)", 6, _n_clusters),
+        Trial("one Gaussian lump", "clusters (direct)", 1, _lump, lump),
+        Trial("8 noisy clusters on a simplex", "AEDP", 10, lambda rng: aedp(_simplex_poles(rng))),
+        Trial("8 noisy clusters on a simplex", "tree weight", 70, lambda rng: mst_weight(_simplex_poles(rng))),
+        Trial("8 clusters, scaled by 7", "tree weight, scale-free", 1, _scale_ratio, ratio),
+        Trial("half circle, 7 poles", "average geodesic distance", math.pi * 8 / 18, _half_circle),
+        Trial("swiss roll, ratio to truth", "average geodesic distance", 1, _swiss_geodesic),
+        Trial("rotated, scaled copy", "Procrustes disparity", 0, _procrustes_copy),
+        Trial("12 unrelated poles, 576 dimensions", "Procrustes disparity", 1, _procrustes_chance, alike),
         Trial(
-            "12 unrelated poles, 576 dimensions",
-            "Procrustes disparity",
-            1,
-            _procrustes_chance,
-            "high-dimensional poles look alike: compare with chance",
-        )
-    )
-    found.append(Trial("words merged by threes", "homogeneity", math.log(4) / math.log(12), _merged))
-    found.append(Trial("words merged by threes", "completeness", 1, lambda rng: (_merging(rng).completeness, math.nan)))
-    found.append(Trial("labels at random", "adjusted mutual information", 0, _unrelated))
-    found.append(Trial("12 items on a noisy circle", "circularity, power at 0.05", 1, _circle_detected(0.1)))
-    found.append(Trial("12 items of pure noise", "circularity, false alarms at 0.05", 0.05, _circle_detected(math.inf)))
-    return found
+            "words merged by threes", "homogeneity", math.log(4) / math.log(12), lambda rng: _merging(rng).homogeneity
+        ),
+        Trial("words merged by threes", "completeness", 1, lambda rng: _merging(rng).completeness),
+        Trial("labels at random", "adjusted mutual information", 0, _unrelated),
+        Trial("12 items on a noisy circle", "circularity, power at 0.05", 1, noisy),
+        Trial("12 items of pure noise", "circularity, false alarms at 0.05", 0.05, noise),
+    ]
 
 
 def ruler_table(seed: int = 0, n_repeats: int = 20) -> pd.DataFrame:
@@ -176,8 +174,8 @@ def ruler_table(seed: int = 0, n_repeats: int = 20) -> pd.DataFrame:
     for index, trial in enumerate(trials()):
         n = 10 * n_repeats if trial.measure.endswith("at 0.05") else n_repeats
         n = max(3, n_repeats // 4) if trial.measure in ("Betti-2", EMBEDDED) else n
-        results = np.array([trial.run(np.random.default_rng([seed, index, repeat])) for repeat in range(n)])
-        estimates = results[:, 0]
+        found = [trial.run(np.random.default_rng([seed, index, repeat])) for repeat in range(n)]
+        estimates, errors = np.array([(float(one), getattr(one, "error", math.nan)) for one in found]).T
         rows.append(
             {
                 "shape": trial.shape,
@@ -186,7 +184,7 @@ def ruler_table(seed: int = 0, n_repeats: int = 20) -> pd.DataFrame:
                 "estimate": estimates.mean(),
                 "bias": estimates.mean() - trial.truth,
                 "spread": estimates.std(ddof=1),
-                "stated_error": results[:, 1].mean(),
+                "stated_error": errors.mean(),
                 "n": n,
                 "note": trial.note,
             }
@@ -194,23 +192,23 @@ def ruler_table(seed: int = 0, n_repeats: int = 20) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _dimension(dimension: int, n: int) -> Callable:
-    return lambda rng: tuple(intrinsic_dimension(sphere(rng, n, dimension)))
+def _dimension(rng: np.random.Generator, n: int, dimension: int) -> IntrinsicDimension:
+    return intrinsic_dimension(sphere(rng, n, dimension))
 
 
-def _embedded_dimension(rng: np.random.Generator) -> tuple[float, float]:
+def _embedded_dimension(rng: np.random.Generator) -> IntrinsicDimension:
     d = pairwise_distances(standardise_to_sphere(sphere(rng, 400, 5)))
-    return tuple(intrinsic_dimension(umap_embedding(d, n_components=50, seed=int(rng.integers(2**31)))))
+    return intrinsic_dimension(umap_embedding(d, n_components=50, seed=int(rng.integers(2**31))))
 
 
-def _with_copies(rng: np.random.Generator) -> tuple[float, float]:
+def _with_copies(rng: np.random.Generator) -> IntrinsicDimension:
     x = sphere(rng, 400, 5)
-    return tuple(intrinsic_dimension(np.vstack([x, x[:40]])))
+    return intrinsic_dimension(np.vstack([x, x[:40]]))
 
 
-def _local_dimension(rng: np.random.Generator) -> tuple[float, float]:
+def _local_dimension(rng: np.random.Generator) -> IntrinsicDimension:
     x, labels = clusters(rng, 30 * rng.normal(size=(6, 30)), 40, 1.0, 3)
-    return tuple(mean_dimension(local_dimensions(labels, pairwise_distances(x))))
+    return mean_dimension(local_dimensions(labels, pairwise_distances(x)))
 
 
 def _holed_shapes() -> list[tuple[str, Callable, tuple[int, ...]]]:
@@ -226,76 +224,65 @@ def _holed_shapes() -> list[tuple[str, Callable, tuple[int, ...]]]:
     ]
 
 
-def _betti(sample: Callable, degree: int, max_dim: int) -> Callable:
-    return lambda rng: (float(betti_numbers(sample(rng), min(max_dim, degree))[degree]), math.nan)
+def _betti(rng: np.random.Generator, sample: Callable, degree: int) -> float:
+    return betti_numbers(sample(rng), degree)[degree]
 
 
-def _n_clusters(rng: np.random.Generator) -> tuple[float, float]:
+def _n_clusters(rng: np.random.Generator) -> float:
     x, _ = clusters(rng, 8 * rng.normal(size=(6, 30)), 30)
-    return float(find_local_representations(x, method="direct").n_local), math.nan
+    return find_local_representations(x, method="direct").n_local
 
 
-def _lump(rng: np.random.Generator) -> tuple[float, float]:
-    return float(find_local_representations(rng.normal(size=(200, 10)), method="direct").n_local), math.nan
+def _lump(rng: np.random.Generator) -> float:
+    return find_local_representations(rng.normal(size=(200, 10)), method="direct").n_local
 
 
-def _simplex_pole(measure: Callable) -> Callable:
-    def run(rng: np.random.Generator) -> tuple[float, float]:
-        x, labels = clusters(rng, simplex(8, 10.0), 40)
-        return measure(poles(x, labels)), math.nan
-
-    return run
+def _simplex_poles(rng: np.random.Generator) -> Sample:
+    return poles(*clusters(rng, simplex(8, 10.0), 40))
 
 
-def _scale_ratio(rng: np.random.Generator) -> tuple[float, float]:
+def _scale_ratio(rng: np.random.Generator) -> float:
     x, labels = clusters(rng, 10 * rng.normal(size=(8, 20)))
     before, after = (mst_weight_scale_free(poles(s * x, labels), rms_radius(s * x)) for s in (1.0, 7.0))
-    return after / before, math.nan
+    return after / before
 
 
-def _half_circle(rng: np.random.Generator) -> tuple[float, float]:
+def _half_circle(rng: np.random.Generator) -> float:
     # Poles at multiples of pi/6; arcs of i to j average pi/6 * 8/3 over the 21 pairs of 7 poles.
     fine = np.linspace(0, np.pi, 400)
     x = np.stack([np.cos(fine), np.sin(fine)], axis=1) + 0.002 * rng.normal(size=(400, 2))
     places = np.array([int(np.abs(fine - a).argmin()) for a in np.pi * np.arange(7) / 6])
     labels = np.full(400, -1)
     labels[places] = np.arange(7)
-    return average_geodesic_distance(x, labels, 8), math.nan
+    return average_geodesic_distance(x, labels, 8)
 
 
-def _swiss_geodesic(rng: np.random.Generator) -> tuple[float, float]:
+def _swiss_geodesic(rng: np.random.Generator) -> float:
     x, flat = swiss_roll(rng)
     labels = np.full(len(x), -1)
     labels[:12] = np.arange(12)  # single points as poles: their medoids are themselves
-    return average_geodesic_distance(x, labels, 8) / aedp(flat[:12]), math.nan
+    return average_geodesic_distance(x, labels, 8) / aedp(flat[:12])
 
 
-def _procrustes_copy(rng: np.random.Generator) -> tuple[float, float]:
+def _procrustes_copy(rng: np.random.Generator) -> float:
     x = rng.normal(size=(12, 30))
-    return procrustes_disparity(x, 5 * x @ random_rotation(rng, 30) + 3), math.nan
+    return procrustes_disparity(x, 5 * x @ random_rotation(rng, 30) + 3)
 
 
-def _procrustes_chance(rng: np.random.Generator) -> tuple[float, float]:
-    return procrustes_disparity(rng.normal(size=(12, 576)), rng.normal(size=(12, 576))), math.nan
+def _procrustes_chance(rng: np.random.Generator) -> float:
+    return procrustes_disparity(rng.normal(size=(12, 576)), rng.normal(size=(12, 576)))
 
 
-def _merging(rng: np.random.Generator):
+def _merging(rng: np.random.Generator) -> MergingScores:
     words = rng.permutation(np.repeat(np.arange(12), 20))
     return merging_scores(rng.permutation(4)[words // 3], words)
 
 
-def _merged(rng: np.random.Generator) -> tuple[float, float]:
-    return _merging(rng).homogeneity, math.nan
+def _unrelated(rng: np.random.Generator) -> float:
+    return merging_scores(rng.integers(0, 6, 240), rng.integers(0, 12, 240)).ami
 
 
-def _unrelated(rng: np.random.Generator) -> tuple[float, float]:
-    return merging_scores(rng.integers(0, 6, 240), rng.integers(0, 12, 240)).ami, math.nan
-
-
-def _circle_detected(noise: float) -> Callable:
-    def run(rng: np.random.Generator) -> tuple[float, float]:
-        x = rng.normal(size=(12, 50)) if math.isinf(noise) else ordered_circle(rng, 12, noise)
-        found = circularity(x, np.arange(12), n_resamples=199, seed=int(rng.integers(2**31)))
-        return float(found.p_value <= 0.05), math.nan
-
-    return run
+def _circle_detected(rng: np.random.Generator, noise: float) -> float:
+    x = rng.normal(size=(12, 50)) if math.isinf(noise) else ordered_circle(rng, 12, noise)
+    found = circularity(x, np.arange(12), n_resamples=199, seed=int(rng.integers(2**31)))
+    return found.p_value <= 0.05

@@ -126,23 +126,19 @@ def _flat_map(x: Float[Tensor, "n D"]) -> Float[Tensor, "n 4"]:
     return x[:, :4]
 
 
-def random_topk(seed: int, k: int = 4, n_latents: int = 48) -> Encode:
-    """A random dictionary of unit vectors of which each token keeps the k strongest."""
-    directions = torch.randn(WIDTH, n_latents, generator=generator(seed, "random-topk"))
+def random_topk(seed: int) -> Encode:
+    """A random dictionary of 48 unit vectors of which each token keeps the four strongest."""
+    directions = torch.randn(WIDTH, 48, generator=generator(seed, "random-topk"))
     directions = directions / directions.norm(dim=0)
 
     def encode(x: Float[Tensor, "n D"]) -> Float[Tensor, "n F"]:
-        values, where = (x @ directions.to(x)).topk(k, dim=-1)
-        return x.new_zeros(len(x), n_latents).scatter_(1, where, values.relu())
+        values, where = (x @ directions.to(x)).topk(4, dim=-1)
+        return x.new_zeros(len(x), 48).scatter_(1, where, values.relu())
 
     return encode
 
 
-def _residual(x: Tensor) -> Tensor:
-    return x
-
-
-_CONTROLS: dict[str, Encode] = {"residual": _residual, "random_dictionary": random_topk(1)}
+_CONTROLS: dict[str, Encode] = {"residual": lambda x: x, "random_dictionary": random_topk(1)}
 
 
 def smooth_world(seed: int = 0) -> World:
@@ -312,12 +308,12 @@ def _rate(test: str, world: World, flagged: int, n: int) -> dict[str, object]:
     }
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, which stays within 0 and 1 even at 0 of n.
 
     ``scipy.stats.binomtest`` has it with all digits of z, which would move the eighth digit of the tables.
     """
-    share = successes / n
+    z, share = 1.959964, successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return float(np.clip(centre - half, 0, 1)), float(np.clip(centre + half, 0, 1))

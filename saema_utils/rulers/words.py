@@ -20,6 +20,7 @@ from saema_utils.distances import pairwise_distances
 from saema_utils.geometry.concept import cut_into
 from saema_utils.geometry.matching import merging_scores, neighbour_purity
 from saema_utils.runtime import generator, seed_everything
+from saema_utils.saes.fidelity import recovered_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,8 +94,7 @@ def train_in(features, draws, width: int, *, k: int = 4, samples: int = 200_000)
 
 def recovered_share(true: Float[Tensor, "G D"], learnt: Float[Tensor, "F D"]) -> float:
     """Share of true features that some decoder row points along (cosine at least 0.9)."""
-    a, b = (v / v.norm(dim=1, keepdim=True).clamp(min=1e-12) for v in (true, learnt.to(true)))
-    return float(((a @ b.T).max(dim=1).values >= RECOVERED_COSINE).float().mean())
+    return float((recovered_features(true, learnt) >= RECOVERED_COSINE).float().mean())
 
 
 def synthetic_merging_table(seed: int = 0, samples: int = 200_000) -> pd.DataFrame:

@@ -170,7 +170,8 @@ class RunDirectory:
         finally:
             self._made = before
 
-    def _write(self, relative: str, write: Callable[[Path], None], key: str, **facts: Any) -> Path:
+    def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
+        """Write any file through ``write(path)``: atomic, hashed, recorded with what it was made from."""
         path, result = self.path / relative, self._made
         with atomic_path(path) as temporary:
             write(temporary)
@@ -181,7 +182,7 @@ class RunDirectory:
                 "chapter": result.chapter if result else chapter_in_name(relative),
                 "study_digest": self.study.digest,
                 "code": source_digest(),
-                "version": _version(),
+                "version": _versions("saema_utils").get("saema_utils"),
                 "model": self.model,
                 "written": now(),
                 **facts,
@@ -272,7 +273,7 @@ class RunDirectory:
 
     def save_table(self, name: str, table: pd.DataFrame, key: str = "") -> Path:
         """Write ``tables/<name>.csv``."""
-        return self._write(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key)
+        return self.save_file(f"tables/{name}.csv", lambda p: table.to_csv(p, index=False), key)
 
     def table(self, name: str) -> pd.DataFrame:
         """Read ``tables/<name>.csv``, checked."""
@@ -289,7 +290,7 @@ class RunDirectory:
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], key: str = "") -> Path:
         """Write ``tensors/<name>.safetensors``."""
         whole = {k: v.detach().cpu() for k, v in tensors.items()}
-        return self._write(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key)
+        return self.save_file(f"tensors/{name}.safetensors", lambda p: write_tensors(p, whole), key)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Read ``tensors/<name>.safetensors``, checked."""
@@ -308,17 +309,13 @@ class RunDirectory:
     def save_figure(self, name: str, figure: Figure, key: str = "") -> Path:
         """Write ``figures/<name>.svg`` and ``.png``; returns the SVG's path."""
         for suffix in ("png", "svg"):
-            path = self._write(f"figures/{name}.{suffix}", lambda p: write_figure(p, figure, name), key)
+            path = self.save_file(f"figures/{name}.{suffix}", lambda p: write_figure(p, figure, name), key)
         return path
-
-    def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
-        """Write any other file through ``write(path)``: atomic, hashed, recorded like the rest."""
-        return self._write(relative, write, key, **facts)
 
     def save_numbers(self, **numbers: Any) -> None:
         """Merge named numbers into the manifest, from which prose quotes them, and into ``numbers.json`` for others."""
         self._update_manifest(lambda m: m.setdefault("numbers", {}).update(numbers))
-        self._write("numbers.json", lambda p: write_json(p, self.numbers()), "")
+        self.save_file("numbers.json", lambda p: write_json(p, self.numbers()))
 
     def numbers(self) -> dict[str, Any]:
         """Named numbers of the chapters so far (empty before the first)."""
@@ -353,10 +350,13 @@ def _held(folder: Path, taken: str, *, alone: bool = True, patience: float = 0) 
         yield
 
 
-def _version() -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version("saema_utils")
-    return None
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def forget(run_path: str | Path) -> None:
@@ -391,7 +391,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         If it cannot be read, has another format, or a part of it is not what a run writes.
     """
     path, remedy = path / "manifest.json", "Move the directory away or choose another --run-dir."
-    manifest = read_json(path, "a readable manifest", remedy)
+    manifest = read_json(path, "a manifest", remedy, must_exist=False)
     if manifest:
         from pydantic import ValidationError
 
@@ -429,10 +429,6 @@ def _parts_of_a_manifest() -> type[BaseModel]:
 
 def _birth_certificate(study: Study) -> dict[str, Any]:
     """What a manifest says before anything was made: the study, and with what it is run."""
-    versions = {}
-    for name in VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
         "format_version": 1,
         "study": study.as_dict(),
@@ -440,7 +436,7 @@ def _birth_certificate(study: Study) -> dict[str, Any]:
         "created": now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": _versions(*VERSIONED),
         "seeds": list(study.seeds),
         "artifacts": {},
         "chapters": {},

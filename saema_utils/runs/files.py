@@ -121,16 +121,19 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file (empty where there is none), or one line that says what is wrong with it."""
+def read_json(
+    path: Path, what: str, remedy: str, error: type[SaemaError] = ArtifactError, must_exist: bool = True
+) -> dict[str, Any]:
+    """A JSON object from a file, or one line that says what is wrong with it; empty where there need not be any."""
     try:
-        if not path.exists():
+        if not must_exist and not path.exists():
             return {}
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not {what} ({error}). {remedy}") from error
+    except (OSError, ValueError, RecursionError) as refused:
+        why = getattr(refused, "strerror", None) or f"not JSON: {one_line(refused)}"
+        raise error(f"{path} cannot be read as {what} ({why}). {remedy}") from refused
     if not isinstance(plain, dict):
-        raise ArtifactError(f"{path} is not {what} (it holds a {type(plain).__name__}). {remedy}")
+        raise error(f"{path} cannot be read as {what} (it holds a {type(plain).__name__}). {remedy}")
     return plain
 
 

@@ -195,11 +195,8 @@ class SaeCoder:
         return self._take_state()
 
     def _take_state(self) -> dict[str, Tensor]:
-        state = {}
-        for key in _STATE:
-            if key in self.sae.__dict__:
-                state[key] = self.sae.__dict__.pop(key)
-        return state
+        left = vars(self.sae)
+        return {key: left.pop(key) for key in _STATE if key in left}
 
     def _put_state(self, state: dict[str, Tensor]) -> None:
         for key, value in state.items():
@@ -263,9 +260,8 @@ class RandomDictionary:
         return TopKLatents(kept.values * scale, kept.where, kept.width)
 
     def decode(self, z: Float[Tensor, "... F"] | TopKLatents, like: Any = None) -> Float[Tensor, "... D"]:
-        if isinstance(z, TopKLatents):
-            return z @ self._directions.to(z.values) + self._bias.to(z.values)
-        return z @ self._directions.to(z) + self._bias.to(z)
+        values = z.values if isinstance(z, TopKLatents) else z
+        return z @ self._directions.to(values) + self._bias.to(values)
 
     def dictionary(self) -> Float[Tensor, "F D"]:
         return self._directions

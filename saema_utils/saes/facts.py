@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saema_utils.errors import ArtifactError
-from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json
 
 
@@ -44,18 +43,6 @@ def read_facts(folder: Path) -> SaeFacts:
         raise ArtifactError(f"{folder / 'cfg.json'} does not say how many latents the SAE has (d_sae). {remedy}")
     prepend_bos = (config.get("metadata") or {}).get("prepend_bos") is not False
     return SaeFacts(config.get("architecture", "standard"), config["d_sae"], config.get("k"), prepend_bos)
-
-
-def sae_facts(run: RunDirectory) -> SaeFacts:
-    """Facts of the run's autoencoder: of the recipe when it is trained here, else of the one that was loaded.
-
-    A published autoencoder is what its own file says; the recipe, which would have trained one, is all there is
-    until chapter 2 has fetched it.
-    """
-    recipe = run.study.sae
-    if recipe.source == "train" or run.entry("sae/cfg.json") is None:
-        return SaeFacts(recipe.architecture, recipe.d_sae, recipe.k)
-    return read_facts(run.check("sae/cfg.json").parent)
 
 
 def bos_note(facts: SaeFacts, source: str) -> str:

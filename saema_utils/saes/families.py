@@ -104,9 +104,9 @@ def _distance(l0: float, target: float) -> float:
 
 
 def search_penalty(
-    l0_of: Callable[[float], float], target: float, start: float, max_trials: int = 4, tolerance: float = L0_TOLERANCE
+    l0_of: Callable[[float], float], target: float, start: float, max_trials: int = 4
 ) -> tuple[tuple[float, float], ...]:
-    """Sparsity coefficients tried, with the L0 each gave, ending at the first within ``tolerance`` of ``target``.
+    """Sparsity coefficients tried, with the L0 each gave, ending at the first that is near enough to ``target``.
 
     L0 falls as the coefficient rises, roughly as a power: the search is a secant on logarithms, kept inside the
     bracket once there is one. Steps are at most a factor of eight.
@@ -123,7 +123,7 @@ def search_penalty(
     while len(trials) < max_trials:
         l0 = l0_of(math.exp(x))
         trials.append((math.exp(x), l0))
-        if abs(l0 / target - 1) <= tolerance:
+        if abs(l0 / target - 1) <= L0_TOLERANCE:
             break
         x = _next_guess([(math.log(p), math.log(max(found, 1e-3) / target)) for p, found in trials])
     return tuple(trials)
@@ -153,19 +153,17 @@ def mean_l0(sae: SAE, sample: Float[Tensor, "N D"]) -> float:
 
 
 @torch.no_grad()
-def calibrate_threshold(
-    sae: SAE, sample: Float[Tensor, "N D"], target: float, *, steps: int = 14, widest: float = 8.0
-) -> float:
+def calibrate_threshold(sae: SAE, sample: Float[Tensor, "N D"], target: float) -> float:
     """Scale an SAE's thresholds by one factor so that ``target`` latents fire per token; returns the L0 reached.
 
-    Bisection on the logarithm of the factor, within ``1/widest`` to ``widest``. A threshold kept as a running
+    Bisection on the logarithm of the factor, within an eighth to 8. A threshold kept as a running
     mean over a short training lags behind; this is what a longer one would have arrived at. Thresholds of zero
     cannot be scaled, and are left.
     """
     original = sae.threshold.data.clone()
-    low, high = -math.log(widest), math.log(widest)
+    low, high = -math.log(8), math.log(8)
     best = (_distance(mean_l0(sae, sample), target), 0.0)
-    for _ in range(steps):
+    for _ in range(14):
         middle = (low + high) / 2
         sae.threshold.data = original * math.exp(middle)
         l0 = mean_l0(sae, sample)

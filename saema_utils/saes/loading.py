@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import SaeError, one_line, unknown_name
-from saema_utils.runs.files import user_path
+from saema_utils.runs.files import read_json, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +45,7 @@ def load_sae(
             sae = _load_release(*text.split(":", 1), device)
         else:
             raise no_sae(text)
-    check_fits(sae, d_in, hook_name, text)
+    check_reads(sae.cfg.d_in, sae.cfg.metadata.hook_name, d_in, hook_name, text)
     for parameter in sae.parameters():  # converted releases hold transposed views, which safetensors refuses to save
         parameter.data = parameter.data.contiguous()
     return sae.eval().requires_grad_(False)
@@ -67,13 +66,7 @@ def read_sae_config(folder: Path) -> dict[str, Any]:
         raise SaeError(
             f"{folder} holds no {' and no '.join(missing)}; allowed: a folder that sae_lens's save_model wrote."
         )
-    try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SaeError(f"{folder}/cfg.json cannot be read ({one_line(error)}). Save or copy the SAE again.") from error
-    if not isinstance(config, dict):
-        raise SaeError(f"{folder}/cfg.json holds a {type(config).__name__}, not an object. Save the SAE again.")
-    return config
+    return read_json(folder / "cfg.json", "the configuration of an SAE", "Save or copy the SAE again.", SaeError)
 
 
 def _load_folder(folder: Path, device: str | torch.device) -> SAE:
@@ -138,31 +131,22 @@ def _load_release(release: str, sae_id: str, device: str | torch.device) -> SAE:
         raise SaeError(f"SAE {release}:{sae_id} cannot be read ({type(error).__name__}: {one_line(error)}).") from error
 
 
-def check_fits(sae: SAE, d_in: int | None = None, hook_name: str | None = None, source: str = "") -> None:
-    """Refuse an SAE made for another width, or for another place in the model."""
-    check_reads(sae.cfg.d_in, sae.cfg.metadata.hook_name, d_in, hook_name, source)
-
-
 def check_reads(width: Any, made_for: Any, d_in: int | None, hook_name: str | None, source: str = "") -> None:
-    """:func:`check_fits`, from what the SAE's configuration says of its width and place (None: nothing)."""
+    """Refuse an SAE made for another width or place, from what its configuration says of them (None: nothing)."""
     which = f"SAE {source!r}" if source else "the SAE"
     if d_in is not None and isinstance(width, int) and width != d_in:
         raise SaeError(
             f"{which} reads {width} dimensions but the residual stream has {d_in}. "
             "Choose an SAE trained on this model, or use --sae train."
         )
-    if hook_name and isinstance(made_for, str) and made_for and not same_place(made_for, hook_name):
+    if hook_name and isinstance(made_for, str) and made_for and _place(made_for) != _place(hook_name):
         raise SaeError(
             f"{which} was trained at {made_for} but the study reads {hook_name}. Choose --layer or --sae to match."
         )
 
 
-def same_place(a: str, b: str) -> bool:
-    """Whether two hooks read the same vectors: the residual stream after a block is that before the next one."""
-    return _place(a) == _place(b)
-
-
 def _place(hook_name: str) -> tuple[str, int] | str:
+    """The same for hooks that read the same vectors: the stream after a block is that before the next one."""
     match = re.fullmatch(r"blocks\.(\d+)\.(hook_resid_pre|hook_in|hook_resid_post|hook_out)", hook_name)
     if match is None:
         return hook_name

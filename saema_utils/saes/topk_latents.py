@@ -58,11 +58,6 @@ class TopKLatents:
     def shape(self) -> tuple[int, int]:
         return len(self.values), self.width
 
-    @property
-    def is_sparse_enough(self) -> bool:
-        """Whether pairs are cheaper than a dense product."""
-        return self.width >= SMALLEST_RATIO * self.values.shape[1]
-
     def dense(self) -> Float[Tensor, "N F"]:
         return self.values.new_zeros(self.shape).scatter_(-1, self.where, self.values)
 
@@ -73,7 +68,8 @@ class TopKLatents:
 
     def __matmul__(self, rows: Float[Tensor, "F D"]) -> Float[Tensor, "N D"]:
         """``self.dense() @ rows`` from the k rows that each token needs."""
-        if not self.is_sparse_enough or self.values.device.type == "mps":  # where the gather is not to be had
+        is_cheap = self.width >= SMALLEST_RATIO * self.values.shape[1]
+        if not is_cheap or self.values.device.type == "mps":  # where the gather is not to be had
             return self.dense() @ rows
         return F.embedding_bag(self.where, rows, mode="sum", per_sample_weights=self.values)
 

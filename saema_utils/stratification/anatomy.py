@@ -35,19 +35,12 @@ if TYPE_CHECKING:
 N_LEADING = 5
 
 
-def leading_subspace(latents: Float[Tensor, "N F"], cloud: TokenCloud, mode: int, n: int = N_LEADING) -> Tensor:
-    """Orthonormal columns spanning the ``n`` strongest directions of a mode's covariance.
+def leading_subspaces(latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int]) -> dict[int, Tensor]:
+    """Orthonormal columns spanning the strongest directions of each mode's covariance, from one Gram matrix.
 
-    Shape [size of the mode, m] with m the smaller of ``n`` and the number of positive eigenvalues.
+    Shape [size of the mode, m] each, with m the smaller of :data:`N_LEADING` and the number of positive eigenvalues.
     """
-    return leading_subspaces(latents, cloud, (mode,), n)[mode]
-
-
-def leading_subspaces(
-    latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int], n: int = N_LEADING
-) -> dict[int, Tensor]:
-    """:func:`leading_subspace` of several modes from one matrix of inner products."""
-    found = {mode: _strongest(gram, n) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
+    found = {mode: _strongest(gram) for mode, (gram, _, _) in cloud_grams(latents, cloud, modes).items()}
     bases = {mode: vectors for mode, (_, vectors) in found.items()}
     if 2 in bases and len(latents) <= latents.shape[1]:  # solved between tokens: carry the directions to latents
         values, vectors = found[2]
@@ -56,15 +49,15 @@ def leading_subspaces(
     return bases
 
 
-def _strongest(gram: Float[Tensor, "n n"], n: int) -> tuple[Tensor, Tensor]:
-    if len(gram) > 40 * n and gram.device.type == "cpu":
+def _strongest(gram: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
+    if len(gram) > 40 * N_LEADING and gram.device.type == "cpu":
         from scipy.sparse.linalg import eigsh
 
         start = np.random.default_rng(0).standard_normal(len(gram))
-        values, vectors = (torch.from_numpy(part.copy()) for part in eigsh(gram.numpy(), k=n, v0=start))
+        values, vectors = (torch.from_numpy(part.copy()) for part in eigsh(gram.numpy(), k=N_LEADING, v0=start))
     else:
         values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0)[:n], vectors.flip(1)[:, :n]
+    values, vectors = values.flip(0)[:N_LEADING], vectors.flip(1)[:, :N_LEADING]
     keep = values > 1e-12 * max(float(values[0]), 1e-300)
     return values[keep], vectors[:, keep]
 
@@ -96,8 +89,6 @@ def subspace_drift(
     *,
     noise_levels: Sequence[float],
     seeds: Sequence[int],
-    modes: Sequence[int] = (0, 1, 2),
-    n: int = N_LEADING,
     description: str = "",
 ) -> pd.DataFrame:
     """How far the leading subspace of each mode turns away from its place without noise, and the support with it.
@@ -107,13 +98,13 @@ def subspace_drift(
     Returns
     -------
     Columns concept, representation, mode, noise, noise_rms, seed, angle_mean and angle_max (degrees between
-    the ``n`` leading directions and those at noise 0), support_kept (mean share, per token, of nonzero
+    the :data:`N_LEADING` leading directions and those at noise 0), support_kept (mean share, per token, of nonzero
     latents common to both among those in either), new_share (share of the latents' variance that lies on
     latents silent at every token without noise).
     """
     import pandas as pd
 
-    steps = [(level, seed) for seed in seeds for level in noise_levels if level]
+    modes, steps = (0, 1, 2), [(level, seed) for seed in seeds for level in noise_levels if level]
     lock = threading.Lock()
 
     def one(name: str, cloud: TokenCloud) -> list[dict]:
@@ -122,21 +113,15 @@ def subspace_drift(
                 return encoders[name](x)
 
         rows, clean = [], encode(cloud.points)
-        bases = leading_subspaces(clean, cloud, modes, n)
+        bases = leading_subspaces(clean, cloud, modes)
         for level, seed in steps:
             noisy = encode(cloud.noisy(level, seed))
-            facts = {
-                "concept": cloud.concept,
-                "representation": name,
-                "noise": float(level),
-                "noise_rms": float(level) / cloud.rms,
-                "seed": seed,
-                **_turnover(clean, noisy),
-            }
-            turned = leading_subspaces(noisy, cloud, modes, n)
+            facts = {"concept": cloud.concept, "representation": name, "noise": float(level), "seed": seed}
+            facts |= {"noise_rms": float(level) / cloud.rms, **_turnover(clean, noisy)}
+            turned = leading_subspaces(noisy, cloud, modes)
             for mode in modes:
-                angles = _angles(bases[mode], turned[mode])
-                rows.append({**facts, "mode": mode, "angle_mean": angles[0], "angle_max": angles[1]})
+                mean, largest = _angles(bases[mode], turned[mode])
+                rows.append(facts | {"mode": mode, "angle_mean": mean, "angle_max": largest})
         return rows
 
     tasks, rows = [(name, cloud) for name in encoders for cloud in clouds], []
@@ -189,40 +174,23 @@ def where_rank_moves(
         for cloud in clouds:
             with torch.no_grad():
                 grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, level)]
-            alone = cloud.distinct
             labels, blocks = [], []
-            for axis, place, kept in (
-                ("prompt", cloud.prompt, alone.prompt),
-                ("position", cloud.position, alone.position),
-            ):
+            for axis in ("prompt", "position"):
+                place, kept = getattr(cloud, axis), getattr(cloud.distinct, axis)
                 for index in place.unique().tolist():
                     here = (place == index).nonzero()[:, 0].to(grams[0].device)
                     if len(here) > 1:
-                        labels.append(
-                            {
-                                "axis": axis,
-                                "index": index,
-                                "n_tokens": len(here),
-                                "n_distinct": int((kept == index).sum()),
-                            }
-                        )
+                        n_distinct = int((kept == index).sum())
+                        labels.append({"axis": axis, "index": index, "n_tokens": len(here), "n_distinct": n_distinct})
                         blocks += [gram[here][:, here] for gram in grams]
             floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
             found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
             for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
-                rows.append(
-                    {
-                        "concept": cloud.concept,
-                        "representation": name,
-                        **label,
-                        "noise": float(level),
-                        "rank_clean": clean["rank"],
-                        "rank_noisy": noisy["rank"],
-                        "rank_gain": noisy["rank"] - clean["rank"],
-                        "effective_rank_clean": clean["effective_rank"],
-                        "effective_rank_noisy": noisy["effective_rank"],
-                    }
-                )
+                row = {"concept": cloud.concept, "representation": name, **label, "noise": float(level)}
+                row |= {"rank_clean": clean["rank"], "rank_noisy": noisy["rank"]}
+                row["rank_gain"] = noisy["rank"] - clean["rank"]
+                effective = {"clean": clean["effective_rank"], "noisy": noisy["effective_rank"]}
+                rows.append(row | {f"effective_rank_{when}": value for when, value in effective.items()})
     return pd.DataFrame(rows)
 
 

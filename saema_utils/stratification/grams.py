@@ -42,10 +42,7 @@ def gram_of_rows(
     Sparse input is multiplied sparsely; otherwise one block of columns at a time is held in float64,
     centred before it is multiplied.
     """
-    if isinstance(matrix, TopKLatents) and not _stays_sparse(matrix):
-        matrix = matrix.dense()
-    if not isinstance(matrix, TopKLatents) and matrix.device.type == "mps":  # has no float64
-        matrix = matrix.cpu()
+    matrix = _multipliable(matrix)
     n, m = matrix.shape
     if (gram := _sparse_gram(matrix)) is not None:
         floor = rounding_floor(float(gram.diagonal().sum()))
@@ -70,11 +67,14 @@ def gram_of_rows(
     return gram, rounding_floor(float(gram.diagonal().sum())) + 16 * n * (_EPS**2) * energy
 
 
-def _stays_sparse(latents: TopKLatents) -> bool:
-    """Whether the inner products are made from pairs: on the CPU, of wide latents that rarely fire, for few tokens."""
-    (n, width), k = latents.shape, latents.values.shape[1]
-    is_wide = width >= max(n, _SPARSE_FROM, k / _SPARSE_BELOW)
-    return is_wide and latents.values.device.type == "cpu"
+def _multipliable(latents: Float[Tensor, "n m"] | TopKLatents) -> Float[Tensor, "n m"] | TopKLatents:
+    """Pairs stay pairs on the CPU, of wide latents that rarely fire, for few tokens; tensors go where float64 is."""
+    if isinstance(latents, TopKLatents):
+        (n, width), k = latents.shape, latents.values.shape[1]
+        if latents.values.device.type == "cpu" and width >= max(n, _SPARSE_FROM, k / _SPARSE_BELOW):
+            return latents
+        latents = latents.dense()
+    return latents.cpu() if latents.device.type == "mps" else latents
 
 
 def _row_sums(matrix: Float[Tensor, "n m"] | TopKLatents) -> Float[Tensor, " n"]:
@@ -136,10 +136,7 @@ def cloud_grams(
     latents: Float[Tensor, "N F"] | TopKLatents, cloud: TokenCloud, modes: Sequence[int]
 ) -> dict[int, tuple[Float[Tensor, "n n"], float, int]]:
     """For each mode: a matrix with the covariance's positive eigenvalues, its rounding floor, and ``min(I, J)``."""
-    if isinstance(latents, TopKLatents) and not _stays_sparse(latents):
-        latents = latents.dense()
-    if not isinstance(latents, TopKLatents) and latents.device.type == "mps":
-        latents = latents.cpu()
+    latents = _multipliable(latents)
     (n, width), (prompts, positions) = latents.shape, cloud.shape
     found = {}
     gram = gram_of_rows(latents)[0] if n <= width else None

@@ -1,4 +1,4 @@
-"""How a noise sweep is computed: who encodes when, what is shared, what is solved together.
+"""Ranks under noise: who encodes when, what is shared, what is solved together.
 
 Pre-activations of a TopK SAE, and of both controls, are affine in the vector: with noise ``s e`` they are
 ``p(x) + s (e W)``. One product for the clean tokens and one a seed therefore serve every level, and only the choice
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from saema_utils.errors import ActivationError
+from saema_utils.errors import ActivationError, require
 from saema_utils.runtime import progress_bar
 from saema_utils.saes.coders import AffineCoder
 from saema_utils.saes.topk_latents import TopKLatents
@@ -34,42 +34,92 @@ Derive = Callable[["Tensor", TokenCloud], "tuple[Tensor, TokenCloud]"]
 Latents = "Tensor | TopKLatents"
 _ENCODED_BYTES = 2**28
 _SOLVED_BYTES = 2**22
+_CASE = ("concept", "representation", "mode", "noise", "noise_rms", "seed")
+COLUMNS = (*_CASE, "rank", "effective_rank", "participation_ratio", "l0")
 
 
-class Draw(NamedTuple):
-    """Latents of one concept at one level of one seed (None where there is no noise)."""
+def noise_rank_sweep(
+    residual: Float[Tensor, "P T D"],
+    encode: Encode,
+    *,
+    mask: Bool[Tensor, "P T"],
+    noise_levels: Sequence[float],
+    seeds: Sequence[int],
+    modes: Sequence[int] = (0, 1, 2),
+    concept: str = "",
+    representation: str = "",
+) -> pd.DataFrame:
+    r"""Ranks of a representation while isotropic Gaussian noise is added to the residual stream.
 
-    cloud: TokenCloud
-    level: float
-    seed: int | None
-    latents: Latents
+    .. math:: X_s = X + s\,\varepsilon, \quad \varepsilon \sim N(0, I), \qquad Z_s = \mathrm{encode}(X_s)
 
+    The draw depends on the seed and the concept only: every representation meets the same noise, and
+    every level is the same draw scaled. Noise 0 is deterministic and computed once.
 
-def affine_coder(encode: Encode) -> AffineCoder | None:
-    """The coder behind ``coder.encode``, where its latents follow from affine pre-activations; None elsewhere.
+    Parameters
+    ----------
+    residual, mask
+        Activations and which tokens are real; masked ones are zero in modes 0 and 1 and dropped in mode 2.
+    encode
+        Maps token vectors [n, D] to latents [n, F], each token by itself.
+    noise_levels
+        Standard deviations in the units of ``residual``.
 
-    A class that overrides ``encode`` alone no longer follows the pre-activations that it inherits.
+    Returns
+    -------
+    One row per mode, level and seed with columns concept, representation, mode, noise, noise_rms
+    (``noise`` over the root mean square of the unmasked activations), seed, rank, effective_rank,
+    participation_ratio (NaN where all latents are equal) and l0 (mean nonzero latents per token).
+
+    Raises
+    ------
+    ActivationError
+        If shapes disagree, fewer than two tokens are unmasked, values or latents are not finite, or
+        levels, seeds or modes are not allowed.
     """
-    coder = getattr(encode, "__self__", None)
-    if coder is None or getattr(encode, "__name__", "") != "encode" or not isinstance(coder, AffineCoder):
-        return None
-    writes_encode = next(kind for kind in type(coder).__mro__ if "encode" in vars(kind))
-    return coder if "preactivations" in vars(writes_encode) and coder.is_affine else None
+    cloud = TokenCloud.of(residual, mask, concept)
+    return sweep_clouds([cloud], {representation: encode}, noise_levels=noise_levels, seeds=seeds, modes=modes)
 
 
-def measured_draws(
+def sweep_clouds(
     clouds: Sequence[TokenCloud],
     encoders: Mapping[str, Encode],
     *,
     noise_levels: Sequence[float],
     seeds: Sequence[int],
-    modes: Sequence[int],
-    derived: Mapping[str, tuple[str, Derive]],
-    noise_shape: Float[Tensor, "D D"] | None,
-    measure: Measure,
-    description: str,
-) -> dict[tuple[str, float, int | None], list[dict]]:
-    """Rows of the table by representation, level and seed; see :func:`sweep_clouds`."""
+    modes: Sequence[int] = (0, 1, 2),
+    derived: Mapping[str, tuple[str, Derive]] | None = None,
+    noise_shape: Float[Tensor, "D D"] | None = None,
+    measure: Measure = measure_spectrum,
+    description: str = "",
+) -> pd.DataFrame:
+    """:func:`noise_rank_sweep` of many concepts and representations at once: equal rows, far less time.
+
+    ``encode`` of a coder whose pre-activations are affine is replaced by one product for the clean tokens and one a
+    seed (:func:`affine_coder`); any other encodes all concepts in one call a level and seed. One token
+    Gram matrix serves the three modes; eigenproblems of one size are solved as a batch, on as many threads as torch
+    was given.
+
+    Parameters
+    ----------
+    derived
+        ``{name: (source, change)}``: further representations made from the latents of ``source``, without
+        encoding again; ``change(latents, cloud)`` returns new latents and the tokens that they belong to. Latents
+        of a TopK coder come as :class:`~saema_utils.saes.topk_latents.TopKLatents`.
+    noise_shape
+        Square root of a covariance that shapes the noise (:meth:`TokenCloud.noise`); None is isotropic.
+    measure
+        From a spectrum to named numbers, one column each.
+    """
+    import pandas as pd
+
+    _check_sweep(noise_levels, seeds, modes)
+    derived = derived or {}
+    if not clouds or not encoders or any(source not in encoders for source, _ in derived.values()):
+        raise ActivationError(
+            f"the sweep has {len(clouds)} concept(s), encoders {list(encoders)}, derived {list(derived)}; "
+            "allowed: at least one concept and one encoder, and derived representations of those encoders."
+        )
     rows: dict[tuple[str, float, int | None], list[dict]] = {}
     levels_of = {seed: [s for s in noise_levels if s or seed == seeds[0]] for seed in seeds}
     levels_of = {seed: levels for seed, levels in levels_of.items() if levels}
@@ -100,12 +150,8 @@ def measured_draws(
             continue
         # Some encoders keep state between calls (sae_lens does); each waits for itself alone.
         lock, groups = threading.Lock(), list(_groups(clouds, encode, name))
-        tasks += [
-            (plain, name, lock, group, level, seed)
-            for seed, levels in levels_of.items()
-            for level in levels
-            for group in groups
-        ]
+        steps = [(level, seed) for seed, levels in levels_of.items() for level in levels]
+        tasks += [(plain, name, lock, group, *step) for step in steps for group in groups]
     with (
         one_thread_each(clouds[0].points.device) as workers,
         progress_bar(len(encoders) * len(clouds) * draws, description) as advance,
@@ -113,7 +159,38 @@ def measured_draws(
     ):
         for done in pool.map(lambda task: task[0](*task[1:]), tasks):
             advance(done)
-    return rows
+    steps = [(name, level, seed) for name in (*encoders, *derived) for level in noise_levels for seed in seeds]
+    found = [{**row, "seed": seed} for name, level, seed in steps for row in rows[name, level, seed if level else None]]
+    order = {"concept": [cloud.concept for cloud in clouds], "representation": [*encoders, *derived]}
+    frame = pd.DataFrame(found).sort_values(
+        ["concept", "representation", "mode", "noise", "seed"],
+        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
+        kind="stable",
+        ignore_index=True,
+    )
+    first = [column for column in COLUMNS if column in frame]
+    return frame[first + [column for column in frame if column not in first]]
+
+
+class Draw(NamedTuple):
+    """Latents of one concept at one level of one seed (None where there is no noise)."""
+
+    cloud: TokenCloud
+    level: float
+    seed: int | None
+    latents: Latents
+
+
+def affine_coder(encode: Encode) -> AffineCoder | None:
+    """The coder behind ``coder.encode``, where its latents follow from affine pre-activations; None elsewhere.
+
+    A class that overrides ``encode`` alone no longer follows the pre-activations that it inherits.
+    """
+    coder = getattr(encode, "__self__", None)
+    if coder is None or getattr(encode, "__name__", "") != "encode" or not isinstance(coder, AffineCoder):
+        return None
+    writes_encode = next(kind for kind in type(coder).__mro__ if "encode" in vars(kind))
+    return coder if "preactivations" in vars(writes_encode) and coder.is_affine else None
 
 
 @torch.no_grad()
@@ -227,136 +304,12 @@ def check_latents(latents: Latents, points: Tensor, name: str, level: float) -> 
         )
 
 
-COLUMNS = (
-    "concept",
-    "representation",
-    "mode",
-    "noise",
-    "noise_rms",
-    "seed",
-    "rank",
-    "effective_rank",
-    "participation_ratio",
-    "l0",
-)
-
-
-def noise_rank_sweep(
-    residual: Float[Tensor, "P T D"],
-    encode: Encode,
-    *,
-    mask: Bool[Tensor, "P T"],
-    noise_levels: Sequence[float],
-    seeds: Sequence[int],
-    modes: Sequence[int] = (0, 1, 2),
-    concept: str = "",
-    representation: str = "",
-) -> pd.DataFrame:
-    r"""Ranks of a representation while isotropic Gaussian noise is added to the residual stream.
-
-    .. math:: X_s = X + s\,\varepsilon, \quad \varepsilon \sim N(0, I), \qquad Z_s = \mathrm{encode}(X_s)
-
-    The draw depends on the seed and the concept only: every representation meets the same noise, and
-    every level is the same draw scaled. Noise 0 is deterministic and computed once.
-
-    Parameters
-    ----------
-    residual, mask
-        Activations and which tokens are real; masked ones are zero in modes 0 and 1 and dropped in mode 2.
-    encode
-        Maps token vectors [n, D] to latents [n, F], each token by itself.
-    noise_levels
-        Standard deviations in the units of ``residual``.
-
-    Returns
-    -------
-    One row per mode, level and seed with columns concept, representation, mode, noise, noise_rms
-    (``noise`` over the root mean square of the unmasked activations), seed, rank, effective_rank,
-    participation_ratio (NaN where all latents are equal) and l0 (mean nonzero latents per token).
-
-    Raises
-    ------
-    ActivationError
-        If shapes disagree, fewer than two tokens are unmasked, values or latents are not finite, or
-        levels, seeds or modes are not allowed.
-    """
-    cloud = TokenCloud.of(residual, mask, concept)
-    return sweep_clouds([cloud], {representation: encode}, noise_levels=noise_levels, seeds=seeds, modes=modes)
-
-
-def sweep_clouds(
-    clouds: Sequence[TokenCloud],
-    encoders: Mapping[str, Encode],
-    *,
-    noise_levels: Sequence[float],
-    seeds: Sequence[int],
-    modes: Sequence[int] = (0, 1, 2),
-    derived: Mapping[str, tuple[str, Derive]] | None = None,
-    noise_shape: Float[Tensor, "D D"] | None = None,
-    measure: Measure = measure_spectrum,
-    description: str = "",
-) -> pd.DataFrame:
-    """:func:`noise_rank_sweep` of many concepts and representations at once: equal rows, far less time.
-
-    ``encode`` of a coder whose pre-activations are affine is replaced by one product for the clean tokens and one a
-    seed (:func:`affine_coder`); any other encodes all concepts in one call a level and seed. One token
-    Gram matrix serves the three modes; eigenproblems of one size are solved as a batch, on as many threads as torch
-    was given.
-
-    Parameters
-    ----------
-    derived
-        ``{name: (source, change)}``: further representations made from the latents of ``source``, without
-        encoding again; ``change(latents, cloud)`` returns new latents and the tokens that they belong to. Latents
-        of a TopK coder come as :class:`~saema_utils.saes.topk_latents.TopKLatents`.
-    noise_shape
-        Square root of a covariance that shapes the noise (:meth:`TokenCloud.noise`); None is isotropic.
-    measure
-        From a spectrum to named numbers, one column each.
-    """
-    import pandas as pd
-
-    _check_sweep(noise_levels, seeds, modes)
-    derived = derived or {}
-    if not clouds or not encoders or any(source not in encoders for source, _ in derived.values()):
-        raise ActivationError(
-            f"the sweep has {len(clouds)} concept(s), encoders {list(encoders)}, derived {list(derived)}; "
-            "allowed: at least one concept and one encoder, and derived representations of those encoders."
-        )
-    names = [*encoders, *derived]
-    rows = measured_draws(
-        clouds,
-        encoders,
-        noise_levels=noise_levels,
-        seeds=seeds,
-        modes=modes,
-        derived=derived,
-        noise_shape=noise_shape,
-        measure=measure,
-        description=description,
-    )
-    order = {cloud.concept: i for i, cloud in enumerate(clouds)}
-    table = []
-    for name in names:
-        for level in noise_levels:
-            for seed in seeds:
-                table += [{**row, "seed": seed} for row in rows[(name, level, seed if level else None)]]
-    frame = pd.DataFrame(table)
-    frame["_order"] = frame["concept"].map(order)
-    frame["_name"] = frame["representation"].map({name: i for i, name in enumerate(names)})
-    frame = frame.sort_values(["_order", "_name", "mode", "noise", "seed"], kind="stable").reset_index(drop=True)
-    first = [c for c in COLUMNS if c in frame]
-    return frame[first + [c for c in frame if c not in first and not c.startswith("_")]]
-
-
 def _check_sweep(noise_levels: Sequence[float], seeds: Sequence[int], modes: Sequence[int]) -> None:
-    if not len(noise_levels) or any(not (math.isfinite(s) and s >= 0) for s in noise_levels):
-        raise ActivationError(
-            f"noise_levels is {list(noise_levels)!r}; allowed: numbers of at least 0. Give one or more."
-        )
-    if len(set(noise_levels)) < len(noise_levels):
-        raise ActivationError(f"noise_levels is {list(noise_levels)!r}; allowed: each level once.")
-    if not len(seeds) or len(set(seeds)) < len(seeds):
-        raise ActivationError(f"seeds is {list(seeds)!r}; allowed: one or more, each once.")
-    if not len(modes) or any(mode not in (0, 1, 2) for mode in modes):
-        raise ActivationError(f"modes is {list(modes)!r}; allowed: any of 0 (prompt), 1 (position), 2 (feature).")
+    for what, given, is_allowed, allowed in (
+        ("noise_levels", noise_levels, lambda s: math.isfinite(s) and s >= 0, "numbers of at least 0"),
+        ("seeds", seeds, lambda _: True, "whole numbers"),
+        ("modes", modes, lambda mode: mode in (0, 1, 2), "0 (prompt), 1 (position), 2 (feature)"),
+    ):
+        values = list(given)
+        fits = values and all(map(is_allowed, values)) and len(set(values)) == len(values)
+        require(fits, what, values, f"one or more of {allowed}, each once", ActivationError)

@@ -17,12 +17,11 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from saema_utils.errors import ActivationError, EmptySpectrumError
+from saema_utils.errors import ActivationError, EmptySpectrumError, require
 from saema_utils.stratification.grams import eigenvalues, gram_of_rows
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ DEFAULT_RTOL = 1e-6
 """An eigenvalue counts when it exceeds this share of the largest. In singular values that is one part in a
 thousand: above the rounding of float16 input (about 3e-4) and far above that of float32 (1e-7). For bfloat16
 input (rounding 4e-3) pass ``rtol=1e-4``."""
-
-
 MODES = ("prompt", "position", "feature")
 
 
@@ -52,11 +49,8 @@ def unfold(tensor: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "rows co
     if not -1 < mode < tensor.dim():
         allowed = f"0 to {tensor.dim() - 1}" if tensor.dim() else "none, for the tensor has no axes"
         raise ActivationError(f"mode is {mode!r} for a tensor of shape {tuple(tensor.shape)}; allowed: {allowed}.")
-    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], math.prod(_others(tensor.shape, mode)))
-
-
-def _others(shape: Sequence[int], mode: int) -> list[int]:
-    return [size for axis, size in enumerate(shape) if axis != mode]
+    others = math.prod(tensor.shape[:mode] + tensor.shape[mode + 1 :])
+    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], others)
 
 
 def covariance_spectrum(tensor: Float[Tensor, "*shape"], mode: int, center: bool = True) -> Float[Tensor, " n"]:
@@ -131,8 +125,7 @@ def numerical_rank(spectrum: Float[Tensor, " n"], rtol: float | None = None) -> 
         If the spectrum has no entries at all.
     """
     rtol = DEFAULT_RTOL if rtol is None else rtol
-    if not 0 <= rtol < 1:
-        raise ActivationError(f"rtol is {rtol!r}; allowed: 0 up to, not including, 1. The default is {DEFAULT_RTOL:g}.")
+    require(0 <= rtol < 1, "rtol", rtol, f"0 up to, not including, 1 (default {DEFAULT_RTOL:g})", ActivationError)
     return _count(_positive(spectrum, "numerical_rank"), rtol)
 
 
@@ -185,9 +178,6 @@ def _shares(values: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
     values = values / values.max()  # first, so that the sum of tiny or huge values neither vanishes nor overflows
     values = values[values > 0]
     return values / values.sum()
-
-
-# ---- noise -------------------------------------------------------------------------------------
 
 
 def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:

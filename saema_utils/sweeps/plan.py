@@ -215,7 +215,8 @@ def plan_sweep(path: str | Path, *, folder: str | Path = "", chapters: str = "",
     where = user_path(folder).resolve() if folder else default_run_dir(STUDIES["smoke"]).parent / name
     begun = [run for run in runs if (where / run / "manifest.json").exists()]
     existing = {run: RunDirectory(where / run, runs[run]) for run in begun}
-    threads = read_json(where / PLAN_FILE, "the plan of a sweep", "Delete it and run again.").get("threads", 0)
+    plan = read_json(where / PLAN_FILE, "the plan of a sweep", "Delete it and run again.", must_exist=False)
+    threads = plan.get("threads", 0)
     code, needs = source_digest(), chapter_needs(asked)
     shared: dict[str, Task] = {}
     tasks: list[Task] = []

@@ -78,14 +78,14 @@ def test_subspaces_turn_further_under_more_noise_and_supports_shrink(small_study
 
 
 def test_leading_subspace_of_features_is_that_of_a_plain_svd():
-    from saema_utils.stratification.anatomy import leading_subspace, principal_angles
+    from saema_utils.stratification.anatomy import leading_subspaces, principal_angles
 
     for shape in ((6, 4, 300), (40, 10, 12)):
         latents = tucker_tensor(shape, (6, 4, 10), seed=2, dtype=torch.float64)
         cloud = TokenCloud.of(latents, torch.ones(shape[:2], dtype=torch.bool))
         centred = cloud.points - cloud.points.mean(0)
         expected = torch.linalg.svd(centred, full_matrices=False)[2][:5].T
-        angles = principal_angles(leading_subspace(cloud.points, cloud, 2), expected)
+        angles = principal_angles(leading_subspaces(cloud.points, cloud, (2,))[2], expected)
         assert float(angles.max()) < 1e-3
 
 

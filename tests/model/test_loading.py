@@ -172,6 +172,9 @@ def test_folders_that_hold_no_model_are_refused(tmp_path, checkpoints):
     with pytest.raises(ModelError, match="not JSON"):
         load_language_model(str(tmp_path), "cpu")
     (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ModelError, match="holds a list"):
+        load_language_model(str(tmp_path), "cpu")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="names no model_type"):
         load_language_model(str(tmp_path), "cpu")
     shutil.copy(checkpoints["llama"] / "config.json", tmp_path)

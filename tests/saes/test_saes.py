@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from saema_utils.chapters.across_models.tables import compare_runs
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import ActivationError, ArtifactError, HubUnreachableError, SaeError
 from saema_utils.publishing import fragments
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.saes.facts import SaeFacts, bos_note, read_facts, sae_facts
+from saema_utils.saes.facts import SaeFacts, bos_note, read_facts
 from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity, recovered_features
-from saema_utils.saes.loading import SAE_FILES, check_fits, load_sae
+from saema_utils.saes.loading import SAE_FILES, check_reads, load_sae
 from saema_utils.saes.training import train_sae
 from saema_utils.study import ARCHITECTURES, STUDIES, SaeRecipe
 
@@ -174,12 +175,12 @@ def test_a_width_that_does_not_fit_names_both(tmp_path):
 def test_another_layer_is_refused_and_two_names_of_one_place_are_not():
     sae = small_sae()
     sae.cfg.metadata.hook_name = "blocks.12.hook_resid_pre"
-    check_fits(sae, 10, "blocks.11.hook_resid_post")
+    check_reads(10, sae.cfg.metadata.hook_name, 10, "blocks.11.hook_resid_post")
     with pytest.raises(SaeError, match=r"trained at blocks\.12\.hook_resid_pre but the study reads blocks\.12"):
-        check_fits(sae, 10, "blocks.12.hook_resid_post")
+        check_reads(10, sae.cfg.metadata.hook_name, 10, "blocks.12.hook_resid_post")
     sae.cfg.metadata.hook_name = "blocks.11.hook_mlp_out"
     with pytest.raises(SaeError, match="hook_mlp_out"):
-        check_fits(sae, 10, "blocks.11.hook_resid_post")
+        check_reads(10, sae.cfg.metadata.hook_name, 10, "blocks.11.hook_resid_post")
 
 
 def test_what_is_not_there_is_refused_with_a_remedy(tmp_path):
@@ -394,5 +395,8 @@ def test_an_sae_trained_without_bos_is_noted_and_others_are_not(tmp_path):
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cfg\.json cannot be read"):
+        read_facts(tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
     with pytest.raises(ArtifactError, match="d_sae"):
         read_facts(tmp_path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import ArtifactError, SaemaError
 from saema_utils.evidence.claims import CLAIMS_FILE, judgement, load_claims
 from saema_utils.notebook import in_colab
@@ -19,7 +20,6 @@ from saema_utils.runs.directory import PLAN_FILE, RunDirectory, read_manifest
 from saema_utils.runs.files import atomic_path, user_path, write_figure
 from saema_utils.runs.freshness import outside_digest
 from saema_utils.runs.tables import table
-from saema_utils.saes.facts import sae_facts
 from saema_utils.statistics import errors_to_bound, heterogeneity
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from saema_utils.chapters.sae.coders import sae_l0
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.saes.facts import sae_facts
 from saema_utils.study import SaeRecipe
 
 FAMILY_TOKENS = 40_000

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
+from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import UNFINISHED, user_path
 from saema_utils.runs.freshness import file_digest
 from saema_utils.runs.tables import result, table, tensors
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
-from saema_utils.saes.facts import bos_note, read_facts, sae_facts
+from saema_utils.saes.facts import bos_note, read_facts
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.loading import SAE_FILES, load_sae
 from saema_utils.saes.training import TrainedSae, train_sae
