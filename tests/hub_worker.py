@@ -35,6 +35,7 @@ def tiny(name: str):
             "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
             "intervention.coefficients": [0, 0.1],
             "intervention.finetune_steps": 2,
+            "intervention.fresh_steps": 12,
             "intervention.optimise_steps": 3,
         }
     )

@@ -40,6 +40,7 @@ TINY = {
     "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
     "intervention.coefficients": [-0.1, 0, 0.1],
     "intervention.finetune_steps": 3,
+    "intervention.fresh_steps": 12,
     "intervention.optimise_steps": 3,
 }
 

@@ -168,5 +168,6 @@ SMALL = {
     "intervention.alphas": [-1, 0, 1],
     "intervention.coefficients": [0, 0.1],
     "intervention.finetune_steps": 2,
+    "intervention.fresh_steps": 12,
     "intervention.optimise_steps": 3,
 }

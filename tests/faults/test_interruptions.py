@@ -42,6 +42,7 @@ TINY = STUDIES["smoke"].changed(
         "intervention.alphas": [-0.5, 0.0, 0.5],
         "intervention.coefficients": [0.0, 0.1],
         "intervention.finetune_steps": 4,
+        "intervention.fresh_steps": 12,
         "intervention.optimise_steps": 3,
     }
 )
