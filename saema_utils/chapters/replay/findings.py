@@ -1,0 +1,60 @@
+"""What chapter 6 finds: whether the paper's signs come back, for which codes, and which step makes them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from saema_utils.chapters.found import Found, in_short
+from saema_utils.chapters.replay.figures import TITLES
+from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
+
+AS_PAPER, OPPOSITE, _ = SIGNS
+
+
+def signs_of(signs: pd.DataFrame, coder: str, prompts: str = "authors", recipe: str = "as published") -> dict[str, str]:
+    """The sign of each measure for one code; measures without a row are left out."""
+    rows = signs.set_index(["prompts", "coder", "recipe", "measure"])["sign"]
+    keys = ((prompts, coder, recipe, measure) for measure in PAPER_SIGNS)
+    return {key[-1]: rows.loc[key] for key in keys if key in rows.index}
+
+
+def come_back(signs: pd.DataFrame, coder: str, expected: dict[str, str], prompts: str = "authors") -> Found:
+    """Whether a code's signs under the protocol are the expected ones; None where a measure has no interval."""
+    found = signs_of(signs, coder, prompts)
+    known = bool(found) and all(value in SIGNS for value in found.values())
+    return Found(found == expected if known else None, in_words(found))
+
+
+def alike(signs: pd.DataFrame, coder: str, other: str, prompts: str = "authors") -> Found:
+    """Whether two codes' signs are the same on every measure; None where one has no interval."""
+    both = [signs_of(signs, name, prompts) for name in (coder, other)]
+    known = all(both) and all(value in SIGNS for found in both for value in found.values())
+    return Found(both[0] == both[1] if known else None, in_words(both[1]))
+
+
+def in_words(found: dict[str, str]) -> str:
+    """Each measure with its sign."""
+    return in_short({TITLES[measure]: value for measure, value in found.items()})
+
+
+def what_a_step_moves(signs: pd.DataFrame, measure: str, coder: str = "sae") -> pd.Series:
+    """Log ratio of a measure without each step, minus that of the protocol as published; largest change first."""
+    mine = signs[(signs["coder"] == coder) & (signs["measure"] == measure)]
+    mine = mine[mine["prompts"] == "authors"].set_index("recipe")["estimate"]
+    if "as published" not in mine.index:
+        return pd.Series(dtype=float)
+    moved = mine.drop("as published") - mine["as published"]
+    return moved.sort_values(key=lambda change: -change.abs())
+
+
+def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "sae") -> Found:
+    """Whether a step moves a measure more than any other; None where nothing was switched off."""
+    moved = what_a_step_moves(signs, measure, coder)
+    shows = " · ".join(f"without {name} {change:+.2f}" for name, change in moved.head(3).items())
+    return Found(bool(moved.index[0] == step) if len(moved.dropna()) > 1 else None, shows)
+
+
+def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "authors") -> pd.Series:
+    """Mean over concepts (their seeds averaged) of r over all steps, kept steps, and kept steps of shuffled errors."""
+    rows = correlations[(correlations["coder"] == coder) & (correlations["prompts"] == prompts)]
+    return rows.groupby("concept")[["r_all", "r_kept", "r_null"]].mean().mean()
