@@ -217,10 +217,12 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from saema_utils.chapters.across_models.figures import by_run, effects_by_run
     from saema_utils.chapters.across_models.tables import compare_runs, save_comparison
 
     table = compare_runs(runs)
+    # After what may be refused: importing the library of the figures writes a list of fonts.
+    from saema_utils.chapters.across_models.figures import by_run, effects_by_run
+
     wide = by_run(table)
     listing = Table(box=None, pad_edge=False)
     for name in wide:

@@ -22,29 +22,30 @@ SUBJECTS = {
 
 
 def face(chapter: str, *modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a chapter's folder: its names are those that these modules define, each loaded
-    when a name is first asked for that no module before it has."""
+    """``__getattr__`` and ``__dir__`` of a chapter's folder: its names are those that these modules define or take from
+    this package, each loaded when a name is first asked for that no module before it has."""
 
-    def defined(module: str) -> dict[str, Any]:
+    def handed_on(module: str) -> dict[str, Any]:
         names = vars(importlib.import_module(f"{chapter}.{module}"))
-        return {name: value for name, value in names.items() if not name.startswith("_") and _is_of(chapter, value)}
+        return {name: value for name, value in names.items() if not name.startswith("_") and _is_ours(value)}
 
     def find(name: str) -> Any:
         if name in modules:
             return importlib.import_module(f"{chapter}.{name}")
         for module in () if name.startswith("_") else modules:
-            if name in (found := defined(module)):
+            if name in (found := handed_on(module)):
                 return found[name]
         raise AttributeError(f"module {chapter!r} has no attribute {name!r}")
 
-    return find, lambda: sorted({*modules, *(name for module in modules for name in defined(module))})
+    return find, lambda: sorted({*modules, *(name for module in modules for name in handed_on(module))})
 
 
-def _is_of(chapter: str, value: Any) -> bool:
-    """Whether a value was made in a chapter's modules, and not imported into them. A constant counts as theirs."""
-    if isinstance(value, ModuleType):
-        return False
-    return not isinstance(value, FunctionType | type) or value.__module__.startswith(f"{chapter}.")
+def _is_ours(value: Any) -> bool:
+    """Whether a module, a function or a class is of this package; of a constant nobody can tell, and it is."""
+    if not isinstance(value, ModuleType | FunctionType | type):
+        return True
+    home = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    return home.split(".")[0] == __name__.split(".")[0]
 
 
 def declared_results() -> dict[str, "Result"]:

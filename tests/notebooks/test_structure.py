@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -124,6 +125,9 @@ def test_imports_are_the_public_names_and_those_of_its_own_chapter(number, noteb
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "saema_utils":
                 assert node.module in ("saema_utils", own), f"{cell['id']} imports from {node.module}"
+                source = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(source, alias.name)]
+                assert not missing, f"{cell['id']} imports what {node.module} has not"
             elif isinstance(node, ast.Import):
                 assert not any(a.name.split(".")[0] == "saema_utils" for a in node.names), cell["id"]
 
