@@ -274,6 +274,30 @@ def _separate_unseen_by_the_decoder(answer: Callable[..., Any]) -> None:
     require(found >= 0.95, f"The separation is {found:.2f}. How far along that direction should each word move?")
 
 
+# ---- chapter 6 ---------------------------------------------------------------------------------
+
+
+@exercise("6.1", wrong=(2, 2))
+def _steps_that_two_losses_keep(answer: Any) -> None:
+    first, second = answer
+    require(first == 2, "The first loss adds 1 / separation to the error; work it out for each of the three steps.")
+    require(second == 0, "The second loss adds the separation itself: which step is small in both?")
+
+
+@exercise("6.2", wrong=(0.99, 0.99))
+def _share_of_one_loud_feature(answer: Any) -> None:
+    before, after = map(float, answer)
+    require(abs(before - 100 / 100.99) < 1e-3, "Squared distances add variances up: one is 100, each other 0.01.")
+    require(abs(after - 0.01) < 1e-3, "After z-scoring every feature has variance one.")
+
+
+@exercise("6.3", wrong=(0.5, 0.5))
+def _tree_of_half_the_poles(answer: Any) -> None:
+    total, mean = map(float, answer)
+    require(abs(total - 3 / 7) < 1e-3, "A tree that joins K poles has K - 1 edges, here all of one length.")
+    require(abs(mean - 1) < 1e-6, "No edge has become shorter.")
+
+
 # ---- chapter 7 ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER_SIGNS = {"n_local": -1, "intrinsic_dimension": 1, "mst_weight": -1}
-"""What the paper reports of a sparse code against the residual stream: fewer clusters, more dimensions, a lighter tree."""
+"""What the paper reports of a sparse code beside the stream: fewer clusters, more dimensions, a lighter tree."""
 SIGNS = ("as in the paper", "opposite", "neither")
 
 
@@ -56,7 +56,7 @@ def replay_signs(structure: pd.DataFrame) -> pd.DataFrame:
 
 
 def log_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Concepts by coders: logarithm of a measure (of a count plus one), its seeds averaged; NaN where it is not positive."""
+    """Concepts by coders: log of a measure (of a count plus one), seeds averaged; NaN where it is not positive."""
     values = part[measure].astype(float) + (measure in COUNTS)
     logs = np.log(values.where(values > 0))
     return part.assign(value=logs).pivot_table(index="concept", columns="coder", values="value", sort=False)

@@ -33,7 +33,7 @@ STEPS: Mapping[str, str] = {
 }
 """The steps of the protocol, by what happens when one is switched off."""
 RECIPES = ("as published", *(step for step in STEPS if step != "scale"))
-"""What a cloud is measured by: the protocol, or the protocol without one step. The scale needs no second measurement."""
+"""What a cloud is measured by: the protocol, or it without one step. The scale needs no second measurement."""
 
 
 @dataclass(frozen=True)

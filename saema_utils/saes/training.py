@@ -141,13 +141,7 @@ def untrained_sae(
 
 
 def _newborn(
-    recipe: SaeRecipe,
-    mean: Tensor,
-    scale: float,
-    steps: int,
-    seed: int,
-    device: torch.device,
-    penalty: float | None,
+    recipe: SaeRecipe, mean: Tensor, scale: float, steps: int, seed: int, device: torch.device, penalty: float | None
 ) -> TrainingSAE:
     """Random weights by the seed; a bias at the mean of the data, so that no latent has to spend itself on it."""
     with torch.random.fork_rng(devices=[]):

@@ -58,7 +58,7 @@ def test_unit_norm_leaves_a_vector_of_zeros_alone():
 
 
 def test_what_cannot_be_measured_is_said(blobs):
-    with pytest.raises(GeometryError, match="'padding'.*as published"):
+    with pytest.raises(GeometryError, match=r"'padding'.*as published"):
         measure_structure(blobs, "padding")
     with pytest.raises(GeometryError, match="10 tokens"):
         measure_structure(blobs[:10])

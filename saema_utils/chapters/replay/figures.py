@@ -82,7 +82,7 @@ def steps_forest(signs: pd.DataFrame) -> Figure:
 
 
 def correlations_strip(correlations: pd.DataFrame) -> Figure:
-    """Separation against error by code: over all steps, over the kept ones, and over the kept ones of shuffled errors."""
+    """Separation against error by code: over all steps, over kept ones, and over kept ones of shuffled errors."""
     if not len(correlations):
         return nothing_to_draw("No code of this study has two clusters whose centres could be moved.")
     rows = correlations[correlations["prompts"] == correlations["prompts"].iloc[0]]

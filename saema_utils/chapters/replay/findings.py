@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import Found, in_short
 from saema_utils.chapters.replay.figures import TITLES
+from saema_utils.chapters.replay.tables import ReplayTokens
 from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
+from saema_utils.replay.nudges import N_STEPS, SCALES, correlations
+from saema_utils.replay.nudges import kept_records as kept_records  # for the page
 
 AS_PAPER, OPPOSITE, _ = SIGNS
 
@@ -58,3 +62,27 @@ def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "au
     """Mean over concepts (their seeds averaged) of r over all steps, kept steps, and kept steps of shuffled errors."""
     rows = correlations[(correlations["coder"] == coder) & (correlations["prompts"] == prompts)]
     return rows.groupby("concept")[["r_all", "r_kept", "r_null"]].mean().mean()
+
+
+def what_is_measured(tokens: ReplayTokens) -> Found:
+    """Whether fewer than half of the tokens are ordinary ones that repeat no other."""
+    ordinary, first = tokens.kinds.ordinary, tokens.kinds.first
+    own = float((ordinary & first).mean())
+    return Found(
+        own < 0.5,
+        f"of {len(first)} tokens {float((~ordinary).mean()):.0%} are special, padding or sinks · "
+        f"{float((ordinary & ~first).mean()):.0%} repeat another · {own:.0%} are left",
+    )
+
+
+def unrelated_walks(seed: int = 0, worlds: int = 100) -> pd.DataFrame:
+    """Mean correlation of separation and error that were drawn apart: over all steps, and over kept ones."""
+    rows = []
+    for world in range(worlds):
+        draws = np.random.default_rng([seed, world])
+        steps = pd.DataFrame([(scale, step) for scale in SCALES for step in range(N_STEPS)], columns=["scale", "step"])
+        steps["separation"] = draws.uniform(10, 12, len(steps))
+        steps["mse"] = draws.uniform(1, 1.2, len(steps))
+        rows.append(correlations(steps, n_shuffles=1))
+    means = pd.DataFrame(rows).mean()
+    return pd.DataFrame({"records": ["all steps", "kept"], "correlation": [means["r_all"], means["r_kept"]]})

@@ -40,7 +40,7 @@ RECIPE = {"recipe": "the protocol as published, or the step of it that was switc
 
 
 def replay_coders(run: RunDirectory) -> dict[str, Coder]:
-    """The study's SAE and three codes of its width and sparsity that learned no feature, PCA of equal error among them."""
+    """The study's SAE, and three codes that learned no feature: two of its width and sparsity, one of its error."""
     coders = study_coders(run)
     width, k = coders["sae"].n_latents, max(1, round(sae_l0(run)))
     recipe = dataclasses.replace(run.study.sae, d_sae=width, k=min(k, width))
@@ -57,8 +57,10 @@ def replay_prompts(run: RunDirectory) -> dict[str, dict[str, list[str]]]:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayTokens:
-    """Every token of a concept's prompts, BOS and padding among them: vectors [N, D], what kind each is, and [N] whether
-    its error counts (it is neither padding nor special)."""
+    """Every token of a concept's prompts, BOS and padding among them.
+
+    Vectors [N, D], what kind each is, and [N] whether its error counts: it is neither padding nor special.
+    """
 
     residual: Tensor
     kinds: TokenKinds
@@ -143,9 +145,7 @@ def _walk(tokens: ReplayTokens, latents: Tensor, coder: Coder, labels: Any, seed
     place = dictionary.device
     # The authors decode without what a run-time normalisation would put back.
     bias = coder.sae.b_dec if isinstance(coder, SaeCoder) else coder.decode(torch.zeros(coder.n_latents, device=place))
-    return walk_poles(
-        latents, tokens.residual.to(place), labels, tokens.counted.to(place), dictionary, bias, seed=seed
-    )
+    return walk_poles(latents, tokens.residual.to(place), labels, tokens.counted.to(place), dictionary, bias, seed=seed)
 
 
 replay_table = replayed_concepts.whole(
