@@ -1,8 +1,8 @@
 """Chapter 6 of a run: the authors' protocol, on their prompts and on the study's own.
 
-What runs how often: the protocol as published on all codes, both sets of prompts and two seeds of the embedding; the
-protocol without one of its steps on the authors' prompts, one seed, and three representations. The random walks of the
-poles belong to the protocol as published.
+What runs how often: the protocol as published on all codes and both sets of prompts; on the authors' prompts the stream,
+the SAE and the random dictionary with a second seed of the embedding, and without each of the protocol's steps. The
+random walks of the poles belong to the protocol as published.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from saema_utils.text.concepts import authors_prompts, build_prompts
 from saema_utils.text.tokens import tokenize
 
 CODERS = ("sae", "random_dictionary", "untrained_sae", "pca")
-SWITCHED = ("residual", "sae", "random_dictionary")
+CLOSELY = ("residual", "sae", "random_dictionary")
 N_SEEDS = 2
 WHOSE = {"prompts": "whose prompts: the authors', or those of the study", "coder": "what encoded the residual stream"}
 RECIPE = {"recipe": "the protocol as published, or the step of it that was switched off"}
@@ -88,7 +88,8 @@ def replayed_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[
             if concept not in texts:
                 continue
             tokens = replay_tokens(model, texts[concept], run.study.hook_name)
-            rows, walks = replay_concept(tokens, coders, seeds, switched=whose == "authors" or len(prompts) == 1)
+            closely = whose == "authors" or concept not in prompts["authors"]
+            rows, walks = replay_concept(tokens, coders, seeds, closely=closely)
             head = {"prompts": whose, "concept": concept}
             found += [head | row for row in rows]
             walked += [walk.assign(**head) for walk in walks]
@@ -103,11 +104,11 @@ def _joined(walks: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def replay_concept(
-    tokens: ReplayTokens, coders: Mapping[str, Coder], seeds: tuple[int, ...], *, switched: bool
+    tokens: ReplayTokens, coders: Mapping[str, Coder], seeds: tuple[int, ...], *, closely: bool
 ) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
     """One concept: rows of what the protocol finds, and the walks of each code's poles.
 
-    With ``switched`` also without each of the protocol's steps.
+    With ``closely`` those of :data:`CLOSELY` with every seed, and without each of the protocol's steps.
     """
     residual = tokens.residual
     rows, walks = [], []
@@ -115,9 +116,10 @@ def replay_concept(
         with torch.no_grad():
             latents = residual if name == "residual" else coders[name].encode(residual.to(_device(coders[name])))
         firing = latents[:, (latents != 0).any(dim=0)]
-        for recipe in RECIPES if switched and name in SWITCHED else RECIPES[:1]:
+        in_full = closely and name in CLOSELY
+        for recipe in RECIPES if in_full else RECIPES[:1]:
             kept = tokens.kinds.kept(recipe)
-            for seed in seeds if recipe == RECIPES[0] else seeds[:1]:
+            for seed in seeds if in_full and recipe == RECIPES[0] else seeds[:1]:
                 row = {"coder": name, "recipe": recipe, "seed": seed, "n_tokens": int(kept.sum())}
                 try:
                     made = measure_structure(firing[torch.as_tensor(kept, device=firing.device)], recipe, seed=seed)
