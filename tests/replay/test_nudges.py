@@ -33,6 +33,7 @@ def plainly(setting, scale, step, seed):
     shift = torch.zeros(3, 30, dtype=torch.float64)
     for each in SCALES:
         shift = torch.zeros_like(shift)
+        drawn = torch.randn(N_STEPS, 3, 30, generator=random).double()
         for n in range(N_STEPS):
             if (each, n) == (scale, step):
                 edited = z.clone()
@@ -46,7 +47,7 @@ def plainly(setting, scale, step, seed):
                 made = scored[0] @ setting["dictionary"].double() + setting["bias"].double()
                 error = (made - scored[1])[setting["counted"]].square().mean()
                 return float(torch.nn.functional.pdist(centres).mean()), float(error)
-            shift = shift + each * 0.01 * torch.randn(3, 30, generator=random).double()
+            shift = shift + each * 0.01 * drawn[n]
     raise AssertionError
 
 

@@ -1,8 +1,8 @@
 """Chapter 6 of a run: the authors' protocol, on their prompts and on the study's own.
 
-What runs how often: the protocol as published on all codes and both sets of prompts; on the authors' prompts the stream,
-the SAE and the random dictionary with a second seed of the embedding, and without each of the protocol's steps. The
-random walks of the poles belong to the protocol as published.
+What runs how often: the protocol as published on all codes and both sets of prompts; on the authors' prompts the
+stream, the SAE and the random dictionary with a second seed of the embedding, and without each of the protocol's
+steps. The random walks of the poles belong to the protocol as published.
 """
 
 from __future__ import annotations
