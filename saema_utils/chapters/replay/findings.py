@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
@@ -12,7 +14,7 @@ from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
 from saema_utils.replay.nudges import N_STEPS, SCALES, correlations
 from saema_utils.replay.nudges import kept_records as kept_records  # for the page
 
-AS_PAPER, OPPOSITE, _ = SIGNS
+AS_PAPER = SIGNS[0]
 
 
 def signs_of(signs: pd.DataFrame, coder: str, prompts: str = "authors", recipe: str = "as published") -> dict[str, str]:
@@ -22,18 +24,24 @@ def signs_of(signs: pd.DataFrame, coder: str, prompts: str = "authors", recipe: 
     return {key[-1]: rows.loc[key] for key in keys if key in rows.index}
 
 
-def come_back(signs: pd.DataFrame, coder: str, expected: dict[str, str], prompts: str = "authors") -> Found:
-    """Whether a code's signs under the protocol are the expected ones; None where a measure has no interval."""
+def come_back(signs: pd.DataFrame, coder: str, measures: Collection[str], prompts: str = "authors") -> Found:
+    """Whether the paper's sign comes back on these measures and on no other; None where one lacks an interval."""
     found = signs_of(signs, coder, prompts)
     known = bool(found) and all(value in SIGNS for value in found.values())
-    return Found(found == expected if known else None, in_words(found))
+    back = {measure for measure, value in found.items() if value == AS_PAPER}
+    return Found(back == set(measures) if known else None, in_words(found))
 
 
-def alike(signs: pd.DataFrame, coder: str, other: str, prompts: str = "authors") -> Found:
-    """Whether two codes' signs are the same on every measure; None where one has no interval."""
-    both = [signs_of(signs, name, prompts) for name in (coder, other)]
-    known = all(both) and all(value in SIGNS for found in both for value in found.values())
-    return Found(both[0] == both[1] if known else None, in_words(both[1]))
+def shown_too(signs: pd.DataFrame, coder: str, other: str, prompts: str = "authors") -> Found:
+    """Whether each of the paper's signs that a code shows is shown by another code as well.
+
+    None where the code shows none, or one of the two lacks an interval.
+    """
+    mine, others = (signs_of(signs, name, prompts) for name in (coder, other))
+    shown = [measure for measure, value in mine.items() if value == AS_PAPER]
+    known = all(value in SIGNS for found in (mine, others) for value in found.values())
+    holds = all(others.get(measure) == AS_PAPER for measure in shown) if known and shown else None
+    return Found(holds, in_words(others))
 
 
 def in_words(found: dict[str, str]) -> str:
@@ -62,6 +70,14 @@ def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "au
     """Mean over concepts (their seeds averaged) of r over all steps, kept steps, and kept steps of shuffled errors."""
     rows = correlations[(correlations["coder"] == coder) & (correlations["prompts"] == prompts)]
     return rows.groupby("concept")[["r_all", "r_kept", "r_null"]].mean().mean()
+
+
+def how_far_poles_move(steps: pd.DataFrame, prompts: str = "authors") -> pd.Series:
+    """By code, the largest change of the poles' mean distance along any walk, as a share of where it starts."""
+    rows = steps[steps["prompts"] == prompts]
+    walks = rows.groupby(["coder", "concept", "seed", "scale"])["separation"]
+    moved = walks.transform(lambda walk: (walk - walk.iloc[0]).abs() / walk.iloc[0])
+    return moved.groupby(rows["coder"]).max()
 
 
 def what_is_measured(tokens: ReplayTokens) -> Found:

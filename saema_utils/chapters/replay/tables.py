@@ -1,13 +1,14 @@
 """Chapter 6 of a run: the authors' protocol, on their prompts and on the study's own.
 
-What runs how often: the protocol as published on all codes and both sets of prompts; on the authors' prompts the
-stream, the SAE and the random dictionary with a second seed of the embedding, and without each of the protocol's
-steps. The random walks of the poles belong to the protocol as published.
+What runs how often: the protocol as published on all codes; the stream, the SAE and the random dictionary also with a
+second seed of the embedding, without each of the protocol's steps, and on the study's own prompts. The random walks of
+the poles belong to the protocol as published.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from saema_utils.replay.nudges import correlations, walk_poles
 from saema_utils.replay.structure import RECIPES, Structure, TokenKinds, kinds_of_tokens, measure_structure
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
-from saema_utils.runtime import progress
+from saema_utils.runtime import in_processes, progress
 from saema_utils.saes.coders import Coder, SaeCoder
 from saema_utils.saes.training import untrained_sae
 from saema_utils.text.concepts import authors_prompts, build_prompts
@@ -81,38 +82,37 @@ def replay_tokens(model: Any, texts: list[str], hook_name: str) -> ReplayTokens:
 def replayed_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """What the protocol finds in one concept after the other."""
     model, coders, prompts = language_model(run), replay_coders(run), replay_prompts(run)
-    seeds = run.study.seeds[:N_SEEDS]
-    for concept in progress(concepts, "replay of concepts", len(concepts)):
+    seeds, jobs = run.study.seeds[:N_SEEDS], []
+    asked = [(concept, whose) for concept in concepts for whose, texts in prompts.items() if concept in texts]
+    for concept, whose in progress(asked, "tokens of the replay", len(asked)):
+        tokens = replay_tokens(model, prompts[whose][concept], run.study.hook_name)
+        # Where a concept has no prompts of the authors', the study's own are looked at as closely.
+        jobs.append((tokens, coders, seeds, whose == "authors" or concept not in prompts["authors"]))
+    results = zip(asked, in_processes(replay_concept, jobs, "replay of concepts", run.device), strict=True)
+    for concept, parts_of_it in itertools.groupby(results, key=lambda item: item[0][0]):
         found, walked = [], []
-        for whose, texts in prompts.items():
-            if concept not in texts:
-                continue
-            tokens = replay_tokens(model, texts[concept], run.study.hook_name)
-            closely = whose == "authors" or concept not in prompts["authors"]
-            rows, walks = replay_concept(tokens, coders, seeds, closely=closely)
+        for (_, whose), (rows, walks) in parts_of_it:
             head = {"prompts": whose, "concept": concept}
             found += [head | row for row in rows]
             walked += [walk.assign(**head) for walk in walks]
-        yield concept, {"06_replay": pd.DataFrame(found), "06_replay_steps": _joined(walked)}
+        steps = pd.concat(walked, ignore_index=True) if walked else pd.DataFrame()
+        yield concept, {"06_replay": pd.DataFrame(found), "06_replay_steps": steps.reindex(columns=STEP_COLUMNS)}
 
 
 STEP_COLUMNS = ["prompts", "concept", "coder", "seed", "scale", "step", "separation", "mse"]
 
 
-def _joined(walks: list[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(walks, ignore_index=True)[STEP_COLUMNS] if walks else pd.DataFrame(columns=STEP_COLUMNS)
-
-
 def replay_concept(
-    tokens: ReplayTokens, coders: Mapping[str, Coder], seeds: tuple[int, ...], *, closely: bool
+    tokens: ReplayTokens, coders: Mapping[str, Coder], seeds: tuple[int, ...], closely: bool
 ) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
     """One concept: rows of what the protocol finds, and the walks of each code's poles.
 
-    With ``closely`` those of :data:`CLOSELY` with every seed, and without each of the protocol's steps.
+    With ``closely`` those of :data:`CLOSELY` also with every seed and without each of the protocol's steps; otherwise
+    these alone.
     """
     residual = tokens.residual
     rows, walks = [], []
-    for name in ("residual", *coders):
+    for name in (name for name in ("residual", *coders) if closely or name in CLOSELY):
         with torch.no_grad():
             latents = residual if name == "residual" else coders[name].encode(residual.to(_device(coders[name])))
         firing = latents[:, (latents != 0).any(dim=0)]
