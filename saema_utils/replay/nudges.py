@@ -77,6 +77,7 @@ def walk_poles(
     rows = np.zeros(len(labels), dtype=np.int64)
     rows[clustered] = np.unique(labels[clustered], return_inverse=True)[1]
     row, moved = (torch.as_tensor(values, device=z.device) for values in (rows, clustered))
+    counted = counted.to(z.device)
     firing, n_latents = (z != 0).any(0), z.shape[1]
     decoded, of_ones = z @ w, w.sum(0)
     sums, squares = z.sum(1), z.square().sum(1)

@@ -51,6 +51,7 @@ TABLES = {
     },
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
+    "06_replay": {"prompts", "coder", "concept", "recipe", "n_local", "mst_weight"},
     "07_claims": {"claim", "estimate", "low", "high", "verdict"},
     "09_ruler": {"family", "L0", "recovery"},
     "09_families": {"architecture", "seed", "l0", "explained_variance"},
