@@ -233,6 +233,27 @@ def test_poles_move_by_the_largest_change_of_any_walk():
     assert findings.how_far_poles_move(steps)["sae"] == pytest.approx(0.05)
 
 
+def test_the_choice_relates_where_kept_records_correlate_more_than_all_steps():
+    names = ["coder", "r_all", "r_kept", "r_null"]
+    head = {"prompts": "authors", "concept": "a", "seed": 0}
+    made = pd.DataFrame([("sae", -0.4, -0.7, -0.3), ("random_dictionary", 0.0, -0.6, -0.3)], columns=names).assign(
+        **head
+    )
+    assert findings.choice_relates(made).holds is True
+    assert findings.choice_relates(made.assign(r_kept=made["r_all"])).holds is False
+    assert findings.choice_relates(made[:1]).holds is None
+    assert findings.choice_relates(made, prompts="ours").holds is None
+
+
+def test_the_first_walk_is_one_concepts(replayed):
+    _, walks = replayed
+    walks = walks.assign(concept="a", prompts="authors")
+    both = pd.concat([walks, walks.assign(concept="b")])
+    code = both["coder"].iloc[0]
+    assert len(findings.first_walk(both, code)) == len(SCALES) * N_STEPS
+    assert not len(findings.first_walk(both, "no such code"))
+
+
 # ---- figures -------------------------------------------------------------------------------------
 
 
@@ -248,7 +269,8 @@ def test_figures_are_drawn_with_few_codes_and_with_many(tmp_path, replayed):
         *[figures.signs_forest(replay_signs(table)) for table in (many, few, few[few["concept"] == "a"])],
         *[figures.steps_forest(replay_signs(table)) for table in (many, few)],
         *[figures.correlations_strip(table) for table in (correlations, correlations[:1], correlations[:0])],
-        figures.one_walk(walk, kept_records(walk)),
+        figures.one_walk(walk),
+        figures.one_walk(walk[:0]),
     ]
     for number, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{number}.svg")

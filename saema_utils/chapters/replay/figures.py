@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from saema_utils.chapters.replay.tables import CODERS
 from saema_utils.evidence.replay import PAPER_SIGNS
 from saema_utils.figures import COLORS, NAMES, nothing_to_draw, panels
+from saema_utils.replay.nudges import kept_records
 from saema_utils.replay.structure import STEPS
 
 TITLES = {
@@ -104,8 +105,11 @@ def correlations_strip(correlations: pd.DataFrame) -> Figure:
     return figure
 
 
-def one_walk(steps: pd.DataFrame, kept: pd.DataFrame) -> Figure:
+def one_walk(steps: pd.DataFrame) -> Figure:
     """Separation and error along the walks of one concept's poles, and which of their steps were kept."""
+    if not len(steps):
+        return nothing_to_draw("The autoencoder has no concept with two clusters whose centres could be moved.")
+    kept = kept_records(steps)
     figure, axis = panels(width=6.4, height=3.6)
     for _, walk in steps.groupby("scale"):
         axis.plot(walk["separation"], walk["mse"], "-", color=COLORS["muted"], linewidth=1, marker=".", markersize=4)

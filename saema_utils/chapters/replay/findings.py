@@ -12,7 +12,6 @@ from saema_utils.chapters.replay.figures import TITLES
 from saema_utils.chapters.replay.tables import ReplayTokens
 from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
 from saema_utils.replay.nudges import N_STEPS, SCALES, correlations
-from saema_utils.replay.nudges import kept_records as kept_records  # for the page
 
 AS_PAPER = SIGNS[0]
 
@@ -70,6 +69,27 @@ def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "au
     """Mean over concepts (their seeds averaged) of r over all steps, kept steps, and kept steps of shuffled errors."""
     rows = correlations[(correlations["coder"] == coder) & (correlations["prompts"] == prompts)]
     return rows.groupby("concept")[["r_all", "r_kept", "r_null"]].mean().mean()
+
+
+def choice_relates(correlations: pd.DataFrame, prompts: str = "authors") -> Found:
+    """Whether the choice of records makes the correlation: it strengthens the SAE's, gives one to shuffled errors, and
+    gives a strong one to random directions, which have none over all steps. None where a code was not walked."""
+    sae, random = (mean_correlations(correlations, name, prompts) for name in ("sae", "random_dictionary"))
+    shows = " · ".join(
+        f"{name}: all steps {r['r_all']:+.2f}, kept {r['r_kept']:+.2f}, shuffled {r['r_null']:+.2f}"
+        for name, r in (("SAE", sae), ("random directions", random))
+    )
+    if not np.isfinite([*sae, *random]).all():
+        return Found(None, shows)
+    stronger = sae["r_kept"] < sae["r_all"] and sae["r_null"] < -0.2
+    return Found(bool(stronger and abs(random["r_all"]) < 0.2 and random["r_kept"] < -0.4), shows)
+
+
+def first_walk(steps: pd.DataFrame, coder: str = "sae") -> pd.DataFrame:
+    """The walks of one code's poles in the first concept, prompts and seed that the table has; none if it has none."""
+    mine = steps[steps["coder"] == coder]
+    names = ["concept", "prompts", "seed"]
+    return mine[(mine[names] == mine[names].iloc[0]).all(axis=1)] if len(mine) else mine
 
 
 def how_far_poles_move(steps: pd.DataFrame, prompts: str = "authors") -> pd.Series:
