@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from saema_utils.chapters.replay.tables import CODERS
 from saema_utils.evidence.replay import PAPER_SIGNS
 from saema_utils.figures import COLORS, NAMES, nothing_to_draw, panels
 from saema_utils.replay.nudges import kept_records
-from saema_utils.replay.structure import STEPS
 
 TITLES = {
     "n_local": "local representations",
@@ -21,7 +21,14 @@ TITLES = {
     "mst_weight": "weight of the tree",
 }
 PROMPTS = {"authors": ("o", "the authors' prompts"), "ours": ("s", "our prompts")}
-RECIPES = {"as published": "as published", **{step: f"without {step}" for step in STEPS}}
+RECIPES = {
+    "as published": "as published",
+    "mask": "special tokens left out",
+    "copies": "copies left out",
+    "z-scores": "no z-scores",
+    "embedding": "no embedding",
+    "scale": "tree without scale",
+}
 
 
 def _paper_side(axis: Axes, paper: int) -> None:
@@ -115,6 +122,7 @@ def one_walk(steps: pd.DataFrame) -> Figure:
         axis.plot(walk["separation"], walk["mse"], "-", color=COLORS["muted"], linewidth=1, marker=".", markersize=4)
     for (name, part), marker in zip(kept.groupby("loss", sort=False), ("^", "v"), strict=True):
         axis.plot(part["separation"], part["mse"], marker, color=COLORS["accent"], markersize=8, label=f"least {name}")
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.set(xlabel="average distance of poles", ylabel="mean squared error, z-scored")
     axis.legend(fontsize=8.5)
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import Found, in_short
-from saema_utils.chapters.replay.figures import TITLES
+from saema_utils.chapters.replay.figures import RECIPES, TITLES
 from saema_utils.chapters.replay.tables import ReplayTokens
 from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
 from saema_utils.replay.nudges import N_STEPS, SCALES, correlations
@@ -61,7 +61,7 @@ def what_a_step_moves(signs: pd.DataFrame, measure: str, coder: str = "sae") -> 
 def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "sae") -> Found:
     """Whether a step moves a measure more than any other; None where nothing was switched off."""
     moved = what_a_step_moves(signs, measure, coder)
-    shows = " · ".join(f"without {name} {change:+.2f}" for name, change in moved.head(3).items())
+    shows = " · ".join(f"{RECIPES[name]} {change:+.2f}" for name, change in moved.head(3).items())
     return Found(bool(moved.index[0] == step) if len(moved.dropna()) > 1 else None, shows)
 
 

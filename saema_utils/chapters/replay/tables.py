@@ -1,8 +1,8 @@
 """Chapter 6 of a run: the authors' protocol, on their prompts and on the study's own.
 
 What runs how often: the protocol as published on all codes; the stream, the SAE and the random dictionary also with a
-second seed of the embedding, without each of the protocol's steps, and on the study's own prompts. The random walks of
-the poles belong to the protocol as published.
+second seed of the embedding (in a study of five seeds or more), without each of the protocol's steps, and on the
+study's own prompts. The random walks of the poles belong to the protocol as published.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def replay_tokens(model: Any, texts: list[str], hook_name: str) -> ReplayTokens:
 def replayed_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """What the protocol finds in one concept after the other."""
     model, coders, prompts = language_model(run), replay_coders(run), replay_prompts(run)
-    seeds, jobs = run.study.seeds[:N_SEEDS], []
+    seeds, jobs = run.study.seeds[: N_SEEDS if run.study.n_seeds >= 5 else 1], []
     asked = [(concept, whose) for concept in concepts for whose, texts in prompts.items() if concept in texts]
     for concept, whose in progress(asked, "tokens of the replay", len(asked)):
         tokens = replay_tokens(model, prompts[whose][concept], run.study.hook_name)
