@@ -26,10 +26,10 @@ book: install  ## Run the default study and build the book
 	$(BIN)/saema run --study smollm2-135m
 	$(BIN)/saema book --study smollm2-135m
 
-# The smoke study comes first, so that chapter 7 has a second run to compare with.
-book-full: install  ## The same with the comparison of runs and the SAE families (chapters 7 and 8)
+# The smoke study comes first, so that chapter 8 has a second run to compare with.
+book-full: install  ## The same with the comparison of runs and the SAE families (chapters 8 and 9)
 	$(BIN)/saema run --study smoke
-	$(BIN)/saema run --study smollm2-135m --chapters 1-8
+	$(BIN)/saema run --study smollm2-135m --chapters 1-9
 	$(BIN)/saema book --study smollm2-135m
 
 DEVICE ?= auto

@@ -43,7 +43,7 @@ RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. 
 @app.command()
 def run(
     study: StudyOption = DEFAULT_STUDY,
-    chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = "1-6",
+    chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = "1-7",
     run_dir: RunDirOption = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     seed: Annotated[

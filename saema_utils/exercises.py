@@ -277,7 +277,31 @@ def _separate_unseen_by_the_decoder(answer: Callable[..., Any]) -> None:
 # ---- chapter 6 ---------------------------------------------------------------------------------
 
 
-@exercise("6.1", wrong=(None, ["no-such-claim"]))
+@exercise("6.1", wrong=(2, 2))
+def _steps_that_two_losses_keep(answer: Any) -> None:
+    first, second = answer
+    require(first == 2, "The first loss adds 1 / separation to the error; work it out for each of the three steps.")
+    require(second == 0, "The second loss adds the separation itself: which step is small in both?")
+
+
+@exercise("6.2", wrong=(0.99, 0.99))
+def _share_of_one_loud_feature(answer: Any) -> None:
+    before, after = map(float, answer)
+    require(abs(before - 100 / 100.99) < 1e-3, "Squared distances add variances up: one is 100, each other 0.01.")
+    require(abs(after - 0.01) < 1e-3, "After z-scoring every feature has variance one.")
+
+
+@exercise("6.3", wrong=(0.5, 0.5))
+def _tree_of_half_the_poles(answer: Any) -> None:
+    total, mean = map(float, answer)
+    require(abs(total - 3 / 7) < 1e-3, "A tree that joins K poles has K - 1 edges, here all of one length.")
+    require(abs(mean - 1) < 1e-6, "No edge has become shorter.")
+
+
+# ---- chapter 7 ---------------------------------------------------------------------------------
+
+
+@exercise("7.1", wrong=(None, ["no-such-claim"]))
 def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
     card, ids = answer
     require(isinstance(ids, list) and all(isinstance(i, str) for i in ids), "Give a list of claim ids.")
@@ -296,7 +320,7 @@ def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
     require(ids == sorted(ids), "The right ids, but not sorted.")
 
 
-@exercise("6.2", wrong=6)
+@exercise("7.2", wrong=6)
 def _sign_test_of_nine(answer: Any) -> None:
     from math import comb
 
@@ -306,30 +330,30 @@ def _sign_test_of_nine(answer: Any) -> None:
     require(larger >= 0.05, "One concept fewer would do.")
 
 
-@exercise("6.3", wrong=11 / 40)
+@exercise("7.3", wrong=11 / 40)
 def _chance_of_any_false_alarm(answer: Any) -> None:
     require(0 < answer < 1, "A probability lies between 0 and 1.")
     require(abs(answer - 11 / 40) > 1e-9, "Adding chances counts double errors twice; use the complement.")
     require(abs((1 - answer) ** (1 / 11) - 39 / 40) < 1e-6, "All eleven are right with probability (39/40) ** 11.")
 
 
-# ---- chapter 7 ---------------------------------------------------------------------------------
+# ---- chapter 8 ---------------------------------------------------------------------------------
 
 
-@exercise("7.1", wrong=4.0)
+@exercise("8.1", wrong=4.0)
 def _cochrans_q_of_two(answer: Any) -> None:
     require(float(answer) > 0, "Q is a sum of squares.")
     require(abs(float(answer) - 4.0) > 1e-6, "That is one of the two squared distances: add the other run's.")
     require(abs(float(answer) - 8.0) < 1e-6, "Both runs lie 0.1 from the pooled 0.2: divide by 0.05, square, add.")
 
 
-@exercise("7.2", wrong=2.0)
+@exercise("8.2", wrong=2.0)
 def _expected_share_of_spread(answer: Any) -> None:
     require(0 <= float(answer) <= 1, "It is a share: between 0 and 1.")
     require(abs(float(answer) - 0.5) < 1e-6, "The variance of an estimate doubles, so Q is expected to be twice n - 1.")
 
 
-@exercise("7.3", wrong=lambda x, s: max(range(len(x)), key=lambda i: abs(x[i] - sum(x) / len(x))))
+@exercise("8.3", wrong=lambda x, s: max(range(len(x)), key=lambda i: abs(x[i] - sum(x) / len(x))))
 def _most_discordant_run(answer: Any) -> None:
     require(answer([0.0, 0.1, 0.05, 3.0], [0.1] * 4) == 3, "With equal errors it is the run that lies farthest off.")
     found = answer([0.0, 0.1, 5.0, 1.0], [0.1, 0.1, 10.0, 0.1])
@@ -337,10 +361,10 @@ def _most_discordant_run(answer: Any) -> None:
     require(found == 3, "Leave each run out in turn and see which omission leaves the smallest Q.")
 
 
-# ---- chapter 8 ---------------------------------------------------------------------------------
+# ---- chapter 9 ---------------------------------------------------------------------------------
 
 
-@exercise("8.1", wrong=lambda frame: float((frame["l0"] / frame["k"] - 1).max()))
+@exercise("9.1", wrong=lambda frame: float((frame["l0"] / frame["k"] - 1).max()))
 def _farthest_from_the_sparsity_asked_for(answer: Any) -> None:
     import pandas as pd
 
@@ -351,7 +375,7 @@ def _farthest_from_the_sparsity_asked_for(answer: Any) -> None:
     require(abs(sparse - 0.5) < 1e-9, "L0 of 16 where 32 was asked for misses by a half: take absolute values.")
 
 
-@exercise("8.2", wrong=[0.0, 0.8, 2.0, 0.0, 0.5])
+@exercise("9.2", wrong=[0.0, 0.8, 2.0, 0.0, 0.5])
 def _latents_above_a_threshold(answer: Any) -> None:
     require(len(answer) == 5, "There are five latents.")
     require(answer[4] == 0, "A pre-activation equal to the threshold is not above it.")
@@ -359,7 +383,7 @@ def _latents_above_a_threshold(answer: Any) -> None:
     require(list(answer[1:4]) == [0.8, 2.0, 0.0], "What passes keeps its whole value; the threshold is not subtracted.")
 
 
-@exercise("8.3", wrong=10)
+@exercise("9.3", wrong=10)
 def _trainings_of_a_bisection(answer: Any) -> None:
     from math import log
 

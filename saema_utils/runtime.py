@@ -10,9 +10,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from saema_utils.errors import DeviceError, unknown_name
 
@@ -67,6 +67,38 @@ def limit_threads(threads: int) -> None:
 
         torch.set_num_threads(threads)
         threadpool_limits(threads)
+
+
+def on_one_thread(work: Callable[..., T], *job: Any) -> T:
+    """Call ``work`` with one thread for mathematics, and leave the threads as they were."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return work(*job)
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_processes(work: Callable[..., T], jobs: Sequence[tuple], description: str, device: torch.device) -> Iterator[T]:
+    """Results of independent jobs, in their order, from as many processes as mathematics may use threads.
+
+    Every job has one thread, also where there is one process (this one) or the data are on an accelerator, which
+    processes cannot share: results do not depend on how many work.
+    """
+    import joblib
+    import torch
+
+    workers = min(len(jobs), torch.get_num_threads()) if device.type == "cpu" else 1
+    if workers < 2:
+        results = (on_one_thread(work, *job) for job in jobs)
+    else:
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
+        results = parallel(joblib.delayed(on_one_thread)(work, *job) for job in jobs)
+    yield from progress(results, description, len(jobs))
 
 
 def choose_dtype(device: torch.device, n_parameters: int) -> torch.dtype:

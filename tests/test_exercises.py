@@ -32,5 +32,5 @@ def test_an_unknown_exercise_is_named():
 
 
 def test_right_answers_of_chapter_six(capsys):
-    assert check("6.2", 8)
-    assert check("6.3", 1 - (39 / 40) ** 11)
+    assert check("7.2", 8)
+    assert check("7.3", 1 - (39 / 40) ** 11)

@@ -91,3 +91,19 @@ def test_dtype_follows_size_and_device():
     assert runtime.choose_dtype(torch.device("cpu"), 10**10) is torch.float32
     assert runtime.choose_dtype(torch.device("cuda"), 10**10) is torch.bfloat16
     assert runtime.choose_dtype(torch.device("cuda"), 10**8) is torch.float32
+
+
+def _threads_and_square(x):
+    return torch.get_num_threads(), x * x
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_jobs_come_back_in_order_and_each_had_one_thread(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = list(runtime.in_processes(_threads_and_square, [(n,) for n in range(5)], "", torch.device("cpu")))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(1, n * n) for n in range(5)]

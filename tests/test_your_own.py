@@ -141,7 +141,7 @@ def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(
     assert done.returncode == 0, done.stderr[-1500:]
     manifest = json.loads((first / "manifest.json").read_text())
     assert manifest["study"]["model"] == str((parts / "model").resolve())
-    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
+    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06", "07"}
     assert resolve_study(str(first / "study.json")).digest == manifest["study_digest"]
 
     done = saema(tmp_path, "run", "--study", str(first / "study.json"), "--chapters", "1-3", "--run-dir", str(second))

@@ -14,9 +14,10 @@ SUBJECTS = {
     3: "stratification",
     4: "geometry",
     5: "intervention",
-    6: "scorecard",
-    7: "across_models",
-    8: "families",
+    6: "replay",
+    7: "scorecard",
+    8: "across_models",
+    9: "families",
 }
 
 

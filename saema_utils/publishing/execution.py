@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import ArtifactError, BookError, one_line, unknown_name
 from saema_utils.interactive import PUBLISHING
 from saema_utils.publishing import address
@@ -79,11 +80,12 @@ def chapter_stamp(run: RunDirectory, root: Path, chapter: int) -> str:
 
 
 def _tables_beside(run: RunDirectory, chapter: int) -> dict[str, dict[str, str]]:
-    """Hashes of the tables of other runs, for the chapters that show them: 6 those beside it, 7 those of sweeps too."""
-    if chapter not in (6, 7):
+    """Hashes of the tables of other runs, for the chapters that show them: of runs beside it, and of sweeps too."""
+    subject = SUBJECTS.get(chapter)
+    if subject not in ("scorecard", "across_models"):
         return {}
     found = {}
-    for path in run.neighbours(sweeps=chapter == 7):
+    for path in run.neighbours(sweeps=subject == "across_models"):
         with contextlib.suppress(ArtifactError):  # the chapter itself names a run that cannot be read
             artifacts = read_manifest(path).get("artifacts", {})
             found[str(path)] = {name: made["sha256"] for name, made in artifacts.items() if name.startswith("tables/")}

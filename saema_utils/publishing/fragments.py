@@ -228,9 +228,9 @@ def scorecard(tables: Path) -> str:
     """The scorecard in brief: each claim with its effect, 95 % interval and verdict."""
     import pandas as pd
 
-    path = tables / "06_claims.csv"
+    path = tables / "07_claims.csv"
     if not path.exists():
-        return "*(The verdicts stand here once chapter 6 has run.)*"
+        return "*(The verdicts stand here once chapter 7 has run.)*"
     rows = [
         [
             row.statement,

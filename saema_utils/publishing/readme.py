@@ -89,7 +89,7 @@ def between_markers(text: str) -> tuple[str, str, str]:
 def refresh(root: Path, run_path: Path) -> None:
     """Take scorecard and times from a finished run and rewrite the README's generated part."""
     manifest = json.loads((run_path / "manifest.json").read_text(encoding="utf-8"))
-    shutil.copyfile(run_path / "tables/06_claims.csv", root / CLAIMS)
+    shutil.copyfile(run_path / "tables/07_claims.csv", root / CLAIMS)
     seconds = {name: round(facts["seconds"]) for name, facts in manifest["chapters"].items()}
     (root / TIMES).write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     readme = root / "README.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,11 +103,7 @@ def train_sae(
     batch = min(recipe.batch, len(train))
     per_epoch = len(train) // batch
     steps = recipe.epochs * per_epoch
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "sae-weights").initial_seed())
-        sae = _training_sae(recipe, train.shape[1], steps, device, penalty)
-    # Start from the mean of the data, so that no latent has to spend itself on it.
-    sae.b_dec.data.copy_(mean.to(sae.b_dec) * scale)
+    sae = _newborn(recipe, mean, scale, steps, seed, device, penalty)
     sample = heldout[_spread(len(heldout), HISTORY_TOKENS)].to(device, torch.float32)
     every, unit = max(1, steps // HISTORY_ROWS), scale**2 * train.shape[1]
     rows = []
@@ -124,14 +121,43 @@ def train_sae(
             if step == 1 or step % every == 0 or step == steps:
                 rows.append(_history_row(trainer, sample, scale, output.losses["mse_loss"].item() / unit))
             advance(1)
-    sae.fold_activation_norm_scaling_factor(scale)
     trainer.set_final_sae_metadata()
     for name, value in (metadata or {}).items():
         sae.cfg.metadata[name] = value
-    plain = plain_sae(sae).to(wanted)
+    return TrainedSae(_finished(sae, scale).to(wanted), pd.DataFrame(rows))
+
+
+def untrained_sae(
+    train: Float[Tensor, "N D"], recipe: SaeRecipe, seed: int = 0, device: torch.device | str = "cpu"
+) -> SAE:
+    """What :func:`train_sae` starts from, finished without a step: what an architecture gives before it learnt.
+
+    A TopK autoencoder of the recipe's width and k, whatever family the recipe names: the others' sparsity is learnt.
+    """
+    mean, mean_norm = _check_activations(train, train)
+    scale = math.sqrt(train.shape[1]) / mean_norm
+    plain = dataclasses.replace(recipe, architecture="topk")
+    return _finished(_newborn(plain, mean, scale, 1, seed, torch.device("cpu"), None), scale).to(device)
+
+
+def _newborn(
+    recipe: SaeRecipe, mean: Tensor, scale: float, steps: int, seed: int, device: torch.device, penalty: float | None
+) -> TrainingSAE:
+    """Random weights by the seed; a bias at the mean of the data, so that no latent has to spend itself on it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "sae-weights").initial_seed())
+        sae = _training_sae(recipe, len(mean), steps, device, penalty)
+    sae.b_dec.data.copy_(mean.to(sae.b_dec) * scale)
+    return sae
+
+
+def _finished(sae: TrainingSAE, scale: float) -> SAE:
+    """The plain autoencoder that reads activations in the model's own units."""
+    sae.fold_activation_norm_scaling_factor(scale)
+    plain = plain_sae(sae)
     if plain.cfg.architecture() != "topk":  # TopK's are folded by sae_lens already
         plain.fold_W_dec_norm()
-    return TrainedSae(plain, pd.DataFrame(rows))
+    return plain
 
 
 def training_steps(

@@ -65,7 +65,7 @@ class SweepFile:
     base: Annotated[tuple[str, ...], Len(1)]
     grid: Mapping[str, Annotated[list[Any], Len(1)]] = field(default_factory=dict)
     cases: tuple[Mapping[str, Any], ...] = ({},)
-    chapters: str = "1-6"
+    chapters: str = "1-7"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     slurm: Slurm = field(default_factory=Slurm)
 

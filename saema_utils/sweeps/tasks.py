@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import SaemaError, SweepError, one_line
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory
 from saema_utils.runs.files import write_json
@@ -26,7 +27,7 @@ from saema_utils.runtime import limit_threads, peak_memory
 from saema_utils.study import Study
 
 SHARED = 0  # stands for a chapter: what several runs find in the cache
-SCORECARD = 6
+SCORECARD = next(number for number, subject in SUBJECTS.items() if subject == "scorecard")
 _ONE_AT_A_TIME = threading.Lock()  # chapters seed global generators: a worker with several threads still runs one
 
 

@@ -191,6 +191,12 @@ def build_prompts(study: Study) -> dict[str, ConceptPrompts]:
     return {concept: _from_templates(concept, study.templates) for concept in study.concepts}
 
 
+def authors_prompts() -> dict[str, list[str]]:
+    """The prompts of the paper's authors, by concept: 555 short texts, MIT licence; the file says where from."""
+    plain = json.loads(Path(__file__).with_name("authors_prompts.json").read_text(encoding="utf-8"))
+    return plain["prompts"]
+
+
 def _from_templates(concept: str, n_templates: int) -> ConceptPrompts:
     prompts = tuple(
         Prompt(template.replace("{}", word), word, template, concept, template.index("{}"))

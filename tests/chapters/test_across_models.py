@@ -181,7 +181,7 @@ def test_a_neighbour_called_like_the_study_does_not_take_its_place(tmp_path):
     assert list(neighbouring_verdicts(own)) == ["claim", "smoke", "other"]
 
 
-@pytest.mark.parametrize("read", [record_numbers, comparison], ids=["chapter 6", "chapter 7"])
+@pytest.mark.parametrize("read", [record_numbers, comparison], ids=["chapter 7", "chapter 8"])
 def test_in_colab_what_is_read_is_made_first(tmp_path, monkeypatch, read):
     """Each chapter opens on a machine of its own there: no earlier one has run."""
     source, run = finished_run(tmp_path, "source", gain=1.0), RunDirectory(tmp_path / "bare/run", STUDIES["smoke"])
@@ -379,7 +379,7 @@ def test_what_an_autoencoder_learned_is_measured_against_chance(tmp_path):
 
 
 def definition():
-    cells = json.loads((ROOT / "notebooks/07_across_models.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks/08_across_models.ipynb").read_text())["cells"]
     (cell,) = [c for c in cells if "definition" in c["metadata"].get("tags", [])]
     namespace = {}
     exec("".join(cell["source"]), namespace)

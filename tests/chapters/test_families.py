@@ -100,7 +100,7 @@ def test_every_family_is_kept_in_sae_lens_format(matched, tokens, name, tmp_path
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_formula_of_the_chapter_is_what_each_family_computes(matched, tokens, name):
-    notebook = nbformat.read(ROOT / "notebooks" / "08_sae_families.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "notebooks" / "09_sae_families.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "definition" in c.metadata.get("tags", [])]
     names: dict = {}
     exec(cell.source, names)
@@ -220,7 +220,7 @@ def test_the_best_dose_is_that_of_the_family_that_gains_most(families):
     families.loc[families["architecture"] == "standard", "gain_beyond"] = 0.6
     assert best_dose(families).holds is False
     families.loc[families["architecture"] != "residual", ["gain", "gain_beyond"]] = (0.001, 0.0)
-    assert best_dose(families).holds is None, "less than what chapter 6 asks for"
+    assert best_dose(families).holds is None, "less than what chapter 7 asks for"
     assert best_dose(families.assign(**dict.fromkeys(DOSES, math.nan))).holds is None
 
 

@@ -1,4 +1,4 @@
-"""Chapter 6: the rule on its page is the package's, and what it says of certainty follows from the intervals."""
+"""Chapter 7: the rule on its page is the package's, and what it says of certainty follows from the intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from saema_utils.notebook import table
 from saema_utils.statistics import Interval
 
 ROOT = Path(__file__).parents[2]
-CELLS = json.loads((ROOT / "notebooks" / "06_scorecard.ipynb").read_text(encoding="utf-8"))["cells"]
+CELLS = json.loads((ROOT / "notebooks" / "07_scorecard.ipynb").read_text(encoding="utf-8"))["cells"]
 CARD = ROOT / "book" / "default_claims.csv"
 
 
@@ -158,7 +158,7 @@ def test_figures_are_drawn_for_whatever_was_judged(tmp_path):
         assert (tmp_path / f"{number}.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", ["6.1", "6.2", "6.3"])
+@pytest.mark.parametrize("name", ["7.1", "7.2", "7.3"])
 def test_the_solutions_are_accepted(name):
     judged = []
     minimum = {claim.id: claim.minimum_units for claim in load_claims()}
@@ -183,9 +183,9 @@ def test_the_verdicts_that_hang_on_the_margin_are_asked_for_in_order():
     )
     assert len(changed) > 1
     with pytest.raises(Wrong, match="not sorted"):
-        EXERCISES["6.1"].judge((made, changed[::-1]))
+        EXERCISES["7.1"].judge((made, changed[::-1]))
     with pytest.raises(Wrong, match="verdicts change"):
-        EXERCISES["6.1"].judge((made, [*changed, next(c for c in made["claim"] if c not in changed)]))
+        EXERCISES["7.1"].judge((made, [*changed, next(c for c in made["claim"] if c not in changed)]))
 
 
 def test_every_claim_names_a_figure_that_a_chapter_shows():

@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
     return folder / "whole", folder / "begun", time.monotonic() - started
 
 
-def run_study(path, chapters=range(1, 7), seconds=600):
+def run_study(path, chapters=range(1, 8), seconds=600):
     """Chapters of the study in a child process, killed without warning after ``seconds``; True when it finished."""
     child = os.fork()
     if child == 0:

@@ -250,7 +250,7 @@ def test_every_notebook_runs_on_a_release_from_the_command_line(home, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06"}
+    assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06", "07"}
     assert manifest["study"]["sae"]["source"].startswith("gpt2-small-resid-post-v5-32k:")
 
 

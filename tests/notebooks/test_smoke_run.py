@@ -51,10 +51,11 @@ TABLES = {
     },
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
-    "06_claims": {"claim", "estimate", "low", "high", "verdict"},
-    "08_ruler": {"family", "L0", "recovery"},
-    "08_families": {"architecture", "seed", "l0", "explained_variance"},
-    "08_layers": {"layer", "concept", "representation"},
+    "06_replay": {"prompts", "coder", "concept", "recipe", "n_local", "mst_weight"},
+    "07_claims": {"claim", "estimate", "low", "high", "verdict"},
+    "09_ruler": {"family", "L0", "recovery"},
+    "09_families": {"architecture", "seed", "l0", "explained_variance"},
+    "09_layers": {"layer", "concept", "representation"},
 }
 
 
@@ -130,7 +131,7 @@ def test_pages_show_no_error_and_no_warning(executed):
 def test_a_task_of_a_sweep_makes_every_table_of_its_chapter(smoke_run, tmp_path, monkeypatch):
     """The tables that the notebooks asked for are those that a task asks for, but for rulers: they know no model."""
     run = RunDirectory(shutil.copytree(smoke_run.run.path, tmp_path / "run"), smoke_run.run.study, device="cpu")
-    by_notebooks = {name for name in run.manifest()["artifacts"] if re.match(r"tables/0[1-6]_", name)}
+    by_notebooks = {name for name in run.manifest()["artifacts"] if re.match(r"tables/0[1-7]_", name)}
     asked, check = set(), RunDirectory.check
 
     def recorded(self, relative, *more):
@@ -139,7 +140,7 @@ def test_a_task_of_a_sweep_makes_every_table_of_its_chapter(smoke_run, tmp_path,
 
     monkeypatch.setattr(RunDirectory, "check", recorded)
     rulers = {place for place, result in declared_results().items() if result.is_ruler}
-    for chapter in range(1, 7):
+    for chapter in range(1, 8):
         asked.clear()
         make_chapter(run, chapter)
         own = {name for name in by_notebooks if name.startswith(f"tables/{chapter:02d}_")}
@@ -158,6 +159,6 @@ def test_a_chapter_says_which_chapter_it_misses(tmp_path):
     from saema_utils.study import STUDIES
 
     run = RunDirectory(tmp_path / "empty", STUDIES["smoke"], device="cpu")
-    assert 6 in chapter_notebooks(find_root())
-    with pytest.raises(BookError, match=r"chapter 6 .*MissingInputError.*saema run --study smoke --chapters 1-"):
-        run_notebooks(run, [6], device="cpu")
+    assert 7 in chapter_notebooks(find_root())
+    with pytest.raises(BookError, match=r"chapter 7 .*MissingInputError.*saema run --study smoke --chapters 1-"):
+        run_notebooks(run, [7], device="cpu")

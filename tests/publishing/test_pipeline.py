@@ -83,15 +83,15 @@ def test_a_later_chapter_depends_on_the_sources_of_earlier_ones(root, run):
 
 
 def test_a_chapter_that_shows_other_runs_runs_again_when_they_change(root, run):
-    for number in range(2, 8):
+    for number in range(2, 9):
         write_chapter(root, f"0{number}_chapter", "1")
 
     def stamps():
-        return [execution.chapter_stamp(run, root, n) for n in (5, 6, 7)]
+        return [execution.chapter_stamp(run, root, n) for n in (6, 7, 8)]
 
     alone = stamps()
     beside = RunDirectory(run.path.parent / "beside", STUDIES["smoke"])
-    beside.save_table("06_claims", pd.DataFrame({"claim": ["a"]}))
+    beside.save_table("07_claims", pd.DataFrame({"claim": ["a"]}))
     with_one = stamps()
     RunDirectory(run.path.parent / "sweep/inside", STUDIES["smoke"]).save_table("02_sae_eval", pd.DataFrame({"x": [1]}))
     with_sweep = stamps()
@@ -420,15 +420,15 @@ def test_stale_chapters_are_not_published_unawares(buildable, run):
 
 
 def test_an_optional_chapter_is_published_while_it_is_fresh_and_named_when_it_is_not(buildable, run):
-    write_chapter(buildable, "07_more", "print('more')")
-    run_notebooks(run, [1, 7], root=buildable)
+    write_chapter(buildable, "08_more", "print('more')")
+    run_notebooks(run, [1, 8], root=buildable)
     said = []
     site = build_book(run, root=buildable, say=said.append).parent
-    assert (site / "notebooks/07_more.html").exists()
-    write_chapter(buildable, "07_more", "print('newer')")
+    assert (site / "notebooks/08_more.html").exists()
+    write_chapter(buildable, "08_more", "print('newer')")
     site = build_book(run, root=buildable, say=said.append).parent
-    assert not (site / "notebooks/07_more.html").exists()
-    assert any("Chapter 7 is left out" in line and "--chapters 7" in line for line in said)
+    assert not (site / "notebooks/08_more.html").exists()
+    assert any("Chapter 8 is left out" in line and "--chapters 8" in line for line in said)
 
 
 def test_environment_of_kernels_does_not_leak(root, run):

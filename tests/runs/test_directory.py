@@ -111,8 +111,8 @@ def test_damage_to_the_file_of_numbers_reaches_no_page_and_is_mended(run, damage
 def test_a_table_names_its_model_also_from_a_process_that_opened_none(run):
     run.model = "the model"
     run.save_table("01_x", frame())
-    RunDirectory(run.path, SMOKE).save_table("06_x", frame())
-    assert run.entry("tables/06_x.csv")["model"] == "the model"
+    RunDirectory(run.path, SMOKE).save_table("07_x", frame())
+    assert run.entry("tables/07_x.csv")["model"] == "the model"
 
 
 def test_what_is_said_of_a_file_stays_out_of_pages(run, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Chapter 7: runs of several models and seeds beside each other."""
+"""Chapter 8: runs of several models and seeds beside each other."""
 
 from saema_utils.chapters import face
 

@@ -1,4 +1,4 @@
-"""Plots of chapter 7 and of sweeps."""
+"""Plots of chapter 8 and of sweeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What chapter 7 finds: how much its ruler misses, and on what finished runs agree."""
+"""What chapter 8 finds: how much its ruler misses, and on what finished runs agree."""
 
 from __future__ import annotations
 

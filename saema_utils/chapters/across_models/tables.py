@@ -115,7 +115,7 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
     if in_colab():
         from saema_utils.chapters import declared_results
 
-        for place in ("tables/02_sae_eval.csv", "tables/06_claims.csv"):
+        for place in ("tables/02_sae_eval.csv", "tables/07_claims.csv"):
             declared_results()[place](run)
     run.check("tables/02_sae_eval.csv")
     names = ["sae/cfg.json", "tables/02_sae_eval.csv", *(f"tables/{claim.table}.csv" for claim in load_claims())]
@@ -128,7 +128,7 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
 
 
 @table(
-    "07_comparison",
+    "08_comparison",
     choices=_what_is_compared,
     columns={
         "run": "the shortest end of its folder's path that no other run has",

@@ -1,4 +1,4 @@
-"""Chapter 8: six families of autoencoder at one sparsity, and one family at several depths."""
+"""Chapter 9: six families of autoencoder at one sparsity, and one family at several depths."""
 
 from saema_utils.chapters import face
 

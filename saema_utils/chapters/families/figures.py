@@ -1,4 +1,4 @@
-"""Figures of chapter 8: families of autoencoders, and layers."""
+"""Figures of chapter 9: families of autoencoders, and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What chapter 8 finds: how equal the families were made, and which findings are those of one family or depth."""
+"""What chapter 9 finds: how equal the families were made, and which findings are those of one family or depth."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_ranges(gaps: pd.DataFrame) -> str:
 def best_dose(families: pd.DataFrame) -> Found:
     """Whether the family that gains most from moving poles gains by scaling: its latents came out too small.
 
-    None where its dose does not remove the share of the squared error that chapter 6 asks for, or where no concept has
+    None where its dose does not remove the share of the squared error that chapter 7 asks for, or where no concept has
     two words, so that there are no poles. Scaling accounts for most of a gain where the dose on top of it removes
     less than half as much.
     """

@@ -53,7 +53,7 @@ def _layers(run: RunDirectory) -> list[str]:
     return [str(layer) for layer in spread_layers(language_model(run).cfg.n_layers, run.study.layer, count)]
 
 
-@parts("08_layer_saes", of=_layers, needs=(control_tensors,))
+@parts("09_layer_saes", of=_layers, needs=(control_tensors,))
 def layer_saes(run: RunDirectory, layers: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """A TopK autoencoder at every layer, trained with the families' small recipe and kept in ``layers/``."""
     recipe, key = small_recipe(comparable_recipe(run), "topk"), layer_saes.key(run)
@@ -67,7 +67,7 @@ def layer_saes(run: RunDirectory, layers: list[str]) -> Iterator[tuple[str, dict
         yield str(layer), {layer_saes.name: pd.DataFrame([fact])}
 
 
-@parts("08_layers", of=concepts_of, needs=(layer_saes, concept_tensors))
+@parts("09_layers", of=concepts_of, needs=(layer_saes, concept_tensors))
 def layers_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Headline measures at every layer, concept by concept."""
     layer_saes(run)
@@ -89,7 +89,7 @@ def layers_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple
 
 
 @table(
-    "08_layers",
+    "09_layers",
     needs=(layers_of_concepts, layer_saes),
     columns={**COLUMNS, "depth": "place of the layer in the model: 0 first, 1 last"},
 )

@@ -1,4 +1,4 @@
-"""How the autoencoders of chapter 8 are made comparable: their text, seeds, width and sparsity."""
+"""How the autoencoders of chapter 9 are made comparable: their text, seeds, width and sparsity."""
 
 from __future__ import annotations
 

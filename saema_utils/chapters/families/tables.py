@@ -1,4 +1,4 @@
-"""Chapter 8 of a run: six families of autoencoder at one sparsity, through the measures of chapters 3 to 5."""
+"""Chapter 9 of a run: six families of autoencoder at one sparsity, through the measures of chapters 3 to 5."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TRAINING_COLUMNS = {
 
 
 @table(
-    "08_ruler",
+    "09_ruler",
     columns={
         "family": "the family; a random dictionary of the same width is chance",
         "L0": "mean number of active latents on training tokens",
@@ -89,7 +89,7 @@ def _families(run: RunDirectory) -> list[str]:
     return [f"{name}-{seed}" for name in ARCHITECTURES for seed in family_seeds(run)]
 
 
-@parts("08_training", of=_families, needs=(corpus_activations, control_tensors))
+@parts("09_training", of=_families, needs=(corpus_activations, control_tensors))
 def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The autoencoders themselves, kept in ``families/`` as they are finished."""
     corpus, key = corpus_activations(run), trained_families.key(run)
@@ -112,11 +112,11 @@ def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[s
             max_trials=search_trials(run) if first else 2,
         )
         keep_sae(run, folder_of(architecture, int(seed)), key, lambda: matched.trained.sae)  # noqa: B023
-        yield family, {"08_training": _facts(run, matched, architecture, int(seed))}
+        yield family, {"09_training": _facts(run, matched, architecture, int(seed))}
 
 
 family_training = trained_families.whole(
-    "08_training",
+    "09_training",
     "How each family and seed was trained to the sparsity of the study's autoencoder, and how well it reconstructs.",
     {**TRAINING_COLUMNS, "trials": "every penalty tried with its L0, as JSON"},
 )
@@ -139,7 +139,7 @@ def family_coders(run: RunDirectory) -> dict[str, SaeCoder]:
     return {name: SaeCoder(load_sae(run.path / "families" / name, run.device), name) for name in _families(run)}
 
 
-@parts("08_measures", of=concepts_of, needs=(trained_families, concept_tensors))
+@parts("09_measures", of=concepts_of, needs=(trained_families, concept_tensors))
 def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Headline measures of every family, concept by concept."""
     coders, activations = family_coders(run), concept_activations(run)
@@ -151,11 +151,11 @@ def measures_of_concepts(run: RunDirectory, concepts: list[str]) -> Iterator[tup
             seed=run.study.seed,
             device=run.device,
         )
-        yield concept, {"08_measures": measured}
+        yield concept, {"09_measures": measured}
 
 
 @table(
-    "08_measures", needs=(measures_of_concepts,), columns={**COLUMNS, "architecture": TRAINING_COLUMNS["architecture"]}
+    "09_measures", needs=(measures_of_concepts,), columns={**COLUMNS, "architecture": TRAINING_COLUMNS["architecture"]}
 )
 def family_measures(run: RunDirectory) -> pd.DataFrame:
     """Headline measures per concept, for the residual stream and every family and seed."""
@@ -166,7 +166,7 @@ def family_measures(run: RunDirectory) -> pd.DataFrame:
 
 
 @table(
-    "08_families",
+    "09_families",
     needs=(family_training, family_measures),
     columns={name: means for name, means in {**COLUMNS, **TRAINING_COLUMNS}.items() if name != "circularity_p"}
     | {"concepts": "concepts averaged over"},

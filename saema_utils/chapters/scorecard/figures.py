@@ -1,4 +1,4 @@
-"""Plots of chapter 6."""
+"""Plots of chapter 7."""
 
 from __future__ import annotations
 

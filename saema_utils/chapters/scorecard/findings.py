@@ -1,4 +1,4 @@
-"""What chapter 6 finds: how often its rule errs, how many claims hold, and how firm the verdicts are."""
+"""What chapter 7 finds: how often its rule errs, how many claims hold, and how firm the verdicts are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chapter 6: every claim judged on the tables of a run, and beside other finished runs."""
+"""Chapter 7: every claim judged on the tables of a run, and beside other finished runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evidence_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
 
 
 @table(
-    "06_claims",
+    "07_claims",
     needs=(*_inputs(), sae_evaluation),
     choices=_what_is_judged,
     columns={
@@ -118,10 +118,10 @@ def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
     own = f"{own} (this run)" if own in {path.name for path in neighbours} else own
     verdicts = {own: scorecard(run).set_index("claim")["verdict"]}
     for path in neighbours:
-        if not (path / "tables/06_claims.csv").exists():
+        if not (path / "tables/07_claims.csv").exists():
             continue
         try:
-            verdicts[path.name] = RunDirectory.at(path).table("06_claims").set_index("claim")["verdict"]
+            verdicts[path.name] = RunDirectory.at(path).table("07_claims").set_index("claim")["verdict"]
         except ArtifactError as error:
             run.remark(f"{path.name} is left out: {error}")
     return pd.DataFrame(verdicts).rename_axis("claim").reset_index()
