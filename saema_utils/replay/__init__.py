@@ -7,8 +7,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={
-        "nudges": ["correlations", "kept_records", "walk_poles"],
-        "structure": ["measure_structure"],
-    },
+    submod_attrs={"nudges": ["correlations", "kept_records", "walk_poles"], "structure": ["measure_structure"]},
 )
