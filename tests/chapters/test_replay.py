@@ -186,8 +186,8 @@ def test_findings_tell_what_comes_back_for_whom_and_what_makes_it():
     table = pd.concat(
         [
             structure_table({"sae": (0.5, 2, 0.5, 2), "random_dictionary": (0.5, 2, 0.5, 2), "pca": (1, 2, 0.5, 2)}),
-            structure_table({"sae": (0.9, 2, 0.5, 2)}, recipe="mask"),
-            structure_table({"sae": (2, 2, 0.5, 2)}, recipe="copies"),
+            structure_table({"sae": (0.9, 2, 0.5, 2), "pca": (1, 2, 0.5, 2)}, recipe="mask"),
+            structure_table({"sae": (2, 2, 0.5, 2), "pca": (1, 4, 0.2, 2)}, recipe="copies"),
         ]
     )
     signs = replay_signs(table)
@@ -202,7 +202,8 @@ def test_findings_tell_what_comes_back_for_whom_and_what_makes_it():
     assert findings.shown_too(signs, "untrained_sae", "sae").holds is None
     assert findings.makes_the_sign(signs, "n_local", "copies").holds is True
     assert findings.makes_the_sign(signs, "n_local", "mask").holds is False
-    assert findings.makes_the_sign(signs, "n_local", "mask", coder="pca").holds is None
+    assert findings.makes_the_sign(signs, "intrinsic_dimension", "copies", coder="pca").holds is False, "it stays"
+    assert findings.makes_the_sign(signs, "n_local", "mask", coder="untrained_sae").holds is None
     assert findings.what_a_step_moves(signs, "n_local")["copies"] == pytest.approx(np.log(4))
     alone = replay_signs(table[table["concept"] == "a"])
     assert findings.come_back(alone, "sae", PAPER_SIGNS).holds is None

@@ -59,10 +59,12 @@ def what_a_step_moves(signs: pd.DataFrame, measure: str, coder: str = "sae") -> 
 
 
 def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "sae") -> Found:
-    """Whether a step moves a measure more than any other; None where nothing was switched off."""
+    """Whether a step moves a measure more than any other, and the paper's sign goes with it; None with fewer than two."""
     moved = what_a_step_moves(signs, measure, coder)
     shows = " · ".join(f"{RECIPES[name]} {change:+.2f}" for name, change in moved.head(3).items())
-    return Found(bool(moved.index[0] == step) if len(moved.dropna()) > 1 else None, shows)
+    if len(moved.dropna()) < 2:
+        return Found(None, shows)
+    return Found(bool(moved.index[0] == step and signs_of(signs, coder, recipe=step)[measure] != AS_PAPER), shows)
 
 
 def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "authors") -> pd.Series:
