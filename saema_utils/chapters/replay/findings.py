@@ -59,7 +59,7 @@ def what_a_step_moves(signs: pd.DataFrame, measure: str, coder: str = "sae") -> 
 
 
 def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "sae") -> Found:
-    """Whether a step moves a measure more than any other, and the paper's sign goes with it; None with fewer than two."""
+    """Whether a step moves a measure most and the paper's sign goes with it; None with fewer than two steps."""
     moved = what_a_step_moves(signs, measure, coder)
     shows = " · ".join(f"{RECIPES[name]} {change:+.2f}" for name, change in moved.head(3).items())
     if len(moved.dropna()) < 2:
