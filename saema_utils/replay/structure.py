@@ -18,6 +18,7 @@ from saema_utils.geometry.clouds import rms_radius_of, spanning_tree
 from saema_utils.geometry.clusters import standardise_to_sphere, umap_embedding
 from saema_utils.geometry.dimension import two_nn_fit
 from saema_utils.geometry.pole_measures import pole_distances, scale_free_tree
+from saema_utils.runtime import float64
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -113,7 +114,7 @@ def measure_structure(points: Float[Tensor, "N F"], recipe: str = "as published"
 
 def on_unit_sphere(points: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:
     """Every vector scaled to length one, its features as they are; a vector of zeros stays where it is."""
-    x = points.double()
+    x = float64(points)
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
 
