@@ -33,7 +33,7 @@ book-full: install  ## The same with the comparison of runs and the SAE families
 	$(BIN)/saema book --study smollm2-135m
 
 DEVICE ?= auto
-smoke: install  ## Run the smoke study (about three minutes), on DEVICE if one is named
+smoke: install  ## Run the smoke study (a few minutes), on DEVICE if one is named
 	$(BIN)/saema run --study smoke --device $(DEVICE)
 
 test: install browser  ## Every test, the smoke study and the book build among them

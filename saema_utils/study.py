@@ -243,7 +243,7 @@ class _Registry(Mapping[str, Study]):
 STUDIES: Mapping[str, Study] = _Registry(
     {
         "name": "smoke",
-        "title": "Every step in about three minutes",
+        "title": "Every step in a few minutes",
         "concepts": ["months", "days", "color"],
         "templates": 4,
         "noise_levels": [0.0, 0.1, 0.5, 2.0, 10.0],

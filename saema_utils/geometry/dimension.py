@@ -73,15 +73,20 @@ def intrinsic_dimension(
     m = int(np.ceil((1 - discard_fraction) * n))
     if n < 5 or m < 4:
         return IntrinsicDimension(np.nan, np.nan, n, copies, f"only {n} distinct points: at least 5 are needed")
-    # NumPy orders only the places it is asked for: with 2 alone, some processors leave a point itself in place 1.
-    nearest = np.partition(d[np.ix_(first, first)], (1, 2), axis=1)[:, 1:3]
-    logs = np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
+    logs = _log_ratios(d[np.ix_(first, first)])
     total = logs[:m].sum() + (n - m) * logs[m - 1]
     if total <= 1e-9 * n:
         reason = "first and second neighbours are equally far (a lattice): no ratio to fit"
         return IntrinsicDimension(np.nan, np.nan, n, copies, reason)
     estimate = (m - 1) / total
     return IntrinsicDimension(float(estimate), float(estimate / np.sqrt(m - 2)), n, copies)
+
+
+def _log_ratios(distances: Distances) -> Float[np.ndarray, " N"]:
+    """Logarithms of the ratios of the distances to the second and the first neighbour, ascending."""
+    # NumPy orders only the places it is asked for: with 2 alone, some processors leave a point itself in place 1.
+    nearest = np.partition(distances, (1, 2), axis=1)[:, 1:3]
+    return np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
 
 
 def two_nn_fit(distances: Distances, *, discard_fraction: float = DISCARD_FRACTION) -> float:
@@ -99,8 +104,7 @@ def two_nn_fit(distances: Distances, *, discard_fraction: float = DISCARD_FRACTI
     n = int(first.sum())
     if n < 5:
         return float("nan")
-    nearest = np.partition(distances[np.ix_(first, first)], (1, 2), axis=1)[:, 1:3]
-    logs = np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
+    logs = _log_ratios(distances[np.ix_(first, first)])
     kept = int((1 - discard_fraction) * n)
     x, y = logs[:kept], -np.log1p(-np.arange(kept) / n)
     square = float(x @ x)

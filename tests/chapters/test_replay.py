@@ -276,4 +276,4 @@ def test_figures_are_drawn_with_few_codes_and_with_many(tmp_path, replayed):
     for number, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{number}.svg")
         assert (tmp_path / f"{number}.svg").stat().st_size > 1000
-    assert set(figures.RECIPES) == {"as published", *STEPS}
+    assert set(figures.RECIPE_NAMES) == {"as published", *STEPS}

@@ -16,7 +16,13 @@ from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import rms_radius, rms_radius_of
 from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere
-from saema_utils.geometry.dimension import IntrinsicDimension, intrinsic_dimension, local_dimensions, mean_dimension
+from saema_utils.geometry.dimension import (
+    IntrinsicDimension,
+    intrinsic_dimension,
+    local_dimensions,
+    mean_dimension,
+    two_nn_fit,
+)
 from saema_utils.geometry.matching import (
     match_by_assignment,
     merged_words,
@@ -201,6 +207,28 @@ def test_geodesic_ignores_label_numbers_and_is_at_least_the_chord(seed):
     found = average_geodesic_distance(x, labels, 4)
     assert average_geodesic_distance(x, renamed, 4) == pytest.approx(found)
     assert found >= aedp(x[:4]) - 1e-9
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+def test_a_line_through_the_ratios_reads_the_dimension_of_a_sphere(dimension):
+    x = [sphere(np.random.default_rng(s), 400, dimension) for s in range(8)]
+    read = [two_nn_fit(pairwise_distances(points)) for points in x]
+    assert np.mean(read) == pytest.approx(dimension, rel=0.1)
+    distances = pairwise_distances(x[0])
+    assert two_nn_fit(7 * distances) == pytest.approx(read[0])
+    order = np.random.default_rng(0).permutation(400)
+    assert two_nn_fit(distances[np.ix_(order, order)]) == pytest.approx(read[0])
+    copied = np.append(np.arange(400), np.arange(9))
+    assert two_nn_fit(distances[np.ix_(copied, copied)]) == pytest.approx(read[0])
+
+
+def test_the_line_is_the_least_squares_one_and_needs_five_points():
+    distances = pairwise_distances(np.random.default_rng(0).normal(size=(50, 3)))
+    nearest = np.sort(distances, axis=1)
+    logs = np.sort(np.log(nearest[:, 2] / nearest[:, 1]))[:45]
+    line = np.linalg.lstsq(logs[:, None], -np.log(1 - np.arange(45) / 50), rcond=None)[0]
+    assert two_nn_fit(distances) == pytest.approx(float(line[0]))
+    assert np.isnan(two_nn_fit(distances[:4, :4]))
 
 
 # ---- local representations ---------------------------------------------------------------------

@@ -21,7 +21,7 @@ TITLES = {
     "mst_weight": "weight of the tree",
 }
 PROMPTS = {"authors": ("o", "the authors' prompts"), "ours": ("s", "our prompts")}
-RECIPES = {
+RECIPE_NAMES = {
     "as published": "as published",
     "mask": "special tokens left out",
     "copies": "copies left out",
@@ -60,7 +60,7 @@ def signs_forest(signs: pd.DataFrame) -> Figure:
         _paper_side(axis, paper)
         axis.set_title(TITLES[measure])
         axis.set_xlabel("log ratio to the residual stream")
-    axes[0].set_yticks(range(len(codes)), [NAMES.get(coder, "SAE") for coder in codes])
+    axes[0].set_yticks(range(len(codes)), [NAMES[coder] for coder in codes])
     axes[0].set_ylim(len(codes) - 0.5, -0.5)
     for marker, label in PROMPTS.values():
         axes[-1].plot([], [], marker, color="#444444", label=label)
@@ -71,18 +71,18 @@ def signs_forest(signs: pd.DataFrame) -> Figure:
 def steps_forest(signs: pd.DataFrame) -> Figure:
     """The protocol without one of its steps at a time: the SAE and a random dictionary, one panel a measure."""
     rows = signs[signs["prompts"] == signs["prompts"].iloc[0]].set_index(["measure", "coder", "recipe"])
-    figure, axes = panels(len(PAPER_SIGNS), width=10.4, height=0.46 * len(RECIPES) + 1.3, sharey=True)
+    figure, axes = panels(len(PAPER_SIGNS), width=10.4, height=0.46 * len(RECIPE_NAMES) + 1.3, sharey=True)
     for axis, (measure, paper) in zip(axes, PAPER_SIGNS.items(), strict=True):
         for shift, coder, marker in ((-0.14, "sae", "o"), (0.14, "random_dictionary", "^")):
-            for at, recipe in enumerate(RECIPES):
+            for at, recipe in enumerate(RECIPE_NAMES):
                 if (measure, coder, recipe) in rows.index:
                     _intervals(axis, rows.loc[[(measure, coder, recipe)]], [at + shift], coder, marker)
         _paper_side(axis, paper)
         axis.axhline(0.5, color="#bbbbbb", linewidth=0.8)
         axis.set_title(TITLES[measure])
         axis.set_xlabel("log ratio to the residual stream")
-    axes[0].set_yticks(range(len(RECIPES)), RECIPES.values())
-    axes[0].set_ylim(len(RECIPES) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(RECIPE_NAMES)), RECIPE_NAMES.values())
+    axes[0].set_ylim(len(RECIPE_NAMES) - 0.5, -0.5)
     for coder, marker in (("sae", "o"), ("random_dictionary", "^")):
         axes[-1].plot([], [], marker, color=COLORS[coder], label=NAMES[coder])
     figure.legend(loc="outside upper center", ncols=2)

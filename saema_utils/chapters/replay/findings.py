@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import Found, in_short
-from saema_utils.chapters.replay.figures import RECIPES, TITLES
+from saema_utils.chapters.replay.figures import RECIPE_NAMES, TITLES
 from saema_utils.chapters.replay.tables import ReplayTokens
 from saema_utils.evidence.replay import PAPER_SIGNS, SIGNS
 from saema_utils.replay.nudges import N_STEPS, SCALES, correlations
@@ -61,7 +61,7 @@ def what_a_step_moves(signs: pd.DataFrame, measure: str, coder: str = "sae") -> 
 def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "sae") -> Found:
     """Whether a step moves a measure most and the paper's sign goes with it; None with fewer than two steps."""
     moved = what_a_step_moves(signs, measure, coder)
-    shows = " · ".join(f"{RECIPES[name]} {change:+.2f}" for name, change in moved.head(3).items())
+    shows = " · ".join(f"{RECIPE_NAMES[name]} {change:+.2f}" for name, change in moved.head(3).items())
     if len(moved.dropna()) < 2:
         return Found(None, shows)
     return Found(bool(moved.index[0] == step and signs_of(signs, coder, recipe=step)[measure] != AS_PAPER), shows)
