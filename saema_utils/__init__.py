@@ -10,6 +10,9 @@ import lazy_loader
 
 # Read once, when torch is loaded: what Apple's device cannot do (pairwise distances, say) is then done on the CPU.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+# Likewise: threads that wait for one another sleep. Spinning, they burn the core that one of them needs as soon as
+# the machine does anything else, and a chapter takes many times as long; on a quiet machine it costs a few percent.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

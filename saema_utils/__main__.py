@@ -1,4 +1,4 @@
-"""The command line: ``saema run``, ``saema book``, ``saema studies``, ``saema doctor``.
+"""The command line: ``saema run``, ``saema book``, ``saema studies``, ``saema sae``, ``saema doctor``.
 
 Start-up stays light: everything heavy is imported inside the commands.
 """
@@ -6,18 +6,24 @@ Start-up stays light: everything heavy is imported inside the commands.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saema_utils.chapters import OF_A_RUN
 from saema_utils.errors import SaemaError, StudyError
-from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study
+from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study, runs_folder
 from saema_utils.runs.files import user_path
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
 from saema_utils.sweeps.command import sweep_command
 
+if TYPE_CHECKING:
+    from saema_utils.runs.directory import RunDirectory
+
+SCORECARD = 7  # the chapter that judges
 INTERRUPTED = 130  # what shells make of SIGINT
 app = typer.Typer(
     help="What sparse coding does to the geometry of a language model's representations.",
@@ -43,7 +49,7 @@ RunDirOption = Annotated[str, typer.Option("--run-dir", help="Where results go. 
 @app.command()
 def run(
     study: StudyOption = DEFAULT_STUDY,
-    chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = "1-7",
+    chapters: Annotated[str, typer.Option(help="Which chapters, such as 3-5.")] = f"{OF_A_RUN[0]}-{OF_A_RUN[-1]}",
     run_dir: RunDirOption = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     seed: Annotated[
@@ -55,7 +61,8 @@ def run(
         int | None, typer.Option(parser=whole_number, metavar="NUMBER", help="Layer of the residual stream.")
     ] = None,
     sae: Annotated[str, typer.Option(help="A folder or RELEASE:ID instead of training one.")] = "",
-    corpus: Annotated[str, typer.Option(help="A .txt file instead of the study's corpus.")] = "",
+    corpus: Annotated[str, typer.Option(help="A file of text instead of the study's corpus.")] = "",
+    column: Annotated[str, typer.Option(help="Where its text stands, in a file of rows. Default: text.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
 ) -> None:
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
@@ -66,9 +73,15 @@ def run(
 
     wanted = parse_chapters(chapters)
     runtime.choose_device(device)
-    chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus)
+    chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus, column)
     preflight.check_study(chosen)
+    said = preflight.remarks_on(chosen)
+    for remark in said:
+        typer.echo(remark, err=True)
     target = user_path(run_dir) if run_dir else default_run_dir(chosen)
+    trial = preflight.try_study(chosen, None if force else target, device)
+    if trial is not None:
+        typer.echo(f"SAE {chosen.sae.source!r} {trial}", err=True)
     if force:
         forget(target)
     directory = RunDirectory(target, chosen, device=device)
@@ -82,15 +95,36 @@ def run(
             directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)
         )
     for remark in directory.remarks()[len(remarks) :]:
-        typer.echo(remark, err=True)
+        if remark not in said:
+            typer.echo(remark, err=True)
     for result in results:
         typer.echo(
             f"chapter {result.chapter}: " + ("unchanged, skipped" if result.skipped else f"{result.seconds:.0f} s")
         )
-    typer.echo(f"Results: {directory.path}")
+    for line in what_to_look_at(directory, judged=SCORECARD in wanted):
+        typer.echo(line)
 
 
-def customised(study: Study, prompts: str, model: str, layer: int | None, sae: str, corpus: str) -> Study:
+def what_to_look_at(directory: RunDirectory, judged: bool) -> Iterator[str]:
+    """The answer in words and the verdicts, if the scorecard is of this very run; then where everything is."""
+    if judged:
+        from saema_utils.publishing.confirmation import read_card
+        from saema_utils.publishing.readme import ANSWER, read_signs
+
+        tables = directory.path / "tables"
+        claims, signs = read_card(tables / "07_claims.csv"), read_signs(tables)
+        for sentence, check in ANSWER:
+            holds = {True: "so here", False: "not so here", None: "cannot be told here"}[check(claims, signs).holds]
+            yield f"{sentence} ({holds})"
+        counts = claims["holds_up"].value_counts()
+        yield f"{len(claims)} claims: " + "; ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    yield f"Results: {directory.path} (tables, figures, executed notebooks)"
+    yield f"Next: saema book --run-dir {shlex.quote(str(directory.path))}"
+
+
+def customised(
+    study: Study, prompts: str, model: str, layer: int | None, sae: str, corpus: str, column: str = ""
+) -> Study:
     """A study with the user's own model, layer, SAE, prompts or corpus; named after what it changes."""
     changes: dict[str, Any] = {}
     if prompts:
@@ -107,8 +141,10 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
     if corpus:
         path = user_path(corpus)
         if not path.is_file():
-            raise StudyError(f"corpus {corpus!r} is not a file. Pass a .txt file.")
+            raise StudyError(f"corpus {corpus!r} is not a file. Pass a file of text.")
         changes["corpus.source"] = str(path.resolve())
+    if column:
+        changes["corpus.column"] = column
     if not changes:
         return study
     changed = study.changed(**changes)
@@ -120,9 +156,9 @@ def customised(study: Study, prompts: str, model: str, layer: int | None, sae: s
 
 
 def _absolute(source: str) -> str:
-    """A folder by its whole path, so that the study can be run again from anywhere; other names as they are."""
+    """A folder or file by its whole path, so that the study can be run again from anywhere; other names as they are."""
     path = user_path(source)
-    return str(path.resolve()) if path.is_dir() else source
+    return str(path.resolve()) if path.exists() else source
 
 
 @contextlib.contextmanager
@@ -147,49 +183,92 @@ def _chapter_progress() -> Iterator[Callable[..., None]]:
 
 
 @app.command("book")
-def build(study: StudyOption = DEFAULT_STUDY, run_dir: RunDirOption = "") -> None:
+def build(
+    study: Annotated[str, typer.Option(help="A registered study, or a study file. Default: that of the run.")] = "",
+    run_dir: Annotated[str, typer.Option(help="A finished run. Default: the one that finished last.")] = "",
+) -> None:
     """Build the book in HTML from a finished run; nothing is executed again."""
-    from saema_utils.publishing.build import build_book
+    from saema_utils.publishing.build import build_book, last_finished
     from saema_utils.runs.directory import RunDirectory
 
-    chosen = resolve_study(study)
-    path = user_path(run_dir) if run_dir else default_run_dir(chosen)
-    if run_dir and (path / "study.json").exists():
-        chosen = resolve_study(str(path / "study.json"))
-    index = build_book(RunDirectory(path, chosen))
+    if study:
+        chosen = resolve_study(study)
+        found = RunDirectory(user_path(run_dir) if run_dir else default_run_dir(chosen), chosen)
+    elif run_dir:
+        found = RunDirectory.at(user_path(run_dir))
+    else:
+        found = last_finished(runs_folder())
+        typer.echo(f"Of {found.path}, the run that finished last (--run-dir names another).")
+    index = build_book(found)
     typer.echo(f"Open {index}")
 
 
 @app.command()
-def studies() -> None:
-    """List the studies: model, layer, SAE, tokens, hardware, measured time."""
-    from contextlib import suppress
-
+def studies(
+    study: Annotated[str, typer.Argument(help="One study, or a study file, in full. Default: all, a row each.")] = "",
+) -> None:
+    """List the studies: model, layer, what they need, and how long they took here."""
     from rich.console import Console
     from rich.table import Table
 
-    from saema_utils.runs import directory as manifest
-
+    if study:
+        for line in _in_full(resolve_study(study)):
+            typer.echo(line)
+        return
     listing = Table(box=None, pad_edge=False)
-    for heading in ("study", "model", "layer", "SAE", "tokens", "hardware", "time"):
-        listing.add_column(heading, no_wrap=heading in ("study", "layer", "tokens"), overflow="fold")
-    for study in STUDIES.values():
-        chapters: dict[str, Any] = {}
-        with suppress(SaemaError):  # a damaged manifest tells no time; the list is shown all the same
-            chapters = manifest.read_manifest(default_run_dir(study)).get("chapters", {})
-        seconds = sum(chapter.get("seconds", 0) for chapter in chapters.values())
-        recipe = study.sae
-        trained = f"trained: {recipe.architecture} {recipe.d_sae}, k {recipe.k}"
-        listing.add_row(
-            study.name,
-            study.model,
-            str(study.layer),
-            trained if recipe.source == "train" else recipe.source,
-            f"{study.corpus.tokens:,}",
-            study.hardware,
-            f"{seconds / 60:.1f} min" if seconds else "not run here",
-        )
+    for heading in ("study", "model", "layer", "needs", "time here"):
+        listing.add_column(heading, no_wrap=True)
+    for each in STUDIES.values():
+        seconds = sum(_seconds_here(each).values())
+        time = f"{seconds / 60:.0f} min" if seconds else "not run"
+        model = each.model.removeprefix("embedded:").rpartition("/")[2]
+        listing.add_row(each.name, model, str(each.layer), each.hardware, time)
     Console().print(listing)
+    typer.echo("More about one of them: saema studies NAME")
+
+
+def _seconds_here(study: Study) -> dict[str, float]:
+    """What each chapter took in the study's own folder; nothing where it was not run, or its manifest is damaged."""
+    from saema_utils.runs.directory import read_manifest
+
+    try:
+        chapters = read_manifest(default_run_dir(study)).get("chapters", {})
+    except SaemaError:
+        return {}
+    return {name: facts.get("seconds", 0) for name, facts in chapters.items()}
+
+
+def _in_full(study: Study) -> Iterator[str]:
+    recipe, seconds = study.sae, _seconds_here(study)
+    trained = f"trained here: {recipe.architecture}, {recipe.d_sae:,} latents, k {recipe.k}"
+    yield f"study: {study.name}"
+    yield from [study.title] if study.title else []
+    yield f"model: {study.model}"
+    yield f"layer: {study.layer}"
+    yield f"SAE: {trained if recipe.source == 'train' else recipe.source}"
+    yield f"text: {study.corpus.source}, {study.corpus.tokens:,} tokens"
+    yield f"prompts: {study.prompts_file or f'{study.templates} sentences a word'}"
+    yield f"concepts: {', '.join(study.concepts)}"
+    yield f"seeds: {', '.join(map(str, study.seeds))}"
+    yield f"needs: {study.hardware}"
+    yield f"time here: {f'{sum(seconds.values()) / 60:.0f} min' if seconds else 'not run'}"
+    yield from (f"  {name}: {taken:.0f} s" for name, taken in sorted(seconds.items()))
+
+
+@app.command()
+def sae(
+    path: Annotated[str, typer.Argument(help="A folder of any library listed in the book, or RELEASE:ID of sae_lens.")],
+    model: Annotated[str, typer.Option(help="Model to try it on. Default: the one it names, if that is here.")] = "",
+    layer: Annotated[
+        int | None, typer.Option(parser=whole_number, metavar="NUMBER", help="Layer. Default: the one it names.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Say what an autoencoder is, where it belongs, and how well it reconstructs here."""
+    from saema_utils.checks import describe_sae
+
+    for line in describe_sae(path, model, layer, device):
+        typer.echo(line)
 
 
 @app.command()
@@ -221,7 +300,7 @@ def compare(
 
     table = compare_runs(runs)
     # After what may be refused: importing the library of the figures writes a list of fonts.
-    from saema_utils.chapters.across_models.figures import by_run, effects_by_run
+    from saema_utils.chapters.across_models.figures import LEGEND, by_run, effects_by_run
 
     wide = by_run(table)
     listing = Table(box=None, pad_edge=False)
@@ -230,7 +309,7 @@ def compare(
     for row in wide.itertuples(index=False):
         listing.add_row(*map(str, row))
     Console().print(listing)
-    typer.echo("✓ supported, ✗ not supported, ? inconclusive")
+    typer.echo("   ".join(LEGEND.values()))
     for path in save_comparison(table, effects_by_run(table), user_path(out).resolve(), "comparison"):
         typer.echo(str(path))
 

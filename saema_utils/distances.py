@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import GeometryError
 from saema_utils.runtime import float64
 
@@ -27,6 +28,7 @@ more than 1.2e-6 of it, however prompts are batched, and nowhere are tokens of d
 (2.4e-2 at the studied layer): any tolerance between finds the same points."""
 
 
+@any_numbers
 def check_points(points: Points) -> Float[Tensor, "N D"]:
     """Points as float64, on their own device (on the CPU where the device has no float64).
 
@@ -45,6 +47,7 @@ def check_points(points: Points) -> Float[Tensor, "N D"]:
     return tensor
 
 
+@any_numbers
 def pairwise_distances(points: Points) -> Distances:
     r"""Euclidean distances between all points, exact for copies of one point.
 
@@ -67,6 +70,7 @@ def known_distances(points: Points | None, distances: Distances | None) -> Dista
     return pairwise_distances(points) if distances is None else distances
 
 
+@any_numbers
 def first_copies(distances: Distances, tolerance: float = COPY_TOLERANCE) -> Bool[np.ndarray, " N"]:
     """True for the first of each set of equal points, False for its copies.
 

@@ -301,22 +301,21 @@ def _tree_of_half_the_poles(answer: Any) -> None:
 # ---- chapter 7 ---------------------------------------------------------------------------------
 
 
-@exercise("7.1", wrong=(None, ["no-such-claim"]))
-def _verdicts_that_hang_on_the_margin(answer: Any) -> None:
-    card, ids = answer
+@exercise("7.1", wrong=({}, ["no-such-claim"]))
+def _verdicts_that_hang_on_the_lead(answer: Any) -> None:
+    evidence, ids = answer
     require(isinstance(ids, list) and all(isinstance(i, str) for i in ids), "Give a list of claim ids.")
-    require(card is not None and set(ids) <= set(card["claim"]), "Every id must stand in the scorecard.")
-    from saema_utils.evidence.claims import decide, load_claims
-    from saema_utils.statistics import Interval
+    require(set(ids) <= set(evidence), "Every id must be one of the claims that were judged.")
+    from saema_utils.evidence.claims import load_claims
+    from saema_utils.evidence.verdicts import judge
 
-    minimum = {claim.id: claim.minimum_units for claim in load_claims()}
+    minimum = {claim.id: claim.minimum_n for claim in load_claims()}
     changed = {
-        row.claim
-        for row in card.itertuples()
-        if row.verdict
-        != decide(Interval(row.estimate, row.low, row.high, row.n), row.direction, 0.0, minimum[row.claim])
+        name
+        for name, (own, lead) in evidence.items()
+        if judge(own, None, minimum[name]) != judge(own, lead, minimum[name])
     }
-    require(set(ids) == changed, f"{len(changed)} verdicts change; you named {len(ids)}. Judge each with margin 0.")
+    require(set(ids) == changed, f"{len(changed)} verdicts change; you named {len(ids)}. Judge each with lead None.")
     require(ids == sorted(ids), "The right ids, but not sorted.")
 
 
@@ -330,11 +329,11 @@ def _sign_test_of_nine(answer: Any) -> None:
     require(larger >= 0.05, "One concept fewer would do.")
 
 
-@exercise("7.3", wrong=11 / 40)
+@exercise("7.3", wrong=17 / 40)
 def _chance_of_any_false_alarm(answer: Any) -> None:
     require(0 < answer < 1, "A probability lies between 0 and 1.")
-    require(abs(answer - 11 / 40) > 1e-9, "Adding chances counts double errors twice; use the complement.")
-    require(abs((1 - answer) ** (1 / 11) - 39 / 40) < 1e-6, "All eleven are right with probability (39/40) ** 11.")
+    require(abs(answer - 17 / 40) > 1e-9, "Adding chances counts double errors twice; use the complement.")
+    require(abs((1 - answer) ** (1 / 17) - 39 / 40) < 1e-6, "All of them are right with probability (39/40) ** 17.")
 
 
 # ---- chapter 8 ---------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ simulates them). Figures of one chapter live in its folder and are built from th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +95,8 @@ def panels(n_columns: int = 1, n_rows: int = 1, *, width: float = 7.2, height: f
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update(STYLE)
+    # Seaborn lays out labels while it draws; letters that the font lacks are seen to when a figure is written.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     figure = Figure(figsize=(width, height * n_rows))
     return figure, figure.subplots(n_rows, n_columns, **options)
 
@@ -103,6 +107,60 @@ def nothing_to_draw(why: str) -> Figure:
     axes.set_axis_off()
     axes.text(0.5, 0.5, why, ha="center", va="center", color=GREY)
     return figure
+
+
+def says_if_empty(why: str, known: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
+    """Declare that a figure says ``why`` where a table that it is given has no row.
+
+    Rows that have no value in the column ``known`` are left out first.
+    """
+
+    def declare(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+        @functools.wraps(draw)
+        def drawn(*given: Any, **options: Any) -> Figure:
+            if known:
+                given = tuple(t[t[known].notna()] if known in getattr(t, "columns", ()) else t for t in given)
+            if any(getattr(value, "empty", False) for value in given):
+                return nothing_to_draw(why)
+            return draw(*given, **options)
+
+        return drawn
+
+    return declare
+
+
+def note(axes: Axes, text: str, **place: Any) -> None:
+    """Say, small and grey in a corner of a panel, what it lacks. ``place`` are options of ``Axes.text``."""
+    corner = {"x": 0.99, "y": 0.02, "ha": "right", "va": "bottom"} | place
+    axes.text(s=text, transform=axes.transAxes, fontsize=8, style="italic", color=GREY, **corner)
+
+
+def note_missing(axes: Axes, rows: pd.DataFrame, value: str = "estimate", why: str = "", **place: Any) -> None:
+    """Note in a panel how many of its rows lack a value, or an interval from ``low`` to ``high``; nothing if none does.
+
+    ``why`` follows where none of the values has an interval.
+    """
+    unknown = ~np.isfinite(rows[value].astype(float))
+    unbounded = ~np.isfinite(rows[["low", "high"]].astype(float)).all(axis=1) & ~unknown
+    said = []
+    for n, of, what in ((unknown.sum(), len(rows), "value"), (unbounded.sum(), (~unknown).sum(), "interval")):
+        if n:
+            said.append(f"no {what}" if n == of else f"{n} of {of} without {what}")
+    if said:
+        note(axes, ", ".join(said) + (f": {why}" if why and said[-1] == "no interval" else ""), **place)
+
+
+def span(*values: Any, around: Sequence[float] = ()) -> tuple[float, float]:
+    """The least and the largest of numbers of which some may be missing (NaN), and of those ``around`` them.
+
+    From 0 to 1 where no number is known; a little more than one number, which is no width for an axis.
+    """
+    known = np.concatenate([np.ravel(np.asarray(part, dtype=float)) for part in (*values, around)])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = float(known.min()), float(known.max())
+    return (low, high) if low < high else (low - max(0.5, abs(low) / 2), high + max(0.5, abs(high) / 2))
 
 
 def present(table: pd.DataFrame, order: Sequence[str]) -> list[str]:
@@ -131,16 +189,18 @@ def scatter_classes(axes: Axes, x: Sequence[float], y: Sequence[float], classes:
 
 def direct_label(axes: Axes, x: float, y: float, text: str, color: str, **options: Any) -> None:
     """Write the name of a line beside its end, instead of a legend. ``options`` are those of ``Axes.annotate``."""
+    if not all(np.isfinite(place) for place in (x, y) if isinstance(place, float | int | np.number)):
+        return  # a line without a value has no end
     beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
     axes.annotate(text, (x, y), color=color, **(beside | options))
 
 
 def noise_axis(axes: Axes, levels: Sequence[float], label: str = "noise / RMS of the activations") -> None:
     """A logarithmic noise axis that still shows zero."""
-    positive = [level for level in levels if level > 0]
-    axes.set_xscale("symlog", linthresh=min(positive))
-    axes.set_xlim(0, max(positive))
     axes.set_xlabel(label)
+    if positive := [level for level in levels if level > 0]:
+        axes.set_xscale("symlog", linthresh=min(positive))
+        axes.set_xlim(0, max(positive))
 
 
 def despined_grid(figure: Figure, axes: np.ndarray, used: int) -> None:

@@ -12,7 +12,7 @@ from saema_utils.errors import StudyError
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
-from saema_utils.study import DEFAULT_STUDY, Study, get_study
+from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def in_colab() -> bool:
 
 
 def resolve_study(name: str = "auto", seed: int | None = None) -> Study:
-    """A study from a registered name, from a study file (``.json``), or ``auto``.
+    """A study from a registered name, from a study file (``.json``), the name of a run in ``runs/``, or ``auto``.
 
     ``auto`` is the default study, except on a Colab machine without a GPU, which gets ``smoke``.
     """
@@ -38,7 +38,11 @@ def resolve_study(name: str = "auto", seed: int | None = None) -> Study:
             from saema_utils.runtime import choose_device
 
             name = DEFAULT_STUDY if choose_device().type != "cpu" else "smoke"
-    study = read_study_file(user_path(name)) if name.endswith(".json") else get_study(name)
+    own = runs_folder() / name / "study.json"
+    if name not in STUDIES and not name.endswith(".json") and own.is_file():
+        study = read_study_file(own)
+    else:
+        study = read_study_file(user_path(name)) if name.endswith(".json") else get_study(name)
     return study if seed is None or seed == study.seed else study.changed(seed=seed)
 
 
@@ -83,9 +87,13 @@ def open_run(study: str = "auto", run_dir: str = "", device: str = "auto", seed:
 
 def default_run_dir(study: Study) -> Path:
     """``runs/<study>`` beside the notebooks folder, wherever the notebook was started from."""
+    return runs_folder() / study.name
+
+
+def runs_folder() -> Path:
+    """``runs/`` of the project."""
     here = Path.cwd()
-    root = here.parent if here.name == "notebooks" else here
-    return root / "runs" / study.name
+    return (here.parent if here.name == "notebooks" else here) / "runs"
 
 
 def show(run: RunDirectory, name: str, figure: Figure) -> Any:
@@ -93,6 +101,30 @@ def show(run: RunDirectory, name: str, figure: Figure) -> Any:
     from IPython.display import SVG
 
     return SVG(filename=str(run.save_figure(name, figure)))
+
+
+_NAN = re.compile(r"[+-]?\bnan\b(?: ?[%°])?", re.IGNORECASE)
+
+
+def without_nan(text: str) -> str:
+    """A text in which numbers that are missing read ``no value``."""
+    from saema_utils.statistics import NO_VALUE
+
+    return _NAN.sub(NO_VALUE, text)
+
+
+def as_told(holds: object, shows: str) -> tuple[bool | None, str]:
+    """Whether a run bears a sentence out, and its line as a page shows it.
+
+    A line that lacks a number or an interval tells nothing: comparisons with what is missing are false, and false is
+    not what the run found.
+    """
+    from saema_utils.statistics import NO_INTERVAL, NO_VALUE
+
+    shows = without_nan(shows)
+    if holds is None or NO_VALUE in shows or NO_INTERVAL in shows:
+        return None, shows
+    return bool(holds), shows
 
 
 def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
@@ -105,10 +137,12 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
     holds
         Whether this run shows it; None where it has nothing to show it with (a concept too few, say).
     shows
-        The numbers, in one short line.
+        The numbers, in one short line. Where one of them or its interval is missing, the run cannot tell
+        (:func:`as_told`).
     """
     from IPython.display import Markdown
 
+    holds, shows = as_told(holds, shows)
     numbers = f" *{shows}*" if shows else ""
     if holds is None:
         return Markdown(f"*This run cannot tell whether:* {sentence}{numbers}")
@@ -138,5 +172,5 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
     styler = styler.set_table_styles([{"selector": place, "props": to_the_right} for place in numeric])
     styler.cell_ids = False
     body = styler.to_html(table_uuid=digest([caption, frame.to_csv()]), table_attributes="class='saema-table'")
-    title = f"<p class='saema-table-caption'>{caption}</p>" if caption else ""
+    title = f"<p class='saema-table-caption'>{without_nan(caption)}</p>" if caption else ""
     return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")

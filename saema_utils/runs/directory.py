@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ from saema_utils.runs.files import (
     write_tensors,
 )
 from saema_utils.runs.freshness import file_digest, source_digest
-from saema_utils.study import Study
+from saema_utils.study import Study, is_registered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ class RunDirectory:
         #: Digest of the language model's files, once anything was asked of it.
         self.model: str | None = None
         self._made: Result | None = None
+        self._together: list[Callable[[dict[str, Any]], None]] | None = None
         manifest = self.manifest()
         known = manifest.get("study_digest")
         if known is not None and known != study.digest:
@@ -96,6 +98,17 @@ class RunDirectory:
             raise ArtifactError(
                 f"{path} holds no readable manifest ({error}). Leave it out or run it again."
             ) from error
+
+    def again(self, chapters: str) -> str:
+        """The command that runs some chapters of this run again, such as ``saema run --study smoke --chapters 1-3``.
+
+        A study that is not registered is named by the file that ``saema run`` left in its folder.
+        """
+        known = is_registered(self.study)
+        study = self.study.name if known else shlex.quote(str(self.path / "study.json"))
+        elsewhere = not known or self.path != Path("runs", self.study.name).resolve()
+        folder = f" --run-dir {shlex.quote(str(self.path))}" if elsewhere else ""
+        return f"saema run --study {study} --chapters {chapters}{folder}"
 
     def neighbours(self, *, sweeps: bool = False) -> list[Path]:
         """Folders of the runs beside this one; with ``sweeps`` also those of sweeps beside it."""
@@ -170,6 +183,21 @@ class RunDirectory:
         finally:
             self._made = before
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Record the files written inside all at once, at the end: after a kill all of them count as made, or none."""
+        notes = self._together = []
+        try:
+            yield
+        finally:
+            self._together = None
+
+        def note_all(manifest: dict[str, Any]) -> None:
+            for note in notes:
+                note(manifest)
+
+        self._update_manifest(note_all)
+
     def save_file(self, relative: str, write: Callable[[Path], None], key: str = "", **facts: Any) -> Path:
         """Write any file through ``write(path)``: atomic, hashed, recorded with what it was made from."""
         path, result = self.path / relative, self._made
@@ -196,7 +224,10 @@ class RunDirectory:
                 entry["model"] = next((e["model"] for e in known.values() if e.get("model")), None)
             known[relative] = entry
 
-        self._update_manifest(note)
+        if self._together is None:
+            self._update_manifest(note)
+        else:
+            self._together.append(note)
         return path
 
     def entry(self, relative: str) -> dict[str, Any] | None:
@@ -217,8 +248,7 @@ class RunDirectory:
         if entry is None or not path.is_file():
             chapter = (entry or {}).get("chapter") or chapter_in_name(relative) or 1
             raise MissingInputError(
-                f"{relative} of study {self.study.name!r} is missing. "
-                f"Run: saema run --study {self.study.name} --chapters 1-{chapter}"
+                f"{relative} of study {self.study.name!r} is missing. Run: {self.again(f'1-{chapter}')}"
             )
         try:
             found = file_digest(path)

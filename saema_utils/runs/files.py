@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import ArtifactError, SaemaError, one_line
+from saema_utils.lettering import letter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +39,38 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
+def name_of(source: str) -> str:
+    """What pages call a model, a text or an autoencoder that a study names: of a path the last part.
+
+    >>> name_of("/data/models/mine"), name_of("org/model"), name_of("train")
+    ('mine', 'org/model', 'train')
+    """
+    path = user_path(source)
+    return path.name if path.is_absolute() or path.exists() else source
+
+
 def cache_dir() -> Path:
-    """Where things shared by all runs live (converted models, corpus activations)."""
+    """Where things shared by all runs live (converted models, corpus activations).
+
+    That is ``SAEMA_CACHE``, or else the user's cache; where that cannot be written, a folder beside temporary files.
+    """
     import platformdirs
 
-    return Path(os.environ.get("SAEMA_CACHE") or platformdirs.user_cache_dir("saema"))
+    named, usual = os.environ.get("SAEMA_CACHE"), Path(platformdirs.user_cache_dir("saema"))
+    if named or can_write(usual):
+        return Path(named or usual)
+    # A user may have no name, and others may write beside temporary files: what they put there is not ours to read.
+    own = Path(tempfile.gettempdir()) / f"saema-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.stat().st_uid != os.getuid():
+        raise ArtifactError(f"{usual} cannot be written and {own} is somebody else's. Set SAEMA_CACHE to a folder.")
+    return own
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder that is there, or that would be made."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 @contextlib.contextmanager
@@ -55,9 +83,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise ArtifactError(cannot_write(path, error)) from error
     os.close(handle)
     temporary = Path(name)
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep results from everybody else
+    share(temporary)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -67,6 +93,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise ArtifactError(cannot_write(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Let those read a file or folder whom the user lets read new ones: tempfile keeps its own to their maker."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def cannot_write(path: Path, error: OSError) -> str:
@@ -101,6 +134,7 @@ def write_figure(path: Path, figure: Figure, name: str) -> None:
     """Write a figure as PNG or SVG, as the path ends; its ids come from ``name``, so that two runs give equal bytes."""
     import matplotlib
 
+    letter(figure)
     fixed = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"metadata": {"Software": None}, "dpi": 160}
     with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
         figure.savefig(path, **fixed)

@@ -30,6 +30,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_once(path: Path) -> str:
+    """SHA-256 of a file, taken again in this process only when its size or time has changed."""
+    status = path.stat()
+    return _digest_once(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_once(path: str, size: int, mtime_ns: int) -> str:
+    return file_digest(Path(path))
+
+
 def outside_digest(*sources: str) -> str:
     """Digest of the files that a study names: content of files, names, sizes and times in folders.
 

@@ -48,6 +48,8 @@ class Result:
     choices
         What else it is made from, as a function of the run: by default the study as a whole. Files outside the run
         belong here.
+    ruler
+        Whether it is one (:attr:`is_ruler`) although its choices are others than the study's.
     columns
         What its own columns mean; :data:`~saema_utils.chapters.columns.COMMON` explains those that many tables share.
     """
@@ -61,9 +63,10 @@ class Result:
         needs: Iterable[Result] = (),
         choices: Callable[[RunDirectory], Any] = _whole_study,
         columns: Mapping[str, str] | None = None,
+        ruler: bool = False,
     ):
         self.name, self.place, self.needs, self.choices = name, place, tuple(needs), choices
-        self.columns = dict(columns or {})
+        self.columns, self._ruler = dict(columns or {}), ruler
         self._make, self._keep = make, keep
         functools.update_wrapper(self, make)
         RESULTS[place] = self
@@ -87,8 +90,8 @@ class Result:
 
     @property
     def is_ruler(self) -> bool:
-        """Whether it says nothing of the model: a world whose answer is known, made of the study's choices alone."""
-        return not self.needs and self.choices is _whole_study
+        """Whether it says nothing of the model: a world whose answer is known, made of choices alone."""
+        return self._ruler or (not self.needs and self.choices is _whole_study)
 
     @property
     def description(self) -> str:
@@ -119,8 +122,9 @@ class Parts(Result):
         made: Iterator[tuple[str, dict[str, pd.DataFrame]]] = self._make(run, missing) if missing else iter(())
         with run.making(self):
             for part, tables in made:
-                for table_name, frame in tables.items():
-                    run.save_table(self._names(run, table_name)[part], frame, key)
+                with run.together():  # one of them tells whether the part is there
+                    for table_name, frame in tables.items():
+                        run.save_table(self._names(run, table_name)[part], frame, key)
         frames = [run.table(names[part]) for part in names]
         return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 

@@ -12,6 +12,7 @@ import torch
 
 from saema_utils.errors import SaeError
 from saema_utils.runtime import batch_size, float64, generator
+from saema_utils.saes.centring import MEAN, is_centred
 from saema_utils.saes.topk_latents import TopKLatents, dense, rows_at_once
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What sae_lens's run-time normalisations leave on the SAE between encode and decode.
-_STATE = ("ln_mu", "ln_std", "x_norm_coeff")
+_STATE = ("ln_mu", "ln_std", "x_norm_coeff", MEAN)
 
 
 @runtime_checkable
@@ -116,6 +117,7 @@ class SaeCoder:
         return (
             type(self.sae) is TopKSAE
             and self.sae.cfg.normalize_activations in ("none", "expected_average_only_in")
+            and not is_centred(self.sae)
             and self.sae.dtype in (torch.float32, torch.float64)
             and not any(hook._forward_hooks or hook._backward_hooks for hook in self.sae.hook_dict.values())
         )
@@ -179,7 +181,7 @@ class SaeCoder:
 
     @property
     def _is_stateful(self) -> bool:
-        return self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
+        return is_centred(self.sae) or self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
 
     def _rows(self, x: Tensor) -> Tensor:
         _check_width(x, self.d_in, "the SAE")

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from saema_utils.errors import ConceptError, one_line
+from saema_utils.errors import ConceptError, one_line, unknown_name
 from saema_utils.runs.files import user_path
 from saema_utils.study import Study
+from saema_utils.text.names import is_guess, names_among
+from saema_utils.text.words import EXACT, LOOSE, Match, Vocabulary, find_anywhere, find_whole_word
 
 MAX_FILE_BYTES = 10_000_000
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_PROMPTS = 5_000  # of a concept: every sentence is searched for every word
+MOST_SHOWN = 3  # prompts that a remark names
+AUTHORS_FILE = Path(__file__).with_name("authors_prompts.json")
 _NOT_TEXT_IN_TABLES = frozenset({"na", "nan", "null", "none", "true", "false", "inf", "infinity"})
 
 
@@ -141,7 +145,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 class Prompt:
     """One sentence: its ``text``, the concept ``word`` in it, and the ``template`` it was made from.
 
-    ``start`` is the character at which the word begins in ``text``.
+    ``start`` is the character at which the word begins in ``text``, ``end`` the one after its last: the word may be
+    written there in another form, *Mondays* for *Monday*. By default it is as long as the word.
     """
 
     text: str
@@ -149,24 +154,62 @@ class Prompt:
     template: str = "{}"
     concept: str = ""
     start: int = 0
+    end: int = -1
+
+    def __post_init__(self) -> None:
+        if self.end < 0:
+            object.__setattr__(self, "end", self.start + len(self.word))
 
     @property
     def span(self) -> tuple[int, int]:
         """First character of the word, and the character after its last."""
-        return self.start, self.start + len(self.word)
+        return self.start, self.end
+
+    @property
+    def written(self) -> str:
+        """The word as it is written in the text."""
+        return self.text[self.start : self.end]
 
 
 @dataclass(frozen=True)
 class ConceptPrompts:
-    """All prompts of one concept, word by word."""
+    """All prompts of one concept, word by word.
+
+    Attributes
+    ----------
+    left_out
+        Texts of a file that are no prompts, because no word was found in them.
+    guessed
+        Words of several words (or of a script without spaces) that a file names in a prompt of their own, and that no
+        sentence of it holds: they may be sentences.
+    """
 
     concept: str
     prompts: tuple[Prompt, ...]
+    left_out: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
         """The distinct words, in order of first appearance."""
         return tuple(dict.fromkeys(prompt.word for prompt in self.prompts))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of how the words were found, a line each; none where nothing is in doubt."""
+        found = []
+        if self.left_out:
+            found.append(f"concept {self.concept!r}: left out {left_out(self)}. {EXPLICIT}")
+        if self.guessed:
+            shown = _first_few(list(map(_quoted, self.guessed)))
+            found.append(
+                f"concept {self.concept!r}: taken for words, though no sentence holds them: {shown}. {EXPLICIT}"
+            )
+        doubtful = [p for p in self.prompts if p.written.islower() and not p.word.islower()]
+        if doubtful:
+            shown = _first_few([f"{p.written!r} for {p.word!r} in {_quoted(p.text)}" for p in doubtful])
+            found.append(f"concept {self.concept!r}: found without its capital: {shown}. {EXPLICIT}")
+        return tuple(found)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -193,8 +236,13 @@ def build_prompts(study: Study) -> dict[str, ConceptPrompts]:
 
 def authors_prompts() -> dict[str, list[str]]:
     """The prompts of the paper's authors, by concept: 555 short texts, MIT licence; the file says where from."""
-    plain = json.loads(Path(__file__).with_name("authors_prompts.json").read_text(encoding="utf-8"))
+    plain = json.loads(AUTHORS_FILE.read_text(encoding="utf-8"))
     return plain["prompts"]
+
+
+def authors_concepts() -> dict[str, ConceptPrompts]:
+    """The authors' prompts with the word that each is about, as :func:`read_prompts` finds it."""
+    return {name: _concept_from_file(name, prompts, AUTHORS_FILE) for name, prompts in authors_prompts().items()}
 
 
 def _from_templates(concept: str, n_templates: int) -> ConceptPrompts:
@@ -207,12 +255,20 @@ def _from_templates(concept: str, n_templates: int) -> ConceptPrompts:
 
 
 def read_prompts(path: str | Path) -> dict[str, ConceptPrompts]:
-    """Read ``{concept: [prompt, ...]}`` from a JSON file.
+    """Read the prompts of concepts from a JSON file.
 
-    The word of a prompt is the known word that occurs first in it (the longest, where several begin at
-    the same place), matched whole and with its case. Known words are the concept's own one-word
-    prompts; if none of them occurs, the words this package knows for a concept of that name; if none of
-    those occurs either, the whole prompt is taken as its word.
+    A concept is one of ::
+
+        ["prompt", ...]                                      words are found among the prompts
+        [{"text": "prompt", "word": "its word"}, ...]        or said, prompt by prompt
+        {"words": ["word", ...], "prompts": ["prompt", ...]} or listed
+
+    The word of a prompt is the known word that occurs first in it (the longest, where several begin at the same place
+    or one lies inside another), as :mod:`saema_utils.text.words` finds it: with its case, if it can be.
+    Unless they are listed, known words are those that are said, and the prompts that name one
+    (:mod:`saema_utils.text.names`): every prompt of one word, and of several words where the others show that it is no
+    sentence. If none of them occurs, the words this package knows for a concept of that name are looked for. A prompt
+    in which no word is found is left out, and named in :attr:`ConceptPrompts.remarks`.
 
     Raises
     ------
@@ -254,12 +310,7 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return plain
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _concept_from_file(concept: str, prompts: object, path: Path) -> ConceptPrompts:
+def _concept_from_file(concept: str, plain: object, path: Path) -> ConceptPrompts:
     where = f"concept {_shown(concept)} of {path}"
     # The name becomes part of file names, and of tables in which 'NA' or '7' would not come back as text.
     if not re.fullmatch(r"[^\W\d_][\w \-]{0,63}", concept) or concept.casefold() in _NOT_TEXT_IN_TABLES:
@@ -267,23 +318,58 @@ def _concept_from_file(concept: str, prompts: object, path: Path) -> ConceptProm
             f"{where} has an unusable name; allowed: a letter, then up to 63 letters, digits, '_', '-' and spaces "
             "(not NA, None, True and the like). Rename it and run again."
         )
-    if not isinstance(prompts, list):
-        raise ConceptError(f"{where} is a {type(prompts).__name__}; allowed: a list of prompts. Correct the file.")
-    if not prompts:
-        raise ConceptError(f"{where} has no prompts. Add at least two, with different words, or remove the concept.")
-    if len(prompts) > MAX_PROMPTS:
-        raise ConceptError(f"{where} has {len(prompts):,} prompts; allowed: {MAX_PROMPTS:,}. Use fewer.")
-    for i, prompt in enumerate(prompts):
-        problem = _problem_with(prompt)
-        if problem:
-            raise ConceptError(f"prompt {i + 1} of {where} is {problem}. Correct the file and run again.")
-    known = _known_words(prompts)
-    found = ConceptPrompts(concept, tuple(_find_word(concept, text, known) for text in prompts))
-    if len(found.words) < 2:
+    listed: list[str] | None = None
+    if isinstance(plain, Mapping) and "prompts" in plain:
+        _check_keys(plain, ("words", "prompts"), where)
+        listed = _checked_words(plain["words"], where) if "words" in plain else None
+        plain = plain["prompts"]
+    if not isinstance(plain, list):
         raise ConceptError(
-            f"{where} has only one distinct word ({_shown(found.words[0])}); allowed: two or more. Add prompts."
+            f"{where} is a {type(plain).__name__}; allowed: a list of prompts, or "
+            '{"words": [...], "prompts": [...]}. Correct the file.'
         )
+    if not plain:
+        raise ConceptError(f"{where} has no prompts. Add at least two, with different words, or remove the concept.")
+    if len(plain) > MAX_PROMPTS:
+        raise ConceptError(f"{where} has {len(plain):,} prompts; allowed: {MAX_PROMPTS:,}. Use fewer.")
+    entries = [_entry(prompt, f"prompt {i + 1} of {where}") for i, prompt in enumerate(plain)]
+    found = _find_words(concept, entries, listed, where)
+    if len(found.words) < 2:
+        only = f"only one distinct word ({_shown(found.words[0])})" if found.words else "no word that was found"
+        what = f"Left out: {left_out(found)}. {EXPLICIT}" if found.left_out else "Add prompts."
+        raise ConceptError(f"{where} has {only}; allowed: two or more. {what}")
     return found
+
+
+def _entry(prompt: object, which: str) -> tuple[str, str]:
+    """The text of a prompt, and its word where the file says it (or else nothing)."""
+    text, word = prompt, ""
+    if isinstance(prompt, Mapping):
+        _check_keys(prompt, ("text", "word"), which)
+        text, word = prompt.get("text"), prompt.get("word")
+        if problem := _problem_with(word):
+            raise ConceptError(f"the word of {which} is {problem}. Correct the file and run again.")
+        word = word.strip()
+    if problem := _problem_with(text):
+        raise ConceptError(f"{which} is {problem}. Correct the file and run again.")
+    return text, word
+
+
+def _check_keys(plain: Mapping, allowed: tuple[str, ...], where: str) -> None:
+    for key in plain:
+        if key not in allowed:
+            raise ConceptError(unknown_name(f"key of {where}", key, allowed))
+
+
+def _checked_words(words: object, where: str) -> list[str]:
+    if not isinstance(words, list) or not words:
+        raise ConceptError(
+            f"the words of {where} are {_shown(words)}; allowed: a list of two or more. Correct the file."
+        )
+    for i, word in enumerate(words):
+        if problem := _problem_with(word):
+            raise ConceptError(f"word {i + 1} of {where} is {problem}. Correct the file and run again.")
+    return [word.strip() for word in words]
 
 
 def _problem_with(prompt: object) -> str:
@@ -297,36 +383,71 @@ def _problem_with(prompt: object) -> str:
     return "" if bad is None else f"not plain text: it holds the control character {bad!a}"
 
 
-def _known_words(prompts: Iterable[str]) -> dict[str, None]:
-    """The one-word prompts in order, each once (a dictionary, to be looked up in)."""
-    return dict.fromkeys(prompt for prompt in prompts if not any(c.isspace() for c in prompt))
+# ---- finding words -----------------------------------------------------------------------------
 
 
-def _find_word(concept: str, text: str, own_words: Mapping[str, None]) -> Prompt:
-    if text in own_words:  # nothing begins earlier or is longer
-        return Prompt(text, text, "{}", concept, 0)
-    for vocabulary in (own_words, WORDS.get(concept, ())):
-        matches = [(start, word) for word in vocabulary if (start := find_whole_word(text, word)) >= 0]
-        if matches:
-            start, word = min(matches, key=lambda match: (match[0], -len(match[1])))
-            return Prompt(text, word, text[:start] + "{}" + text[start + len(word) :], concept, start)
-    return Prompt(text, text, "{}", concept, 0)
+def _find_words(concept: str, entries: list[tuple[str, str]], listed: list[str] | None, where: str) -> ConceptPrompts:
+    """Every prompt with its word; what has none is left out."""
+    known = () if listed else WORDS.get(concept, ())
+    names = listed or names_among([text for text, word in entries if not word], known)
+    own, package = Vocabulary([*names, *(word for _, word in entries if word)]), Vocabulary(known)
+    prompts, left = [], []
+    for i, (text, word) in enumerate(entries):
+        if word:
+            match = _said(text, word, f"prompt {i + 1} of {where}")
+        else:  # a word of the package as it is spelled, before one of the file that may be another: "may" is not May
+            found = (words.find(text, way) for way in (EXACT, LOOSE) for words in (own, package))
+            match = next(filter(None, found), None)
+        if match is None:
+            left.append(text)
+        else:
+            template = text[: match.start] + "{}" + text[match.end :]
+            prompts.append(Prompt(text, own.spelling(match.word), template, concept, match.start, match.end))
+    sure = {*(listed or ()), *(word for _, word in entries), *(p.word for p in prompts if p.text.strip() != p.written)}
+    guessed = tuple(name for name in names if is_guess(name) and own.spelling(name) not in sure)
+    alone = all(prompt.text.strip() == prompt.written for prompt in prompts)  # a list of names, and no sentence
+    return ConceptPrompts(concept, tuple(prompts), tuple(left), () if alone else guessed)
 
 
-def find_whole_word(text: str, word: str) -> int:
-    """Where ``word`` first stands alone in ``text``, or -1: no letter, digit or mark touches it.
+def _said(text: str, word: str, which: str) -> Match:
+    """Where the word stands that the file says, as part of a longer one if it must."""
+    start = find_whole_word(text, word)
+    if start >= 0:
+        return Match(word, start, start + len(word))
+    found = Vocabulary([word]).find(text) or find_anywhere(text, word)
+    if found is None:
+        raise ConceptError(
+            f"the word of {which}, {_quoted(word)}, does not occur in its text {_quoted(text)}. "
+            "Write it as the text does, or correct the text."
+        )
+    return found
 
-    >>> find_whole_word("Maybe in May", "May")
-    9
-    """
-    start = text.find(word)
-    while start >= 0:
-        before, after = text[start - 1 : start], text[start + len(word) : start + len(word) + 1]
-        if not _joins(before) and not _joins(after):
-            return start
-        start = text.find(word, start + 1)
-    return -1
+
+# ---- showing -----------------------------------------------------------------------------------
+
+EXPLICIT = (
+    'To say which word a prompt is about, write {"text": "...", "word": "..."} in its place; to list the words of a '
+    'concept, {"words": [...], "prompts": [...]}.'
+)
 
 
-def _joins(character: str) -> bool:
-    return bool(character) and (character == "_" or unicodedata.category(character)[0] in "LNM")
+def left_out(found: ConceptPrompts) -> str:
+    """How many prompts were left out, of how many, and the first few; empty where there are none."""
+    n = len(found.left_out)
+    if not n:
+        return ""
+    return f"{n} of {n + len(found)} prompts without a known word: {_first_few(list(map(_quoted, found.left_out)))}"
+
+
+def _first_few(items: list[str]) -> str:
+    more = len(items) - MOST_SHOWN
+    return ", ".join(items[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _quoted(text: str) -> str:
+    return repr(one_line(text, 60))
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

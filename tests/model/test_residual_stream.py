@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import unicodedata
 from pathlib import Path
 
 import hub_layout
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 
 from saema_utils.errors import ActivationError, HookNeverFiredError
 from saema_utils.model import residual_stream as act
-from saema_utils.model.loading import load_language_model, quietly
+from saema_utils.model.loading import load_language_model
 from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
+from saema_utils.runtime import quietly
 from saema_utils.text.concepts import ConceptPrompts, Prompt, read_prompts
 from saema_utils.text.tokens import tokenize
 
@@ -283,6 +286,20 @@ def test_the_tokens_of_a_word_spell_it(model, word):
     assert (found.word_mask <= found.mask).all()
 
 
+def test_a_word_in_another_form_has_the_tokens_of_that_form(model, tmp_path):
+    path = tmp_path / "prompts.json"
+    decomposed = unicodedata.normalize("NFD", "It was an élève.")
+    said = {"text": "The daylight.", "word": "day"}
+    texts = ["They rest on Mondays.", decomposed, "The dragon fruit is red.", "élève", "dragon fruit", "Monday", said]
+    path.write_text(json.dumps({"mine": texts}))
+    found = capture_concept(model, read_prompts(path)["mine"], HOOK)
+    for p, form in enumerate(["Mondays", unicodedata.normalize("NFD", "élève"), "dragon fruit"]):
+        assert model.tokenizer.decode(found.tokens[p][found.word_mask[p]]).strip() == form
+    assert found.prompts.words == ("Monday", "élève", "dragon fruit", "day")
+    assert found.prompt_words.tolist() == [0, 1, 2, 1, 2, 0, 3]
+    assert found.word_vectors().isfinite().all()
+
+
 def test_a_word_vector_is_the_mean_over_its_tokens(model):
     found = capture_concept(model, concept(("the beryllium year", "beryllium"), ("a red day", "red")), HOOK)
     for p, vector in enumerate(found.word_vectors()):
@@ -318,7 +335,9 @@ def test_packing_keeps_everything(model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "prompts.json"
-    path.write_text('{"z last": ["ɪ", "æ", "it was ɪ."], "a.first": ["red", "blue"]}'.replace("a.first", "a-first"))
+    path.write_text(
+        '{"z last": ["ɪ", "æ", "it was ɪ.", "No."], "a.first": ["red", "blue", "Reds"]}'.replace("a.first", "a-first")
+    )
     found = {name: capture_concept(model, prompts, HOOK) for name, prompts in read_prompts(path).items()}
     save_file({k: v.contiguous() for k, v in act.pack(found).items()}, tmp_path / "packed.safetensors")
     back = act.unpack(load_file(tmp_path / "packed.safetensors"))

@@ -3,19 +3,23 @@
 import contextlib
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError
+from saema_utils.errors import ArtifactError, MissingInputError, RunLockedError, SaemaError, StudyError
+from saema_utils.notebook import resolve_study
 from saema_utils.runs import directory
 from saema_utils.runs.directory import RunDirectory, forget
-from saema_utils.runs.files import atomic_path
+from saema_utils.runs.files import atomic_path, cache_dir, name_of, share, write_json
 from saema_utils.runs.freshness import digest, file_digest, outside_digest, source_digest
 from saema_utils.study import STUDIES
 
@@ -29,6 +33,59 @@ def run(tmp_path):
 
 def frame():
     return pd.DataFrame({"name": ["a", "b"], "value": [0.1 + 0.2, float("nan")]})
+
+
+def test_the_command_that_runs_a_run_again_can_be_run(tmp_path, monkeypatch):
+    """A registered study by its name, any other by its file; a run elsewhere by its folder, quoted for the shell."""
+    monkeypatch.chdir(tmp_path)
+    smoke = STUDIES["smoke"]
+    assert RunDirectory("runs/smoke", smoke).again("3") == "saema run --study smoke --chapters 3"
+    elsewhere = RunDirectory(tmp_path / "a b", smoke).again("1-3")
+    assert elsewhere == f"saema run --study smoke --chapters 1-3 --run-dir '{tmp_path}/a b'"
+    own = RunDirectory("runs/mine", smoke.changed(name="mine", templates=2))
+    assert shlex.split(own.again("2"))[2:] == [
+        *("--study", f"{own.path}/study.json", "--chapters", "2", "--run-dir", str(own.path))
+    ]
+
+
+def test_a_run_of_ones_own_is_a_study_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = STUDIES["smoke"].changed(name="smoke-1a2b3c", templates=2)
+    write_json(RunDirectory("runs/smoke-1a2b3c", own).path / "study.json", own.as_dict())
+    assert resolve_study("smoke-1a2b3c") == own
+    with pytest.raises(StudyError, match="smoke"):
+        resolve_study("smoke-1a2b3d")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("/data/models/mine", "mine"), ("here", "here"), ("org/model", "org/model"), ("embedded:x", "embedded:x")],
+)
+def test_pages_name_a_folder_by_its_last_part(tmp_path, monkeypatch, source, name):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert name_of(source) == name
+
+
+def test_a_cache_that_cannot_be_written_is_kept_beside_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("SAEMA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_dir() == tmp_path / "cache" / "saema"
+    (tmp_path / "cache").write_text("no folder")
+    assert cache_dir().parent == Path(tempfile.gettempdir())
+    monkeypatch.setenv("SAEMA_CACHE", str(tmp_path / "cache" / "mine"))  # what the user names is never replaced
+    assert cache_dir() == tmp_path / "cache" / "mine"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_what_is_shared_is_readable_by_those_who_share_it(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        share(folder)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
 
 
 def test_tables_come_back_with_every_digit(run):

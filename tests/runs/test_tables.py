@@ -185,6 +185,33 @@ def test_parts_resume_after_an_interruption(run, package):
     assert made == ["months", "days", "color", "days"]
 
 
+def test_tables_of_a_part_count_as_made_together_or_not_at_all(run, package, monkeypatch):
+    """Whenever a process ends among the files of a part, what the manifest calls made is never made again."""
+
+    def make(run, missing):
+        yield from ((part, {"03_x": pd.DataFrame({"a": [1]}), "03_y": pd.DataFrame({"a": [2]})}) for part in missing)
+
+    make.__module__ = "saema_utils.stage"
+    result = tables.parts("03_x", of=lambda run: run.study.concepts)(make)
+    writes, save = [], RunDirectory.save_table
+
+    def killed_at_the_last(self, name, *rest):
+        writes.append(name)
+        if len(writes) == 2 * len(run.study.concepts):
+            raise KeyboardInterrupt
+        return save(self, name, *rest)
+
+    monkeypatch.setattr(RunDirectory, "save_table", killed_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        result(run)
+    made = {name: entry["written"] for name, entry in run.manifest()["artifacts"].items()}
+    assert len(made) == 2 * len(run.study.concepts) - 2, "half a part counts as made"
+    result(run)
+    after = run.manifest()["artifacts"]
+    assert {name: after[name]["written"] for name in made} == made
+    assert len(after) == 2 * len(run.study.concepts)
+
+
 def test_every_result_names_the_code_study_model_sae_and_chapter_it_came_from(run, declare):
     def keep(run, name, key, make):
         run.save_file("sae/sae_weights.safetensors", lambda path: path.write_bytes(b"weights"), key)

@@ -157,3 +157,7 @@ def test_a_hub_dataset_gives_its_text_column(monkeypatch):
     assert sorted(found) == sorted(f"row {i}" for i in range(40))
     assert found != [f"row {i}" for i in range(40)]
     assert asked == [("org/text", "small", {"split": "train", "streaming": True})]
+    with pytest.raises(CorpusError, match=r"named 'txt'. Did you mean 'text'\? Allowed: id, text"):
+        list(read_documents("hub:org/text", 0, "txt"))
+    with pytest.raises(CorpusError, match=r"holds a int; allowed: text. Choose another column: id, text"):
+        list(read_documents("hub:org/text", 0, "id"))
