@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import check_points, known_distances, pairwise_distances
 from saema_utils.errors import ActivationError, GeometryError
 from saema_utils.geometry.clouds import check_labels
@@ -141,6 +142,7 @@ def same_sentences(prompts: ConceptPrompts) -> bool:
     return all(sentences == first for sentences in others)
 
 
+@any_numbers
 def principal_plane(points: Float[Tensor, "W D"], k: int = 2) -> tuple[Float[Tensor, "W k"], float]:
     r"""Coordinates in the first ``k`` principal components, and the share of the variance they hold.
 
@@ -167,6 +169,7 @@ def principal_plane(points: Float[Tensor, "W D"], k: int = 2) -> tuple[Float[Ten
     return coordinates.to(points.dtype), float(sigma[:k].square().sum()) / total
 
 
+@any_numbers
 def variance_shares(points: Float[Tensor, "N D"], k: int) -> Float[Tensor, " k"]:
     """Share of the variance that the first 1, 2, ..., ``k`` principal components hold together."""
     centred = points.double() - points.double().mean(0)
@@ -184,6 +187,7 @@ def places_around(plane: Float[Tensor, "W 2"]) -> np.ndarray:
     return place
 
 
+@any_numbers
 def cyclic_order(places: np.ndarray) -> float:
     """Share of neighbouring words (the last and first too) that are neighbours around the centre.
 
@@ -202,6 +206,7 @@ def cyclic_order(places: np.ndarray) -> float:
     return float(np.mean((steps == 1) | (steps == n - 1)))
 
 
+@any_numbers
 def similarity(points: Float[Tensor, "W D"]) -> Float[Tensor, "W W"]:
     """Cosine similarity of the points after their common mean is taken away; NaN for a point that is NaN."""
     centred = torch.nn.functional.normalize(points.double() - points.double().nanmean(0), dim=1)
@@ -229,6 +234,7 @@ class Circularity:
     reason: str = ""
 
 
+@any_numbers
 def circularity(
     points: Points, order: Int[np.ndarray, " K"], *, period: int | None = None, n_resamples: int = 4999, seed: int = 0
 ) -> Circularity:
@@ -269,14 +275,7 @@ def circularity(
         reason = f"{k} items: a cycle needs at least 4" if k < 4 else "all items have the same vector"
         return Circularity(NAN, NAN, NAN, NAN, NAN, plane, k, reason)
 
-    gaps = np.abs(places[:, None] - places[None, :])
-    around = np.minimum(gaps, period - gaps)
-    upper = np.triu_indices(k, 1)
-    ranks = _ranks(known_distances(x, None)[upper])
-    cyclic = np.zeros((k, k))
-    cyclic[upper] = _ranks(around[upper].astype(float))
-    cyclic += cyclic.T
-
+    upper, ranks, cyclic = _ranked_distances(x, places, period)
     shuffles = _shuffles(k, n_resamples, seed)
     scores = _alignment(plane, places[shuffles], period)
     correlations = np.array([ranks @ cyclic[np.ix_(o, o)][upper] for o in shuffles]) / len(ranks)
@@ -284,6 +283,24 @@ def circularity(
     p_value, distance_p = (float(np.mean(v >= v[0] - 1e-9)) for v in (scores, correlations))
     upright = _upright(plane, places, period)
     return Circularity(float(scores[0]), p_value, float(correlations[0]), distance_p, share, upright, k)
+
+
+def _ranked_distances(points: Points, places: Int[np.ndarray, " K"], period: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Pairs of items, the ranks of their distances, and (as a matrix) those of their steps around the cycle."""
+    k = len(places)
+    gaps = np.abs(places[:, None] - places[None, :])
+    around = np.minimum(gaps, period - gaps)
+    upper = np.triu_indices(k, 1)
+    ranks = _ranks(known_distances(points, None)[upper])
+    cyclic = np.zeros((k, k))
+    cyclic[upper] = _ranks(around[upper].astype(float))
+    return upper, ranks, cyclic + cyclic.T
+
+
+def distance_score(points: Points, order: Int[np.ndarray, " K"], period: int) -> float:
+    """The distance score of :func:`circularity`, without its test: rank correlation of distances with steps around."""
+    upper, ranks, cyclic = _ranked_distances(points, np.asarray(order), period)
+    return float(ranks @ cyclic[upper] / len(ranks))
 
 
 def plane_of(points: Points) -> tuple[Float[np.ndarray, "K 2"], float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import check_points
 from saema_utils.errors import GeometryError
 
@@ -27,17 +28,20 @@ def check_labels(labels: Labels, n: int) -> Int[np.ndarray, " N"]:
     return array
 
 
+@any_numbers
 def rms_radius(points: Points) -> float:
     """Root mean squared distance of points to their mean: the cloud's own unit of length."""
     x = check_points(points)
     return float(((x - x.mean(dim=0)) ** 2).sum(dim=1).mean().sqrt())
 
 
+@any_numbers
 def rms_radius_of(distances: Distances) -> float:
     r"""The same from distances alone: half the mean squared distance over all pairs is its square."""
     return float(np.sqrt(np.mean(distances**2) / 2))
 
 
+@any_numbers
 def spanning_tree(distances: Distances) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"], Float[np.ndarray, " E"]]:
     """Edges (i, j, length) of the minimum spanning tree of a full distance matrix."""
     from scipy.sparse import csr_array

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import check_points, pairwise_distances
 from saema_utils.errors import GeometryError, unknown_name
+from saema_utils.runs.files import cache_dir, can_write
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -74,6 +78,10 @@ def umap_embedding(distances: Distances, *, n_components: int, seed: int) -> Flo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of tensorflow, which the parametric kind wants
         import numba
+
+        # What is compiled is kept beside the code, and where that cannot be written nothing would be compiled at all.
+        if not can_write(Path(find_spec("umap").origin).parent):
+            numba.config.CACHE_DIR = str(cache_dir() / "numba")
         import umap
 
         # Numba's OpenMP layer would change torch's number of threads for the rest of the process: small
@@ -94,6 +102,7 @@ def umap_embedding(distances: Distances, *, n_components: int, seed: int) -> Flo
         ).fit_transform(distances)
 
 
+@any_numbers
 def find_local_representations(
     points: Points | None,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +100,16 @@ class ConceptClouds:
         return self._known[key]
 
 
-def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder], device: Any = "cpu") -> ConceptClouds:
+def concept_clouds(
+    activations: ConceptActivations,
+    coders: Mapping[str, Coder],
+    device: Any = "cpu",
+    reconstructed: Mapping[str, str] = MappingProxyType({"sae": "reconstruction"}),
+) -> ConceptClouds:
     """Encode a concept's tokens by every coder; the SAE also gives its reconstruction.
 
-    Representations come out in the order residual, sae, reconstruction, then the controls.
+    Representations come out in the order residual, sae, reconstruction, then the controls. ``reconstructed`` names the
+    coders that give a reconstruction, and what it is called.
 
     Raises
     ------
@@ -114,8 +121,8 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
         full = {"residual": x}
         for name, coder in coders.items():
             full[name] = coder.encode(x)
-            if name == "sae":
-                full["reconstruction"] = coder.decode(full[name], like=x)
+            if name in reconstructed:
+                full[reconstructed[name]] = coder.decode(full[name], like=x)
     kept = first_copies(pairwise_distances(x))
     if kept.sum() < 4:
         raise GeometryError(
@@ -125,8 +132,7 @@ def concept_clouds(activations: ConceptActivations, coders: Mapping[str, Coder],
     is_word = activations.word_mask[activations.mask].numpy()
     with_word = np.unique(prompt_of[is_word])  # a word that is all sinks has no vector
     prompts = activations.prompts.prompts
-    templates = {t: i for i, t in enumerate(dict.fromkeys(prompt.template for prompt in prompts))}
-    template_of = np.array([templates[prompt.template] for prompt in prompts])
+    template_of = activations.prompt_templates.numpy()
     words, prompt_words = activations.prompts.words, activations.prompt_words.numpy()
     row_of = np.full(len(prompts), -1)
     row_of[with_word] = np.arange(len(with_word))
@@ -310,16 +316,26 @@ def random_members(
     return members[draws]
 
 
+def shares_of_components(distances: Float[np.ndarray, "R n n"]) -> Float[np.ndarray, "R n"]:
+    """Shares of variance of the components of many small clouds, descending, from distances; NaN for equal points."""
+    spectra = np.stack([spectrum_from_distances(d) for d in distances])
+    totals = spectra.sum(axis=1, keepdims=True)
+    return np.divide(spectra, totals, out=np.full_like(spectra, NAN), where=totals > 0)
+
+
+def effective_ranks(shares: Float[np.ndarray, "R n"]) -> Float[np.ndarray, " R"]:
+    """Exponential of the entropy of each cloud's shares of variance; NaN for equal points."""
+    entropy = -np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0 * shares).sum(axis=1)
+    return np.exp(entropy)
+
+
 def _two_ranks(distances: Float[np.ndarray, "R n n"]) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
     """Participation ratio and effective rank of many small clouds at once, from their distances; NaN for equal points.
 
     The definitions of :mod:`~saema_utils.stratification.spectra`, on a batch.
     """
-    spectra = np.stack([spectrum_from_distances(d) for d in distances])
-    totals = spectra.sum(axis=1, keepdims=True)
-    shares = np.divide(spectra, totals, out=np.full_like(spectra, NAN), where=totals > 0)
-    entropy = -np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0 * shares).sum(axis=1)
-    return 1 / (shares**2).sum(axis=1), np.exp(entropy)
+    shares = shares_of_components(distances)
+    return 1 / (shares**2).sum(axis=1), effective_ranks(shares)
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -370,13 +386,14 @@ def centred_by_template(
     """Subtract from each prompt's vector the mean over the words in the same sentence.
 
     What is left is the word, not the sentence around it. Where a template holds one prompt only (a
-    file of free prompts) nothing is subtracted, and False says so.
+    file of free prompts) nothing is subtracted, and False says so. A template of which no vector is left (its words
+    are sinks at some layers) does not count.
     """
-    counts = np.bincount(templates)
-    if counts.min(initial=2) < 2 or len(counts) == len(templates):
+    _, inverse, counts = np.unique(templates, return_inverse=True, return_counts=True)
+    if counts.min(initial=2) < 2 or not len(counts):
         return vectors, False
     means = poles(vectors, templates)
-    return vectors - means[torch.as_tensor(templates, device=means.device)], True
+    return vectors - means[torch.as_tensor(inverse, device=means.device)], True
 
 
 def cut_into(distances: Float[np.ndarray, "P P"], k: int) -> Int[np.ndarray, " P"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import first_copies, known_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import check_labels
@@ -41,6 +42,7 @@ class IntrinsicDimension:
         return self.estimate
 
 
+@any_numbers
 def intrinsic_dimension(
     points: Points, *, distances: Distances | None = None, discard_fraction: float = DISCARD_FRACTION
 ) -> IntrinsicDimension:
@@ -89,6 +91,7 @@ def _log_ratios(distances: Distances) -> Float[np.ndarray, " N"]:
     return np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
 
 
+@any_numbers
 def two_nn_fit(distances: Distances, *, discard_fraction: float = DISCARD_FRACTION) -> float:
     r"""TwoNN dimension as it was first published: the slope of a straight line through the origin.
 
@@ -109,6 +112,32 @@ def two_nn_fit(distances: Distances, *, discard_fraction: float = DISCARD_FRACTI
     x, y = logs[:kept], -np.log1p(-np.arange(kept) / n)
     square = float(x @ x)
     return float(x @ y) / square if square > 0 else float("nan")
+
+
+@any_numbers
+def mle_dimension(distances: Distances, n_neighbors: int = 5) -> float:
+    r"""Maximum-likelihood intrinsic dimension [1]_ from the ``n_neighbors`` nearest neighbours of each point.
+
+    .. math:: \hat d^{-1} = \frac{1}{N (k - 1)} \sum_i \sum_{j < k} \log\frac{r_{ik}}{r_{ij}}
+
+    Not the points' dimensions but their inverses are averaged, which is the maximum of the joint likelihood [2]_.
+
+    Returns
+    -------
+    No unit; NaN below k + 1 distinct points, or where all neighbours are equally far. Copies of a point are dropped.
+
+    References
+    ----------
+    .. [1] Levina and Bickel, NIPS 2004.
+    .. [2] MacKay and Ghahramani, comment on it, 2005.
+    """
+    first = first_copies(distances)
+    d = distances[np.ix_(first, first)]
+    if len(d) <= n_neighbors:
+        return float("nan")
+    nearest = np.sort(np.partition(d, n_neighbors, axis=1)[:, : n_neighbors + 1], axis=1)[:, 1:]
+    inverse = np.log(nearest[:, -1:] / nearest[:, :-1]).sum(axis=1).mean() / (n_neighbors - 1)
+    return float(1 / inverse) if inverse > 1e-12 else float("nan")
 
 
 def local_dimensions(labels: Labels, distances: Distances) -> list[IntrinsicDimension]:
@@ -132,6 +161,7 @@ def mean_dimension(dimensions: Sequence[IntrinsicDimension]) -> IntrinsicDimensi
     return IntrinsicDimension(estimate, error, sum(d.n for d in known), copies)
 
 
+@any_numbers
 def spectrum_from_distances(distances: Distances) -> Float[np.ndarray, " N"]:
     r"""Eigenvalues of the covariance of points, descending, from their distances alone.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import check_points
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import check_labels
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from saema_utils.geometry.clouds import Labels
 
 
+@any_numbers
 def procrustes_disparity(a: Points, b: Points) -> float:
     r"""How far two matched configurations are from having the same shape: 0 the same, 1 nothing shared.
 
@@ -93,6 +95,7 @@ class ProcrustesTest:
     n: int
 
 
+@any_numbers
 def procrustes_test(a: Points, b: Points, *, n_resamples: int = 199, seed: int = 0) -> ProcrustesTest:
     """Procrustes disparity beside what a random matching of the same rows gives."""
     disparity = procrustes_disparity(a, b)
@@ -105,6 +108,7 @@ def procrustes_test(a: Points, b: Points, *, n_resamples: int = 199, seed: int =
     return ProcrustesTest(disparity, float(null.mean()), float(p), len(ka))
 
 
+@any_numbers
 def match_by_assignment(labels_a: Labels, labels_b: Labels) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
     """Rows of the poles of two clusterings of the same points, matched to share the most points.
 
@@ -147,6 +151,7 @@ class MergingScores:
     reason: str = ""
 
 
+@any_numbers
 def merging_scores(clusters: Labels, words: Labels) -> MergingScores:
     """Adjusted mutual information [1]_, homogeneity and completeness [2]_ of clusters against words.
 
@@ -198,6 +203,7 @@ def merged_words(clusters: Labels, words: Labels, names: Sequence[str]) -> pd.Da
     return pd.DataFrame(rows, columns=["cluster", "words", "n_words", "n_tokens"])
 
 
+@any_numbers
 def neighbour_purity(distances: Distances, words: Labels, prompts: Labels) -> tuple[float, float]:
     """Share of tokens whose nearest token of another prompt is of the same word, and its chance level.
 

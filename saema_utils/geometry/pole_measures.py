@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import check_points, known_distances, pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import check_labels, spanning_tree
@@ -38,6 +39,7 @@ def poles(points: Points, labels: Labels) -> Points:
     return means.cpu().numpy()
 
 
+@any_numbers
 def pole_distances(labels: Labels, distances: Distances) -> Float[np.ndarray, "K K"]:
     r"""Distances between poles from the distances between points alone, without the points.
 
@@ -58,16 +60,19 @@ def pole_distances(labels: Labels, distances: Distances) -> Float[np.ndarray, "K
     return np.sqrt(squares.clip(min=0))
 
 
+@any_numbers
 def aedp(poles: Points) -> float:
     """Average Euclidean distance over all pairs of poles; NaN for fewer than two."""
     return mean_distance(pairwise_distances(poles)) if len(poles) >= 2 else float("nan")
 
 
+@any_numbers
 def mean_distance(distances: Distances) -> float:
     """Average over all pairs of a distance matrix."""
     return float(distances[np.triu_indices(len(distances), 1)].mean())
 
 
+@any_numbers
 def mst_weight(poles: Points) -> float:
     """Total length of the minimum spanning tree that joins the poles; NaN for fewer than two."""
     if len(poles) < 2:
@@ -75,6 +80,7 @@ def mst_weight(poles: Points) -> float:
     return float(spanning_tree(pairwise_distances(poles))[2].sum())
 
 
+@any_numbers
 def mst_weight_scale_free(poles: Points, unit: float) -> float:
     """Mean edge of the spanning tree in units of ``unit`` (:func:`rms_radius` of the cloud).
 
@@ -91,6 +97,7 @@ def scale_free_tree(between: Distances, unit: float) -> float:
     return float(spanning_tree(between)[2].sum()) / (len(between) - 1) / unit
 
 
+@any_numbers
 def average_geodesic_distance(
     points: Points | None, labels: Labels, n_neighbors: int = 10, *, distances: Distances | None = None
 ) -> float:
@@ -131,6 +138,7 @@ def average_geodesic_distance(
     return float(paths[np.triu_indices(len(medoids), 1)].mean())
 
 
+@any_numbers
 def cluster_medoids(labels: Int[np.ndarray, " N"], distances: Distances) -> Int[np.ndarray, " K"]:
     """Index of each cluster's medoid: the member nearest to all others of its cluster."""
     members = [np.flatnonzero(labels == k) for k in np.unique(labels[labels >= 0])]

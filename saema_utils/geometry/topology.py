@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saema_utils.arrays import any_numbers
 from saema_utils.distances import first_copies, known_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import spanning_tree
@@ -30,6 +31,7 @@ HOLE_GAP = {1: 1.2, 2: 1.12}  # and this much above the next hole
 LANDMARKS = {0: 1000, 1: 300, 2: 150}
 
 
+@any_numbers
 def persistence(
     points: Points | None, max_dim: int = 1, *, distances: Distances | None = None, max_points: int | None = None
 ) -> list[Float[np.ndarray, "H 2"]]:
@@ -57,6 +59,7 @@ def persistence(
     return [np.asarray(diagram, dtype=float).reshape(-1, 2) for diagram in diagrams]
 
 
+@any_numbers
 def farthest_points(distances: Distances, n: int) -> Int[np.ndarray, " M"]:
     """Indices of up to ``n`` points, each the farthest from those chosen before; starts at the centre."""
     if len(distances) <= n:
@@ -69,6 +72,7 @@ def farthest_points(distances: Distances, n: int) -> Int[np.ndarray, " M"]:
     return np.array(chosen)
 
 
+@any_numbers
 def betti_numbers(
     points: Points | None, max_dim: int = 1, *, distances: Distances | None = None, max_points: int | None = None
 ) -> Int[np.ndarray, " max_dim+1"]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import InterventionError
 from saema_utils.intervention.edits import ARMS, KEPT_SHARE, apply_edit, edit_direction
 from saema_utils.intervention.separation import check_labelled, cluster_means, mean_pole_distance, separation_scale_free
@@ -34,6 +35,7 @@ LEVEL = 0.95  # of all intervals here
 
 
 @torch.no_grad()
+@any_numbers
 def dose_response(
     latents: Float[Tensor, "N F"],
     labels: Int[Tensor, " N"],
@@ -131,6 +133,7 @@ def error_statistics(
     return torch.stack([(error * error).mean(1), (error * step).mean(1), (step * step).mean(1)], dim=1)
 
 
+@any_numbers
 def optimum(
     latents: Float[Tensor, "N F"],
     labels: Int[Tensor, " N"],

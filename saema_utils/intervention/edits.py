@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import InterventionError, unknown_name
 from saema_utils.intervention.separation import check_labelled, cluster_means
 from saema_utils.runtime import generator
@@ -22,6 +23,7 @@ LARGEST_ALPHA = 100.0
 KEPT_SHARE = 1e-6
 
 
+@any_numbers
 def edit_direction(
     latents: Float[Tensor, "N F"],
     labels: Int[Tensor, " N"],
@@ -44,31 +46,53 @@ def edit_direction(
     if arm not in ARMS:
         raise InterventionError(unknown_name("arm", arm, ARMS))
     z, y, k = check_labelled(latents, labels)
-    known = y >= 0
-    direction = torch.zeros_like(z)
     if arm == "global_scaling":
-        direction[known] = z[known]
-        return direction
-    poles = cluster_means(z, y, k)
-    towards = poles - poles.mean(0)
-    norms = towards.norm(dim=1, keepdim=True)
+        return torch.where((y >= 0)[:, None], z, 0)
+    drawn = chance_of_arm(arm, k, z.shape[1], seed)
+    return direction_from_poles(z, y, cluster_means(z, y, k), arm, drawn, preserve_sparsity)
+
+
+def chance_of_arm(arm: str, k: int, n_latents: int, seed: int) -> Tensor | None:
+    """What is drawn once for an arm: an order of the clusters, or a Gaussian vector for each; None for the poles."""
     draws = generator(seed, arm)
     if arm == "random_direction":
-        noise = torch.randn(towards.shape, generator=draws, dtype=torch.float64).to(towards.dtype).to(towards.device)
-        towards = _of_norm(torch.where(towards != 0, noise, 0), norms)
+        return torch.randn((k, n_latents), generator=draws, dtype=torch.float64)
+    return torch.randperm(k, generator=draws) if arm == "permuted_labels" else None
+
+
+def direction_from_poles(
+    latents: Float[Tensor, "n F"],
+    labels: Int[Tensor, " n"],
+    poles: Float[Tensor, "K F"],
+    arm: str,
+    drawn: Tensor | None,
+    preserve_sparsity: bool = False,
+) -> Float[Tensor, "n F"]:
+    """The direction of tokens labelled 0 to K-1, or -1, by poles that need not be their own means.
+
+    ``drawn`` is what :func:`chance_of_arm` gives, the rest as in :func:`edit_direction`.
+    """
+    known = labels >= 0
+    own = poles - poles.mean(0)
+    norms = own.norm(dim=1, keepdim=True)
+    towards = own
+    if arm == "random_direction":
+        towards = _of_norm(torch.where(own != 0, drawn.to(own.dtype).to(own.device), 0), norms)
     elif arm == "permuted_labels":
         # A random cyclic order: every cluster gets another one's pole, all such orders alike.
-        order = torch.randperm(k, generator=draws).to(z.device)
+        order = drawn.to(own.device)
         other = torch.empty_like(order)
         other[order] = order.roll(1)
-        towards = _of_norm(towards[other], norms)
-    direction[known] = towards[y[known]]
+        towards = _of_norm(own[other], norms)
+    direction = torch.zeros_like(latents)
+    direction[known] = towards[labels[known]]
     if not preserve_sparsity:
         return direction
-    direction = torch.where(z != 0, direction, 0)
+    direction = torch.where(latents != 0, direction, 0)
     if arm != "poles":
-        kept = torch.where(z != 0, edit_direction(z, y), 0)
-        direction = _of_norm(direction, kept.norm(dim=1, keepdim=True))
+        kept = torch.zeros_like(latents)
+        kept[known] = own[labels[known]]
+        direction = _of_norm(direction, torch.where(latents != 0, kept, 0).norm(dim=1, keepdim=True))
     return direction
 
 
@@ -76,6 +100,7 @@ def _of_norm(vectors: Tensor, norms: Tensor) -> Tensor:
     return vectors * (norms / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny))
 
 
+@any_numbers
 def apply_edit(
     latents: Float[Tensor, "N F"], direction: Float[Tensor, "N F"], alpha: float, preserve_sparsity: bool = False
 ) -> Float[Tensor, "N F"]:
@@ -90,6 +115,7 @@ def apply_edit(
     return sign * torch.maximum(sign * (latents + alpha * direction), KEPT_SHARE * latents.abs())
 
 
+@any_numbers
 def scale_separation(
     latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"], alpha: float, preserve_sparsity: bool = False
 ) -> Float[Tensor, "N F"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import InterventionError, unknown_name
 from saema_utils.intervention.edits import LARGEST_ALPHA
 from saema_utils.intervention.separation import (
@@ -43,6 +44,7 @@ class Search:
     history: pd.DataFrame
 
 
+@any_numbers
 def optimise_separability(
     latents: Float[Tensor, "N F"],
     labels: Int[Tensor, " N"],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import InterventionError
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ def cluster_means(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"], k: i
     return sums / torch.bincount(labels[known], minlength=k).to(latents)[:, None]
 
 
+@any_numbers
 def mean_pole_distance(poles: Float[Tensor, "K F"]) -> Float[Tensor, ""]:
     """Average Euclidean distance over pairs of poles (AEDP), differentiable."""
     return torch.nn.functional.pdist(poles).mean()
 
 
+@any_numbers
 def separation_scale_free(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
     r"""Share of the labelled latents' scatter that lies between the poles.
 
@@ -90,6 +93,7 @@ def separation_scale_free(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N
     return between / (between + within)
 
 
+@any_numbers
 def gromov_wasserstein(
     distances: Float[Tensor, "K K"], reference: Float[Tensor, "L L"], *, n_starts: int = 3, seed: int = 0
 ) -> Float[Tensor, ""]:
@@ -140,6 +144,7 @@ def _transport_cost(a: Tensor, b: Tensor, plan: Tensor) -> Tensor:
     return p @ a.square() @ p + q @ b.square() @ q - 2 * ((a @ plan @ b) * plan).sum()
 
 
+@any_numbers
 def distance_matrix(poles: Float[Tensor, "K F"], relative: bool = False) -> Float[Tensor, "K K"]:
     """Euclidean distances between poles; ``relative`` divides by their mean. Differentiable at distinct poles."""
     k = len(poles)

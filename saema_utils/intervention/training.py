@@ -6,11 +6,12 @@ The loss of a step is sae_lens's own plus one term on labelled concept tokens of
 
 with *V* the batch's total variance, *s* the separation of a concept's poles averaged over concepts,
 and *c* the coefficient: one whole unit of separation is worth the share *c* of the variance. Everything
-else (width, k, data and their order, steps, warm start) is equal between coefficients of one seed.
+else (width, k, data and their order, steps, start) is equal between coefficients of one seed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
-from saema_utils.errors import InterventionError, SaeError, unknown_name
+from saema_utils.errors import InterventionError, unknown_name
 from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import generator, seed_everything
 from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
@@ -165,37 +166,14 @@ def fresh(d_in: int, d_sae: int, k: int, *, seed: int, device: str = "cpu", **ch
     return SeparableTopKTrainingSAE(cfg).to(device)
 
 
-def can_continue(sae: SAE) -> bool:
-    """Whether :func:`warm_start` takes this autoencoder."""
-    return sae.cfg.architecture() == "topk" and sae.cfg.normalize_activations in ("none", NORMALISED)
+def continued(start: SeparableTopKTrainingSAE, **choices: Any) -> SeparableTopKTrainingSAE:
+    """A copy of an autoencoder in training with other choices (``k``, the separation term's); ``start`` is left alone.
 
-
-def warm_start(sae: SAE, scale: float, *, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
-    """Continue from a trained TopK autoencoder, its weights moved to activations multiplied by ``scale``.
-
-    Before any step it reconstructs exactly what ``sae`` does (at the same ``k``).
-
-    Raises
-    ------
-    SaeError
-        If ``sae`` is not a TopK autoencoder without run-time normalisation.
+    Before any step it reconstructs exactly what ``start`` does (at the same ``k``).
     """
-    cfg = sae.cfg
-    if not can_continue(sae):
-        raise SaeError(
-            f"a warm start needs a TopK SAE without run-time normalisation; this one is {cfg.architecture()!r} with "
-            f"{cfg.normalize_activations!r}. Start fresh instead."
-        )
-    sizes = {"d_in": cfg.d_in, "d_sae": cfg.d_sae, "k": k or cfg.k, "device": str(sae.W_dec.device)}
-    kept = {name: getattr(cfg, name) for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")}
-    new = SeparableTopKTrainingSAE(SeparableTopKConfig(normalize_activations=NORMALISED, **sizes, **kept, **choices))
-    # TopK is positively homogeneous: scaling inputs and biases scales latents and outputs alike.
-    with torch.no_grad():
-        new.W_enc.copy_(sae.W_enc)
-        new.W_dec.copy_(sae.W_dec)
-        new.b_enc.copy_(sae.b_enc * scale)
-        new.b_dec.copy_(sae.b_dec * scale)
-    return new
+    new = SeparableTopKTrainingSAE(dataclasses.replace(start.cfg, **choices))
+    new.load_state_dict(start.state_dict())
+    return new.to(start.W_dec.device)
 
 
 def train_separable(
@@ -216,7 +194,7 @@ def train_separable(
     Parameters
     ----------
     sae
-        From :func:`warm_start` or :func:`fresh`; it is changed in place.
+        From :func:`fresh` or :func:`continued`; it is changed in place, and can be continued again.
     corpus, tokens
         Activations in the model's own scale; ``tokens`` (concept tokens) ride along in every batch.
     scale

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import ActivationError
 from saema_utils.runtime import generator, progress_bar
 from saema_utils.saes.topk_latents import TopKLatents
@@ -26,6 +27,7 @@ from saema_utils.stratification.grams import (
 from saema_utils.stratification.noise import Encode, Latents
 from saema_utils.stratification.spectra import measure_spectrum
 from saema_utils.stratification.token_cloud import TokenCloud
+from saema_utils.study import NoiseUnit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_LEADING = 5
+PLACE_COLUMNS = ["concept", "representation", "axis", "index", "n_tokens", "n_distinct", "noise", "noise_rms"]
+PLACE_COLUMNS += ["rank_clean", "rank_noisy", "rank_gain", "effective_rank_clean", "effective_rank_noisy"]
 
 
 def leading_subspaces(latents: Float[Tensor, "N F"], cloud: TokenCloud, modes: Sequence[int]) -> dict[int, Tensor]:
@@ -62,6 +66,7 @@ def _strongest(gram: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor]:
     return values[keep], vectors[:, keep]
 
 
+@any_numbers
 def principal_angles(a: Float[Tensor, "n p"], b: Float[Tensor, "n q"]) -> Float[Tensor, " m"]:
     r"""Angles in degrees, ascending, between the spans of two sets of orthonormal columns.
 
@@ -90,6 +95,7 @@ def subspace_drift(
     noise_levels: Sequence[float],
     seeds: Sequence[int],
     description: str = "",
+    noise_unit: NoiseUnit = "absolute",
 ) -> pd.DataFrame:
     """How far the leading subspace of each mode turns away from its place without noise, and the support with it.
 
@@ -115,9 +121,10 @@ def subspace_drift(
         rows, clean = [], encode(cloud.points)
         bases = leading_subspaces(clean, cloud, modes)
         for level, seed in steps:
-            noisy = encode(cloud.noisy(level, seed))
-            facts = {"concept": cloud.concept, "representation": name, "noise": float(level), "seed": seed}
-            facts |= {"noise_rms": float(level) / cloud.rms, **_turnover(clean, noisy)}
+            size = cloud.noise_size(level, noise_unit)
+            noisy = encode(cloud.noisy(size.absolute, seed))
+            facts = {"concept": cloud.concept, "representation": name, "noise": size.absolute, "seed": seed}
+            facts |= {"noise_rms": size.rms, **_turnover(clean, noisy)}
             turned = leading_subspaces(noisy, cloud, modes)
             for mode in modes:
                 mean, largest = _angles(bases[mode], turned[mode])
@@ -157,14 +164,19 @@ def _turnover(clean: Float[Tensor, "N F"], noisy: Float[Tensor, "N F"]) -> dict[
 
 
 def where_rank_moves(
-    clouds: Sequence[TokenCloud], encoders: Mapping[str, Encode], *, level: float, seed: int
+    clouds: Sequence[TokenCloud],
+    encoders: Mapping[str, Encode],
+    *,
+    level: float,
+    seed: int,
+    noise_unit: NoiseUnit = "absolute",
 ) -> pd.DataFrame:
     """Feature-mode rank of each prompt's tokens and of each position's tokens, without noise and with it.
 
     Returns
     -------
     Columns concept, representation, axis (prompt or position), index, n_tokens, n_distinct (different
-    vectors among them), noise, rank_clean, rank_noisy, rank_gain, effective_rank_clean, effective_rank_noisy
+    vectors among them), noise, noise_rms, rank_clean, rank_noisy, rank_gain, effective_rank_clean, effective_rank_noisy
     (NaN where all tokens of the slice are equal). Slices of fewer than two tokens are left out.
     """
     import pandas as pd
@@ -172,8 +184,9 @@ def where_rank_moves(
     rows = []
     for name, encode in encoders.items():
         for cloud in clouds:
+            size = cloud.noise_size(level, noise_unit)
             with torch.no_grad():
-                grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, level)]
+                grams = [gram_of_rows(encode(cloud.noisy(s, seed)))[0] for s in (0.0, size.absolute)]
             labels, blocks = [], []
             for axis in ("prompt", "position"):
                 place, kept = getattr(cloud, axis), getattr(cloud.distinct, axis)
@@ -186,14 +199,16 @@ def where_rank_moves(
             floors = [rounding_floor(float(block.diagonal().sum())) for block in blocks]
             found = [measure_spectrum(s) for s in eigenvalues([center_both(block) for block in blocks], floors)]
             for label, clean, noisy in zip(labels, found[::2], found[1::2], strict=True):
-                row = {"concept": cloud.concept, "representation": name, **label, "noise": float(level)}
+                row = {"concept": cloud.concept, "representation": name, **label}
+                row |= {"noise": size.absolute, "noise_rms": size.rms}
                 row |= {"rank_clean": clean["rank"], "rank_noisy": noisy["rank"]}
                 row["rank_gain"] = noisy["rank"] - clean["rank"]
                 effective = {"clean": clean["effective_rank"], "noisy": noisy["effective_rank"]}
                 rows.append(row | {f"effective_rank_{when}": value for when, value in effective.items()})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=PLACE_COLUMNS)
 
 
+@any_numbers
 def covariance_root(points: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
     """Symmetric square root of the covariance of vectors, scaled to unit mean variance: noise shaped by it
     stays near the cloud (on the manifold) instead of filling the space."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import ActivationError
 from saema_utils.saes.topk_latents import TopKLatents
 from saema_utils.stratification.token_cloud import TokenCloud
@@ -34,6 +35,7 @@ _COMMON_ABOVE = 0.1  # latents that fire on more tokens than this are multiplied
 _EPS = torch.finfo(torch.float64).eps
 
 
+@any_numbers
 def gram_of_rows(
     matrix: Float[Tensor, "n m"] | TopKLatents, *, center_rows: bool = False, center_columns: bool = False
 ) -> tuple[Float[Tensor, "n n"], float]:

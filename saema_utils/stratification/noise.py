@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import ActivationError, require
 from saema_utils.runtime import progress_bar
 from saema_utils.saes.coders import AffineCoder
@@ -22,6 +23,7 @@ from saema_utils.saes.topk_latents import TopKLatents
 from saema_utils.stratification.grams import cloud_grams, eigenvalues, one_thread_each
 from saema_utils.stratification.spectra import measure_spectrum
 from saema_utils.stratification.token_cloud import TokenCloud
+from saema_utils.study import NoiseUnit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,7 @@ _CASE = ("concept", "representation", "mode", "noise", "noise_rms", "seed")
 COLUMNS = (*_CASE, "rank", "effective_rank", "participation_ratio", "l0")
 
 
+@any_numbers
 def noise_rank_sweep(
     residual: Float[Tensor, "P T D"],
     encode: Encode,
@@ -48,6 +51,7 @@ def noise_rank_sweep(
     modes: Sequence[int] = (0, 1, 2),
     concept: str = "",
     representation: str = "",
+    noise_unit: NoiseUnit = "absolute",
 ) -> pd.DataFrame:
     r"""Ranks of a representation while isotropic Gaussian noise is added to the residual stream.
 
@@ -62,13 +66,13 @@ def noise_rank_sweep(
         Activations and which tokens are real; masked ones are zero in modes 0 and 1 and dropped in mode 2.
     encode
         Maps token vectors [n, D] to latents [n, F], each token by itself.
-    noise_levels
-        Standard deviations in the units of ``residual``.
+    noise_levels, noise_unit
+        Standard deviations in the units of ``residual``, or with ``rms`` in multiples of its root mean square.
 
     Returns
     -------
-    One row per mode, level and seed with columns concept, representation, mode, noise, noise_rms
-    (``noise`` over the root mean square of the unmasked activations), seed, rank, effective_rank,
+    One row per mode, level and seed with columns concept, representation, mode, noise (in the units of ``residual``),
+    noise_rms (``noise`` over the root mean square of the unmasked activations), seed, rank, effective_rank,
     participation_ratio (NaN where all latents are equal) and l0 (mean nonzero latents per token).
 
     Raises
@@ -78,7 +82,8 @@ def noise_rank_sweep(
         levels, seeds or modes are not allowed.
     """
     cloud = TokenCloud.of(residual, mask, concept)
-    return sweep_clouds([cloud], {representation: encode}, noise_levels=noise_levels, seeds=seeds, modes=modes)
+    levels = {"noise_levels": noise_levels, "noise_unit": noise_unit}
+    return sweep_clouds([cloud], {representation: encode}, seeds=seeds, modes=modes, **levels)
 
 
 def sweep_clouds(
@@ -92,6 +97,7 @@ def sweep_clouds(
     noise_shape: Float[Tensor, "D D"] | None = None,
     measure: Measure = measure_spectrum,
     description: str = "",
+    noise_unit: NoiseUnit = "absolute",
 ) -> pd.DataFrame:
     """:func:`noise_rank_sweep` of many concepts and representations at once: equal rows, far less time.
 
@@ -110,6 +116,8 @@ def sweep_clouds(
         Square root of a covariance that shapes the noise (:meth:`TokenCloud.noise`); None is isotropic.
     measure
         From a spectrum to named numbers, one column each.
+    noise_unit
+        With ``rms`` a level is a multiple of each concept's own RMS.
     """
     import pandas as pd
 
@@ -126,16 +134,18 @@ def sweep_clouds(
     draws = sum(map(len, levels_of.values()))
 
     def keep(name: str, found: Iterable[Draw]) -> None:
-        for row, level, seed in _solved(_with_derived(name, found, derived), modes, measure):
+        for row, level, seed in _solved(_with_derived(name, found, derived), modes, measure, noise_unit):
             rows.setdefault((row["representation"], level, seed), []).append(row)
 
     def affine(name: str, coder: AffineCoder, cloud: TokenCloud) -> int:
-        for found in _affine_draws(name, coder, cloud, levels_of, noise_shape):
+        for found in _affine_draws(name, coder, cloud, levels_of, noise_shape, noise_unit):
             keep(name, found)
         return draws
 
     def plain(name: str, lock: threading.Lock, group: list[TokenCloud], level: float, seed: int) -> int:
-        points = torch.cat([cloud.noisy(level, seed, noise_shape) for cloud in group])
+        sizes = [cloud.noise_size(level, noise_unit).absolute for cloud in group]
+        noisy = [cloud.noisy(size, seed, noise_shape) for cloud, size in zip(group, sizes, strict=True)]
+        points = torch.cat(noisy)
         with lock, torch.no_grad():
             latents = encoders[name](points)
         check_latents(latents, points, name, level)
@@ -173,7 +183,7 @@ def sweep_clouds(
 
 
 class Draw(NamedTuple):
-    """Latents of one concept at one level of one seed (None where there is no noise)."""
+    """Latents of one concept at one level (as it was given) of one seed (None where there is no noise)."""
 
     cloud: TokenCloud
     level: float
@@ -195,22 +205,28 @@ def affine_coder(encode: Encode) -> AffineCoder | None:
 
 @torch.no_grad()
 def _affine_draws(
-    name: str, coder: AffineCoder, cloud: TokenCloud, levels_of: Mapping[int, Sequence[float]], shape: Tensor | None
+    name: str,
+    coder: AffineCoder,
+    cloud: TokenCloud,
+    levels_of: Mapping[int, Sequence[float]],
+    shape: Tensor | None,
+    unit: NoiseUnit,
 ) -> Iterator[list[Draw]]:
     """For each seed all its levels, from a product of its own and one of the clean tokens that serves all seeds.
 
     Where the pre-activations of all tokens are too large, blocks of tokens take turns and the latter is made anew.
     """
     width = coder.preactivations(cloud.points[:1]).shape[-1]
-    size = max(1, _ENCODED_BYTES // (12 * width))
-    kept = coder.preactivations(cloud.points) if len(cloud) <= size else None
+    block = max(1, _ENCODED_BYTES // (12 * width))
+    kept = coder.preactivations(cloud.points) if len(cloud) <= block else None
     for seed, levels in levels_of.items():
         parts: list[list[Latents]] = [[] for _ in levels]
-        for x, noise in zip(cloud.points.split(size), cloud.noise(seed, shape).split(size), strict=True):
+        for x, noise in zip(cloud.points.split(block), cloud.noise(seed, shape).split(block), strict=True):
             clean = coder.preactivations(x) if kept is None else kept
             slope = coder.preactivations(noise, constant=False)
             for found, level in zip(parts, levels, strict=True):
-                found.append(coder.from_preactivations(torch.add(clean, slope, alpha=level) if level else clean))
+                size = cloud.noise_size(level, unit).absolute
+                found.append(coder.from_preactivations(torch.add(clean, slope, alpha=size) if size else clean))
         draws = []
         for level, found in zip(levels, parts, strict=True):
             latents = TopKLatents.joined(found) if isinstance(found[0], TopKLatents) else torch.cat(found)
@@ -232,7 +248,7 @@ def _with_derived(
 
 
 def _solved(
-    todo: Iterable[tuple[Draw, str, TokenCloud]], modes: Sequence[int], measure: Measure
+    todo: Iterable[tuple[Draw, str, TokenCloud]], modes: Sequence[int], measure: Measure, unit: NoiseUnit
 ) -> Iterator[tuple[dict, float, int | None]]:
     """Rows with level and seed; eigenproblems are collected until their matrices take 4 MiB (64 on an accelerator)."""
     grams: list[Tensor] = []
@@ -241,14 +257,14 @@ def _solved(
 
     def solve() -> Iterator[tuple[dict, float, int | None]]:
         for (draw, name, mode, length, l0), spectrum in zip(labels, eigenvalues(grams, floors), strict=True):
-            rms = draw.cloud.rms
+            size = draw.cloud.noise_size(draw.level, unit)
             yield (
                 {
                     "concept": draw.cloud.concept,
                     "representation": name,
                     "mode": mode,
-                    "noise": float(draw.level),
-                    "noise_rms": float(draw.level) / rms if rms else math.nan,
+                    "noise": size.absolute,
+                    "noise_rms": size.rms,
                     **measure(spectrum[:length]),
                     "l0": l0,
                 },

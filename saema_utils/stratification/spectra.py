@@ -17,10 +17,12 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from saema_utils.arrays import any_numbers
 from saema_utils.errors import ActivationError, EmptySpectrumError, require
 from saema_utils.stratification.grams import eigenvalues, gram_of_rows
 
@@ -35,6 +37,7 @@ input (rounding 4e-3) pass ``rtol=1e-4``."""
 MODES = ("prompt", "position", "feature")
 
 
+@any_numbers
 def unfold(tensor: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "rows columns"]:
     """Mode-n matricisation: one row for each index of ``mode``, all other axes in order as columns.
 
@@ -53,6 +56,7 @@ def unfold(tensor: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "rows co
     return tensor.movedim(mode, 0).reshape(tensor.shape[mode], others)
 
 
+@any_numbers
 def covariance_spectrum(tensor: Float[Tensor, "*shape"], mode: int, center: bool = True) -> Float[Tensor, " n"]:
     r"""Eigenvalues, descending, of the SSPD covariance of a mode-n unfolding.
 
@@ -106,6 +110,7 @@ def _positive(spectrum: Float[Tensor, " n"], what: str) -> Float[Tensor, " n"]:
     return spectrum.clamp(min=0)
 
 
+@any_numbers
 def numerical_rank(spectrum: Float[Tensor, " n"], rtol: float | None = None) -> int:
     r"""Eigenvalues above a share ``rtol`` of the largest; 0 for a spectrum of zeros.
 
@@ -129,6 +134,7 @@ def numerical_rank(spectrum: Float[Tensor, " n"], rtol: float | None = None) -> 
     return _count(_positive(spectrum, "numerical_rank"), rtol)
 
 
+@any_numbers
 def effective_rank(spectrum: Float[Tensor, " n"]) -> float:
     r"""Effective rank: the exponential of the spectrum's entropy [1]_.
 
@@ -149,6 +155,7 @@ def effective_rank(spectrum: Float[Tensor, " n"]) -> float:
     return _entropy_rank(_shares(_positive(spectrum, "effective_rank"), "effective_rank"))
 
 
+@any_numbers
 def participation_ratio(spectrum: Float[Tensor, " n"]) -> float:
     r"""Participation ratio :math:`(\sum \lambda_i)^2 / \sum \lambda_i^2`: a rank that strong directions dominate.
 
@@ -180,6 +187,7 @@ def _shares(values: Float[Tensor, " n"], what: str) -> Float[Tensor, " m"]:
     return values / values.sum()
 
 
+@any_numbers
 def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
     """The three ranks of the contract; a spectrum of zeros has rank 0 and no effective rank (NaN)."""
     rank = _count(spectrum, DEFAULT_RTOL)  # not checked again: eigenvalues() gives finite ones, none negative
@@ -187,3 +195,13 @@ def measure_spectrum(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
         return {"rank": 0, "effective_rank": math.nan, "participation_ratio": math.nan}
     shares = _shares(spectrum, "measure_spectrum")
     return {"rank": rank, "effective_rank": _entropy_rank(shares), "participation_ratio": _participation(shares)}
+
+
+def ranks_at(tolerances: Sequence[float]) -> Callable[[Float[Tensor, " n"]], dict[str, float]]:
+    """A measure for a sweep: :func:`measure_spectrum`, and the numerical rank at each tolerance (``rank@``)."""
+
+    def measure(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
+        extra = {f"rank@{rtol:g}": numerical_rank(spectrum, rtol) for rtol in tolerances}
+        return {**measure_spectrum(spectrum), **extra}
+
+    return measure

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import ActivationError
 from saema_utils.runtime import float64, generator
+from saema_utils.study import NoiseUnit
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+
+class NoiseSize(NamedTuple):
+    """A level of noise in units of the activations, and in multiples of their RMS (NaN where all of them are zero)."""
+
+    absolute: float
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,12 @@ class TokenCloud:
         """Root mean square of one coordinate of one token."""
         return float(float64(self.points).pow(2).mean().sqrt())
 
+    def noise_size(self, level: float, unit: NoiseUnit = "absolute") -> NoiseSize:
+        """A level of noise, given in one unit, in both: each keeps the digits that it was given with."""
+        if unit == "rms":
+            return NoiseSize(float(level) * self.rms, float(level))
+        return NoiseSize(float(level), float(level) / self.rms if self.rms else math.nan)
+
     def noise(self, seed: int, shape: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "N D"]:
         """Standard normal noise of one seed; with ``shape``, along a covariance at equal norm per token.
 
@@ -76,7 +91,7 @@ class TokenCloud:
         return shaped * (draw.norm(dim=1, keepdim=True) / shaped.norm(dim=1, keepdim=True).clamp(min=1e-30))
 
     def noisy(self, level: float, seed: int, shape: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "N D"]:
-        """The points with noise of standard deviation ``level``; the points themselves at level 0."""
+        """The points with noise of standard deviation ``level``, absolute; the points themselves at level 0."""
         return self.points + level * self.noise(seed, shape) if level else self.points
 
     @functools.cached_property

@@ -1,8 +1,6 @@
-"""Training for separability: stock at zero, a plain TopK on disk, and a term that does what it says."""
+"""Training for separability: stock at zero, starts of their own, a plain TopK on disk, a term that does as it says."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -11,8 +9,8 @@ from sae_lens.saes.sae import TrainStepInput
 
 from saema_utils.chapters.intervention import measures
 from saema_utils.chapters.intervention.measures import Split, measure_trained
-from saema_utils.chapters.intervention.training import Bench
-from saema_utils.errors import InterventionError, SaeError
+from saema_utils.chapters.intervention.training import BATCH, FRESH_BATCH, WARM_RATE, Bench, seeds_of
+from saema_utils.errors import InterventionError
 from saema_utils.intervention.separation import separation_scale_free
 from saema_utils.intervention.training import (
     LabelledTokens,
@@ -20,13 +18,12 @@ from saema_utils.intervention.training import (
     SeparableTopKTrainingSAE,
     activation_scale,
     as_plain,
+    continued,
     fresh,
     labelled_batches,
     train_separable,
-    warm_start,
 )
-from saema_utils.saes.training import train_sae
-from saema_utils.study import SaeRecipe
+from saema_utils.study import STUDIES
 
 D, F, K = 12, 96, 4
 
@@ -53,7 +50,21 @@ def tokens(corpus):
 
 @pytest.fixture(scope="module")
 def start(corpus):
-    return train_sae(corpus[:2500], corpus[2500:], SaeRecipe(d_sae=F, k=K, epochs=4, batch=128), 0).sae
+    """A plain run from fresh weights, as it is in training."""
+    sae = fresh(D, F, K, seed=0)
+    train_separable(sae, corpus, None, scale=activation_scale(corpus), steps=80, batch=128, learning_rate=3e-3)
+    return sae
+
+
+@pytest.fixture
+def bench(corpus, tokens):
+    """A chapter's bench on this corpus: 2 steps of fine-tuning, 8 of a plain run."""
+
+    def made(warm: bool = True) -> Bench:
+        scale = activation_scale(corpus)
+        return Bench(F, K, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 8, 1e-3, warm)
+
+    return made
 
 
 def step_input(x, dead=None):
@@ -72,36 +83,30 @@ def mean_separation(sae, tokens):
     return float(sum(values) / 2)
 
 
-def test_warm_start_reconstructs_what_the_trained_one_does(start, corpus):
-    scale = activation_scale(corpus)
-    plain = as_plain(warm_start(start, scale), scale)
-    with torch.no_grad():
-        assert torch.allclose(plain.encode(corpus), start.encode(corpus), atol=1e-5)
-        assert torch.allclose(plain.decode(plain.encode(corpus)), start.decode(start.encode(corpus)), atol=1e-5)
-
-
 @pytest.mark.parametrize("rescale", [True, False])
-def test_any_topk_can_be_continued_whether_or_not_it_rescales(corpus, rescale):
-    torch.manual_seed(0)
-    cfg = TopKTrainingSAEConfig(d_in=D, d_sae=F, k=K, rescale_acts_by_decoder_norm=rescale)
-    trained = TopKTrainingSAE(cfg)
+def test_what_is_continued_reconstructs_what_its_start_does(corpus, rescale):
+    start = fresh(D, F, K, seed=0, rescale_acts_by_decoder_norm=rescale)
     with torch.no_grad():
-        trained.W_dec *= 0.5 + torch.rand(F, 1)
-        trained.b_enc += torch.randn(F) / 10
-        trained.b_dec += torch.randn(D)
-    reference = as_plain_stock(trained)
-    plain = as_plain(warm_start(reference, 0.3), 0.3)
+        start.W_dec *= 0.5 + torch.rand(F, 1)
+        start.b_enc += torch.randn(F) / 10
+    new = continued(start, separation_coefficient=0.3, k=K)
     with torch.no_grad():
-        assert torch.allclose(plain.decode(plain.encode(corpus)), trained.decode(trained.encode(corpus)), atol=1e-4)
+        assert torch.equal(new.decode(new.encode(corpus)), start.decode(start.encode(corpus)))
+    assert (new.cfg.separation_coefficient, start.cfg.separation_coefficient) == (0.3, 0.0)
 
 
-def as_plain_stock(trained):
-    """sae_lens's own way through the disk."""
-    import tempfile
+def test_another_k_keeps_as_many_latents_of_the_same_weights(start, corpus):
+    with torch.no_grad():
+        few, many = (as_plain(continued(start, k=k)).encode(corpus) for k in (K // 2, 2 * K))
+    assert int((few != 0).sum(1).max()) == K // 2
+    assert int((many != 0).sum(1).max()) == 2 * K
+    assert torch.equal(few[few != 0], many[few != 0])
 
-    with tempfile.TemporaryDirectory() as folder:
-        copy.deepcopy(trained).save_inference_model(folder)
-        return SAE.load_from_disk(folder)
+
+def test_training_a_copy_leaves_the_start_alone(start, corpus, tokens):
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    train_separable(continued(start, separation_coefficient=0.3), corpus, tokens, scale=1.0, steps=3, batch=64)
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
 
 
 def test_coefficient_zero_takes_the_stock_step(corpus, tokens):
@@ -159,7 +164,7 @@ def test_the_sparse_step_has_the_gradients_of_the_dense_one(corpus, tokens, meas
 def test_the_sign_of_the_coefficient_decides_where_separation_goes(start, corpus, tokens):
     scale, found = activation_scale(corpus), {}
     for coefficient in (-0.3, 0.0, 0.3):
-        sae = warm_start(start, scale, separation_coefficient=coefficient)
+        sae = continued(start, separation_coefficient=coefficient)
         plain = train_separable(sae, corpus, tokens, scale=scale, steps=40, batch=128, learning_rate=1e-3)
         found[coefficient] = mean_separation(plain, tokens)
         with torch.no_grad():
@@ -170,7 +175,7 @@ def test_the_sign_of_the_coefficient_decides_where_separation_goes(start, corpus
 
 def test_what_is_saved_is_a_plain_topk_that_anybody_can_load(start, corpus, tokens, tmp_path):
     scale = activation_scale(corpus)
-    sae = warm_start(start, scale, separation_coefficient=0.1)
+    sae = continued(start, separation_coefficient=0.1)
     plain = train_separable(sae, corpus, tokens, scale=scale, steps=5, batch=64)
     plain.save_model(tmp_path / "ours")
     loaded = SAE.load_from_disk(tmp_path / "ours")
@@ -191,20 +196,20 @@ def test_what_is_saved_is_a_plain_topk_that_anybody_can_load(start, corpus, toke
 def test_one_seed_gives_one_result_and_coefficients_see_the_same_batches(start, corpus, tokens):
     scale = activation_scale(corpus)
     weights = [
-        train_separable(warm_start(start, scale), corpus, tokens, scale=scale, steps=4, batch=64, seed=s).W_dec
+        train_separable(continued(start), corpus, tokens, scale=scale, steps=4, batch=64, seed=s).W_dec
         for s in (0, 0, 1)
     ]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     streams = [
-        labelled_batches(warm_start(start, scale, separation_coefficient=c), corpus, tokens, batch=32, seed=5)
+        labelled_batches(continued(start, separation_coefficient=c), corpus, tokens, batch=32, seed=5)
         for c in (0.0, 0.5)
     ]
     assert all(torch.equal(next(streams[0]), next(streams[1])) for _ in range(3))
 
 
 def test_labels_describe_the_last_rows_of_the_batch(start, corpus, tokens):
-    sae = warm_start(start, 1.0)
+    sae = continued(start)
     batch = next(labelled_batches(sae, corpus, tokens, batch=32, seed=0, concepts_per_step=1, most=15))
     assert batch.shape == (32 + 15, D)
     assert len(sae.concept_groups.unique()) == 1
@@ -216,12 +221,12 @@ def test_labels_describe_the_last_rows_of_the_batch(start, corpus, tokens):
 def test_rewarding_the_plain_distance_inflates_latents_and_the_scale_free_reward_does_not(start, corpus, tokens):
     scale, sizes = activation_scale(corpus), {}
     for measure in ("aedp", "scale_free"):
-        sae = warm_start(start, scale, separation_coefficient=0.5, separation_measure=measure)
+        sae = continued(start, separation_coefficient=0.5, separation_measure=measure)
         plain = train_separable(sae, corpus, tokens, scale=scale, steps=60, batch=128, learning_rate=3e-3)
         with torch.no_grad():
             sizes[measure] = float(plain.encode(tokens.vectors).norm(dim=1).mean())
     with torch.no_grad():
-        before = float(start.encode(tokens.vectors).norm(dim=1).mean())
+        before = float(as_plain(start, scale).encode(tokens.vectors).norm(dim=1).mean())
     assert sizes["aedp"] > 1.3 * before
     assert sizes["aedp"] > sizes["scale_free"]
 
@@ -230,9 +235,9 @@ def test_checkpoints_are_plain_copies_that_leave_training_alone(start, corpus, t
     scale, seen = activation_scale(corpus), []
     options = {"scale": scale, "steps": 6, "batch": 64, "seed": 2}
     watched = train_separable(
-        warm_start(start, scale), corpus, tokens, checkpoints=(2, 6), watch=lambda *what: seen.append(what), **options
+        continued(start), corpus, tokens, checkpoints=(2, 6), watch=lambda *what: seen.append(what), **options
     )
-    unwatched = train_separable(warm_start(start, scale), corpus, tokens, **options)
+    unwatched = train_separable(continued(start), corpus, tokens, **options)
     assert [step for step, _ in seen] == [2, 6]
     assert torch.equal(watched.W_enc, unwatched.W_enc)
     assert torch.equal(seen[1][1].W_enc, watched.W_enc)
@@ -240,30 +245,43 @@ def test_checkpoints_are_plain_copies_that_leave_training_alone(start, corpus, t
 
 
 @pytest.mark.parametrize("warm", [True, False])
-def test_runs_start_where_the_study_says_and_take_the_steps_of_that_start(start, corpus, tokens, warm):
-    scale, seen = activation_scale(corpus), []
-    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, warm)
-    begun = bench.begin(seed=7, separation_coefficient=0.1)
-    expected = warm_start(start, scale) if warm else fresh(D, F, K, seed=7)
-    assert torch.equal(begun.W_enc, expected.W_enc)
-    bench.train(begun, tokens, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
-    assert (bench.start, bench.steps) == (("warm", 2) if warm else ("fresh", 5))
-    assert seen == list(range(1, bench.steps + 1))
+def test_runs_with_tokens_begin_where_the_study_says_and_take_its_steps(bench, start, corpus, tokens, warm):
+    shared = bench(warm)
+    begun = continued(start, separation_coefficient=0.1) if warm else fresh(D, F, K, seed=7, separation_coefficient=0.1)
+    how = (
+        {"steps": 2, "batch": BATCH, "learning_rate": WARM_RATE * 1e-3} if warm else {"steps": 8, "batch": FRESH_BATCH}
+    )
+    expected = train_separable(begun, corpus, tokens, scale=shared.scale, seed=7, **{"learning_rate": 1e-3} | how)
+    found = shared.train(start, 7, separation_coefficient=0.1)
+    assert torch.equal(found.W_enc, expected.W_enc)
+    assert (shared.start, shared.steps) == ("warm" if warm else "fresh", how["steps"])
 
 
-def test_runs_that_nobody_separates_are_full_runs_whatever_the_start(start, corpus, tokens):
-    scale, seen = activation_scale(corpus), []
-    bench = Bench(start, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 5, 1e-3, True)
-    bench.train(bench.fresh(seed=0), None, 0, checkpoints=tuple(range(1, 9)), watch=lambda step, _: seen.append(step))
-    assert seen == [1, 2, 3, 4, 5]
+@pytest.mark.parametrize("warm", [True, False])
+def test_plain_runs_are_whole_runs_watched_to_their_end_and_their_own_by_seed(bench, warm):
+    shared, seen = bench(warm), []
+    one = shared.train_plain(3, lambda step, plain: seen.append((step, plain)))
+    assert [step for step, _ in seen] == [2, 4, 6, 8]
+    assert torch.equal(seen[-1][1].W_enc, shared.plain(one).W_enc)
+    assert torch.equal(one.W_enc, shared.train_plain(3).W_enc)
+    assert not torch.equal(one.W_enc, shared.train_plain(4).W_enc)
+    assert shared.train_plain(3, d_sae=F // 2).W_enc.shape == (D, F // 2)
+
+
+def test_six_autoencoders_stand_for_a_study_of_five_seeds_and_each_seed_for_one_of_fewer():
+    study = STUDIES["smoke"]
+    assert seeds_of(study.changed(seed=7, n_seeds=5)) == (7, 8, 9, 10, 11, 12)
+    assert len(seeds_of(study.changed(n_seeds=50))) == 6
+    assert seeds_of(study.changed(seed=7, n_seeds=4)) == (7, 8, 9, 10)
 
 
 def test_judging_on_the_latents_in_use_is_judging_on_all(start, corpus, tokens, monkeypatch):
     """Latents that are off on every row of a concept change no distance, and so no measure."""
     split = Split(tokens, tokens, tokens)
-    few = measure_trained(start, corpus[:256], split)
+    plain = as_plain(start, activation_scale(corpus))
+    few = measure_trained(plain, corpus[:256], split)
     monkeypatch.setattr(measures, "_in_use", lambda latents: latents)
-    assert few == pytest.approx(measure_trained(start, corpus[:256], split), rel=1e-5, nan_ok=True)
+    assert few == pytest.approx(measure_trained(plain, corpus[:256], split), rel=1e-5, nan_ok=True)
 
 
 def test_impossible_choices_are_refused():
@@ -273,13 +291,6 @@ def test_impossible_choices_are_refused():
         SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=1e6)
     with pytest.raises(InterventionError, match="nan"):
         SeparableTopKConfig(d_in=D, d_sae=F, k=K, separation_coefficient=float("nan"))
-
-
-def test_only_a_topk_can_be_continued():
-    from sae_lens import StandardSAE, StandardSAEConfig
-
-    with pytest.raises(SaeError, match="standard"):
-        warm_start(StandardSAE(StandardSAEConfig(d_in=D, d_sae=F)), 1.0)
 
 
 def test_a_concept_of_one_word_adds_nothing_and_breaks_nothing(corpus, tokens):

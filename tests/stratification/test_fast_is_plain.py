@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import TopKSAE, TopKSAEConfig
 
-from saema_utils.evidence.rank import ranks_at
+from saema_utils.evidence.rank import TOLERANCES
 from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.saes.topk_latents import TopKLatents
 from saema_utils.stratification.anatomy import only_distinct, shuffle_latents
 from saema_utils.stratification.grams import _sparse_gram, cloud_grams, gram_of_rows
 from saema_utils.stratification.noise import affine_coder, sweep_clouds
+from saema_utils.stratification.spectra import ranks_at
 from saema_utils.stratification.token_cloud import TokenCloud
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -154,8 +155,9 @@ def check_same_sweep(coder, points, seeds=(0, 1, 2)):
     cloud = TokenCloud.of(points, mask, "c")
     assert affine_coder(coder.encode) is coder
     derived = {"shuffled": ("z", shuffle_latents), "distinct": ("z", only_distinct)}
+    measure = ranks_at(TOLERANCES)
     found, expected = (
-        sweep_clouds([cloud], {"z": encode}, noise_levels=LEVELS, seeds=seeds, derived=derived, measure=ranks_at())
+        sweep_clouds([cloud], {"z": encode}, noise_levels=LEVELS, seeds=seeds, derived=derived, measure=measure)
         for encode in (coder.encode, lambda x: coder.encode(x))
     )
     exact = [c for c in expected if c.startswith("rank")] + ["concept", "representation", "mode", "noise", "seed", "l0"]
