@@ -41,6 +41,17 @@ SWEPT = (
     "cosine_words",
     "ce_recovered",
 )
+#: What was reconstructed, by measure: columns of ``05_separability_training``.
+RECONSTRUCTED = {
+    ("explained_variance", "running text"): "explained_variance",
+    ("explained_variance", "unseen words"): "ev_words",
+    ("explained_variance", "unseen sentences"): "ev_sentences",
+    ("explained_variance", "trained words"): "ev_train",
+    ("cosine", "running text"): "cosine",
+    ("cosine", "unseen words"): "cosine_words",
+    ("cosine", "unseen sentences"): "cosine_sentences",
+    ("cosine", "trained words"): "cosine_train",
+}
 LEVEL = 0.95
 
 
@@ -250,6 +261,45 @@ def coefficient_effects(trained: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy())
     return table
+
+
+def training_values(trained: pd.DataFrame) -> pd.DataFrame:
+    r"""What training for separation does to reconstruction, parted into what its sign decides and what any wish costs.
+
+    .. math:: \text{odd} = \frac{v(c) - v(-c)}{2}, \qquad \text{even} = \frac{v(c) + v(-c)}{2} - v(0)
+
+    Near an optimum of the reconstruction any added wish costs :math:`O(c^2)`, which is all in the even part.
+
+    Parameters
+    ----------
+    trained
+        Autoencoders by seed and coefficient: the table ``05_separability_training``.
+
+    Returns
+    -------
+    Columns seed, representation (odd, even), measure (explained_variance, cosine), on (running text, unseen words,
+    unseen sentences, trained words), coefficient (above zero), value, reason (why there is none).
+    """
+    import pandas as pd
+
+    rows = []
+    for (measure, on), column in RECONSTRUCTED.items():
+        wide = trained.groupby(["seed", "coefficient"])[column].mean().unstack()
+        for coefficient in (c for c in wide if c > 0):
+            towards, away, without = (
+                wide.get(c, pd.Series(np.nan, wide.index)) for c in (coefficient, -coefficient, 0.0)
+            )
+            parts = {"odd": (towards - away) / 2, "even": (towards + away) / 2 - without}
+            for representation, values in parts.items():
+                needed = (-coefficient, 0.0) if representation == "even" else (-coefficient,)
+                untrained = [f"{c:g}" for c in needed if c not in wide]
+                reason = f"not trained at coefficient {untrained[0]}" if untrained else "nothing to measure it on"
+                rows += [
+                    {"seed": seed, "representation": representation, "measure": measure, "on": on}
+                    | {"coefficient": coefficient, "value": value, "reason": "" if np.isfinite(value) else reason}
+                    for seed, value in values.items()
+                ]
+    return pd.DataFrame(rows)
 
 
 def causal_verdict(table: pd.DataFrame) -> dict[str, str]:

@@ -7,7 +7,8 @@ Fixed before any study was run. In the feature mode, with r(s) the effective ran
 is the *excursion*, and the *onset* is the place, among the levels, of the first one at which the numerical
 rank is not the clean one (one past the last if it never changes). An SAE moves *more* when its excursion
 beats that of the strongest control, *sooner* when its onset comes before that of the earliest control. Both
-are paired by seed, because every representation meets the same noise.
+are paired by seed, because every representation meets the same noise. Whether the excursion is larger cannot be
+told from noise that stays below one RMS, or that begins above it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from saema_utils.statistics import Interval, holm, mean_interval, paired_permuta
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
-    from torch import Tensor
 
 TOLERANCES = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 MARGIN = {"excursion": 0.1, "onset": 0.5}
@@ -47,12 +47,34 @@ def seeds_needed(n_concepts: int) -> int:
     return math.floor(math.log2(n_concepts / ALPHA)) + 1
 
 
+def noise_steps(table: pd.DataFrame) -> pd.Series:
+    """Which of its concept's noise levels each row of a sweep has: 0 without noise, then 1, 2, ... upwards.
+
+    Levels of one step are one level of the study. They differ between concepts in RMS, or else in activation units.
+    """
+    noisy = table["noise"].where(table["noise"] > 0)
+    return noisy.groupby(table["concept"]).rank("dense").fillna(0).astype(int)
+
+
+def why_undecided(table: pd.DataFrame) -> str:
+    """Why a sweep cannot tell what happens up to one RMS of noise; empty where it can."""
+    largest = table.groupby("concept")["noise_rms"].max()
+    if (largest < ONE_RMS - 1e-9).any():
+        return f"noise reaches {largest.min():.2g} RMS, and one RMS is asked about"
+    smallest = table[table["noise"] > 0].groupby("concept")["noise_rms"].min()
+    if (smallest > ONE_RMS + 1e-9).any():
+        return f"noise begins at {smallest.max():.2g} RMS, and what happens up to one RMS is asked about"
+    return ""
+
+
 def _moved(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
-    """Share of seeds whose rank is not the clean one: a row for each of ``keys``, a column for each noise level."""
-    wide = table.pivot_table(index=[*keys, "seed"], columns="noise", values=column, sort=False)
+    """Share of seeds whose rank is not the clean one: a row for each of ``keys``, a column for each step of noise."""
+    table = table.assign(step=noise_steps(table))
+    wide = table.pivot_table(index=[*keys, "seed"], columns="step", values=column, sort=False)
     if 0 not in wide:
-        raise SaemaError(f"noise levels are {sorted(wide)}; allowed: levels that include 0. Sweep from 0 up.")
-    different = wide.ne(wide[0], axis=0)[sorted(level for level in wide if level > 0)]
+        levels = sorted(table["noise"].unique())
+        raise SaemaError(f"noise levels are {levels}; allowed: levels that include 0. Sweep from 0 up.")
+    different = wide.ne(wide[0], axis=0)[sorted(step for step in wide if step > 0)]
     return different.groupby(level=keys, sort=False).mean()
 
 
@@ -67,19 +89,21 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     moved (largest share of seeds whose rank differs at one level), n_seeds, verdict: ``stratified`` when the
     rank changes at some level for most seeds, ``smooth`` when it does not.
     """
+    import pandas as pd
+
     moved = _moved(table, _KEYS, column)
     most = moved > 0.5
     first = most.idxmax(axis=1).where(most.any(axis=1))
     groups, clean = table.groupby(_KEYS, sort=False), table[table["noise"] == 0].groupby(_KEYS, sort=False)
-    noisy = table[table["noise"] > 0]
-    per_unit = (noisy["noise_rms"] / noisy["noise"]).groupby([noisy[key] for key in _KEYS], sort=False).first()
-    found = first.to_frame("first_noise").assign(
+    sizes = table.groupby([*(table[key] for key in _KEYS), noise_steps(table)])[["noise", "noise_rms"]].first()
+    first_sizes = sizes.reindex(pd.MultiIndex.from_arrays([*map(first.index.get_level_values, _KEYS), first]))
+    found = first_sizes.set_axis(first.index).rename(columns=lambda name: f"first_{name}")
+    found = found.assign(
         rank_clean=clean[column].first().astype(int),
         rank_min=groups[column].min().astype(int),
         rank_max=groups[column].max().astype(int),
         effective_rank_clean=clean["effective_rank"].first(),
         effective_rank_max=groups["effective_rank"].max(),
-        first_noise_rms=first * per_unit,
         moved=moved.max(axis=1),
         n_seeds=groups["seed"].nunique(),
         verdict=np.where(first.isna(), "smooth", "stratified"),
@@ -88,19 +112,10 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     return found[[*order, "first_noise", "first_noise_rms", "moved", "n_seeds", "verdict"]].reset_index()
 
 
-def ranks_at() -> Callable[[Tensor], dict[str, float]]:
-    """A measure for ``sweep_clouds``: the usual ranks, and one for each of :data:`TOLERANCES`."""
-    from saema_utils.stratification.spectra import measure_spectrum, numerical_rank
-
-    def measure(spectrum: Float[Tensor, " n"]) -> dict[str, float]:
-        extra = {f"rank@{rtol:g}": numerical_rank(spectrum, rtol) for rtol in TOLERANCES}
-        return {**measure_spectrum(spectrum), **extra}
-
-    return measure
-
-
 def tolerance_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The rank test once for each tolerance of a sweep measured with :func:`ranks_at`: does the verdict hang on it?
+    """The rank test once for each tolerance of a sweep: does the verdict hang on it?
+
+    The sweep is measured with :func:`~saema_utils.stratification.spectra.ranks_at`.
 
     Columns concept, representation, mode, rtol, then those of :func:`stratification_table`.
     """
@@ -118,11 +133,12 @@ def movement(table: pd.DataFrame, mode: int = 2) -> pd.DataFrame:
     """Excursion and onset of every concept, representation and seed (definitions at the top of this module)."""
     keys = ["concept", "representation", "seed"]
     table = table[table["mode"] == mode]
+    table = table.assign(step=noise_steps(table))
     ranks, effective, scale = (
-        table.pivot_table(index=keys, columns="noise", values=column, sort=False, dropna=False).sort_index(axis=1)
+        table.pivot_table(index=keys, columns="step", values=column, sort=False, dropna=False).sort_index(axis=1)
         for column in ("rank", "effective_rank", "noise_rms")
     )
-    noisy = [level for level in ranks if level > 0]
+    noisy = [step for step in ranks if step > 0]
     near = scale[noisy] <= ONE_RMS + 1e-9
     change = np.abs(np.log(effective[noisy].div(effective[0], axis=0))).where(near)
     different = ranks[noisy].ne(ranks[0], axis=0).to_numpy()
@@ -168,7 +184,8 @@ def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     Columns concept, statistic (excursion, onset), control, difference (positive: SAE more or sooner), low, high
-    (95 %, Student's where units are few), n, p, p_holm, margin, verdict.
+    (95 %, Student's where units are few), n, p, p_holm, margin, verdict, reason. Excursions are ``inconclusive``
+    where the noise does not span one RMS, and ``reason`` says so (:func:`why_undecided`).
     """
     import pandas as pd
 
@@ -182,7 +199,11 @@ def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             rows += concept_rows(statistic, control, units, seed=seed)
     rows += over_concepts(means, seed=seed)
     order = {key: place for place, key in enumerate(means)}
-    return pd.DataFrame(sorted(rows, key=lambda row: order[row["statistic"], row["control"]]))
+    found = pd.DataFrame(sorted(rows, key=lambda row: order[row["statistic"], row["control"]]))
+    undecided = {c: why_undecided(part) for c, part in table[table["mode"] == 2].groupby("concept", sort=False)}
+    undecided[EVERY_CONCEPT] = next(filter(None, undecided.values()), "")
+    reason = found["concept"].map(undecided).where(found["statistic"] == "excursion", "")
+    return found.assign(verdict=found["verdict"].where(reason == "", "inconclusive"), reason=reason)
 
 
 def concept_rows(

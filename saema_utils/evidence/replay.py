@@ -15,10 +15,15 @@ from saema_utils.evidence.verdicts import lies
 from saema_utils.statistics import mean_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
+
+    from saema_utils.evidence.claims import Claim
 
 PAPER_SIGNS = {"n_local": -1, "intrinsic_dimension": 1, "mst_weight": -1}
 """What the paper reports of a sparse code beside the stream: fewer clusters, more dimensions, a lighter tree."""
+NOT_REPLAYED = "not replayed"
 SIGNS = ("as in the paper", "opposite", "neither")
 
 
@@ -38,6 +43,7 @@ def replay_signs(structure: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    columns = ["prompts", "coder", "recipe", "measure", "paper", "estimate", "low", "high", "n_concepts", "sign"]
     scaled = structure[structure["recipe"] == "as published"].assign(recipe="scale")
     scaled["mst_weight"] = scaled["mst_weight_scale_free"]
     rows = []
@@ -45,14 +51,14 @@ def replay_signs(structure: pd.DataFrame) -> pd.DataFrame:
         for measure, paper in PAPER_SIGNS.items():
             if recipe == "scale" and measure != "mst_weight":
                 continue
-            means = log_means(part, measure)
+            means = log_means(part, measure).reindex(columns=part["coder"].unique())
             for coder in (name for name in means if name != "residual"):
                 changes = (means[coder] - means["residual"]).dropna()
                 interval = mean_interval(changes.to_numpy())
                 row = {"prompts": prompts, "coder": coder, "recipe": recipe, "measure": measure, "paper": paper}
                 row |= {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
                 rows.append(row | {"n_concepts": interval.n, "sign": sign(interval.low, interval.high, paper)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def log_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -68,3 +74,31 @@ def sign(low: float, high: float, paper: int) -> str:
         return "no interval"
     side = {"above": 1, "below": -1}.get(lies(low, high, 0, 0))
     return "neither" if side is None else "as in the paper" if side == paper else "opposite"
+
+
+def reproduces(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> str:
+    """Whether the paper's own measure, by its own protocol on its own prompts, shows what is claimed.
+
+    Parameters
+    ----------
+    tables
+        By name those that ``claim.paper`` reads: the signs of the replay; its correlations, of which the mean over
+        concepts must lie on the claim's side of zero with its interval; or values, likewise.
+
+    Returns
+    -------
+    ``yes`` or ``no``; ``not replayed`` where the paper gives no measure, or the replay has no interval.
+    """
+    where = dict(claim.paper)
+    if not where:
+        return NOT_REPLAYED
+    rows = tables[where.pop("table")]
+    column = where.pop("column", "value")
+    for name, wanted in where.items():
+        rows = rows[rows[name] == wanted]
+    if "sign" in rows:
+        found = rows["sign"].iloc[0] if len(rows) else "no interval"
+    else:
+        interval = mean_interval(rows.groupby("concept")[column].mean().to_numpy())
+        found = sign(interval.low, interval.high, claim.turn)
+    return NOT_REPLAYED if found == "no interval" else "yes" if found == SIGNS[0] else "no"

@@ -1,11 +1,24 @@
-"""The one rule by which an interval decides: on which side of what matters does it lie?
+"""The one rule by which an interval decides, and the words for what is decided.
 
-Each table of verdicts has words of its own for the answers; where the interval lies is decided here.
+Everything here is in units of a claim's margin and turned so that the paper expects the positive side: at 1 an effect
+is as large as a reader would act on.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from saema_utils.statistics import NO_INTERVAL, written
+
+SUPPORTED = "supported"
+NOT_LEARNED = "reproduced, not learned"
+NO_EFFECT = "no effect of size m"
+CONTRADICTED = "contradicted"
+DEPENDS = "depends on the analysis"
+TOO_FEW = "too few units"
+VERDICTS = (SUPPORTED, NOT_LEARNED, NO_EFFECT, CONTRADICTED, DEPENDS, TOO_FEW)
+ALPHA = 0.05
 
 
 def lies(low: float, high: float, least: float = -math.inf, most: float = math.inf) -> str:
@@ -21,3 +34,67 @@ def lies(low: float, high: float, least: float = -math.inf, most: float = math.i
     if high < least:
         return "below"
     return "within" if low >= least and high <= most else "across"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What all analyses together say of one contrast, in margins.
+
+    ``low`` and ``high`` bound the 95 % interval of the analysis that was named beforehand, over ``n`` units;
+    ``median`` is over all analyses, ``joint_p`` from the sign flips of whole units across all of them.
+    """
+
+    low: float
+    high: float
+    n: int
+    median: float
+    joint_p: float
+
+    def __str__(self) -> str:
+        bounded = math.isfinite(self.low) and math.isfinite(self.high)
+        interval = f"{self.low:.2f} to {self.high:.2f}" if bounded else NO_INTERVAL
+        return f"{interval}; median {written(self.median, '.2f')}, p = {written(self.joint_p, '.3f')}"
+
+    @property
+    def where(self) -> str:
+        """Of the interval: ``above``, ``below``, ``within`` the margins (equivalence), or ``across`` one of them."""
+        return lies(self.low, self.high, -1, 1)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the median of all analyses, and their joint test, say what the interval says."""
+        if self.where == "within":
+            return abs(self.median) < 1
+        side = {"above": 1, "below": -1}.get(self.where, 0)
+        return bool(side and side * self.median >= 1 and self.joint_p < ALPHA)
+
+    @property
+    def decided_elsewhere(self) -> bool:
+        """Whether all analyses together show an effect that the named one, which does not tell, leaves out."""
+        apart = self.median < self.low or self.median > self.high
+        return self.where == "across" and abs(self.median) >= 1 and self.joint_p < ALPHA and apart
+
+
+def judge(own: Evidence, lead: Evidence | None, minimum_n: int) -> str:
+    """The verdict (one of :data:`VERDICTS`) on an effect, and on its lead over a control that learned nothing.
+
+    The two are one-sided statements that must both hold (intersection-union): an effect that the control shows as well
+    is *reproduced, not learned*. Whatever is said needs the median of all analyses and their joint test to agree.
+    """
+    if own.n < minimum_n:
+        return TOO_FEW
+    if own.where == "across":
+        return DEPENDS if own.decided_elsewhere else TOO_FEW
+    if not own.agrees:
+        return DEPENDS
+    if own.where != "above":
+        return NO_EFFECT if own.where == "within" else CONTRADICTED
+    if lead is None:
+        return SUPPORTED
+    if lead.n < minimum_n:
+        return TOO_FEW
+    if lead.high <= 1:
+        return NOT_LEARNED
+    if lead.where == "across":
+        return DEPENDS if lead.decided_elsewhere else TOO_FEW
+    return SUPPORTED if lead.agrees else DEPENDS
