@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saema_utils.figures import NAMES
+from saema_utils.notebook import as_told
+from saema_utils.statistics import with_interval, written
 
 
-class Found(NamedTuple):
-    """Whether a run bears a sentence out (None where it cannot tell), and the numbers in one short line."""
-
+class _Found(NamedTuple):
     holds: bool | None
     shows: str
+
+
+class Found(_Found):
+    """Whether a run bears a sentence out, and the numbers in one short line.
+
+    None where it cannot tell: also where the line lacks a number (:func:`~saema_utils.notebook.as_told`).
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, holds: object, shows: str) -> Found:
+        return super().__new__(cls, *as_told(holds, shows))
+
+
+NOTHING = "nothing was measured"
+
+
+def of_rows(find: Callable[..., Found]) -> Callable[..., Found]:
+    """Declare that a finding cannot tell where the first table that it is given has no row."""
+
+    @functools.wraps(find)
+    def found(table: Any, *given: Any, **options: Any) -> Found:
+        return find(table, *given, **options) if len(table) else Found(None, NOTHING)
+
+    return found
 
 
 @dataclass(frozen=True)
@@ -38,13 +64,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference or a ratio, its 95 % interval, and what the rule decides: no verdict where it decides nothing."""
+    """A difference or a ratio, its 95 % interval, and what the rule decides: no verdict where it decides nothing.
+
+    ``reason`` says why it does not, where there is something to say.
+    """
 
     estimate: float
     low: float
     high: float
     verdict: str | None
     is_ratio: bool = False
+    reason: str = ""
 
     def says(self, verdict: str) -> bool | None:
         """Whether the rule decides so; None where it decides nothing."""
@@ -52,9 +82,14 @@ class Effect:
 
     def __str__(self) -> str:
         sign, form = ("× ", ".2f") if self.is_ratio else ("", "+.2f")
-        return f"{sign}{self.estimate:{form}} ({self.low:{form}} to {self.high:{form}})"
+        return sign + with_interval(self.estimate, self.low, self.high, form, self.reason)
 
 
 def in_short(values: Mapping[str, object], form: str = "") -> str:
     """Names and what was found for them in one line, each value in the given format."""
-    return " · ".join(f"{NAMES.get(name, name)} {value:{form}}" for name, value in values.items())
+    return " · ".join(f"{NAMES.get(name, name)} {written(value, form)}" for name, value in values.items())
+
+
+def how_many(n: int, unit: str = "concept") -> str:
+    """Why there is no interval over so many units; empty where they are enough for one."""
+    return {0: f"no {unit}", 1: f"one {unit}"}.get(n, "")

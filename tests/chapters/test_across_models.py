@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from evidence.test_claims import dose_table, geometry_table, noise_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -17,8 +16,13 @@ from scipy.stats import chi2
 from saema_utils.chapters.across_models import figures as plots_compare
 from saema_utils.chapters.across_models.findings import alarms, beyond_chance, disagreeing, pointing_apart
 from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
-from saema_utils.chapters.scorecard.tables import neighbouring_verdicts, record_numbers, scorecard
+from saema_utils.chapters.intervention.tables import optimised_table
+from saema_utils.chapters.intervention.training import separability_training_table
+from saema_utils.chapters.scorecard.figures import SIGNS
+from saema_utils.chapters.scorecard.tables import OTHERS, neighbouring_verdicts, record_numbers, scorecard
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
+from saema_utils.evidence.verdicts import DEPENDS, NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW, VERDICTS
+from saema_utils.interactive import PUBLISHING
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import Result
 from saema_utils.statistics import heterogeneity
@@ -26,36 +30,37 @@ from saema_utils.study import STUDIES
 
 relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 ROOT = Path(__file__).resolve().parents[2]
-CONCEPTS = ("months", "days", "elements", "color", "planets", "number")
 
 
-def make_run(folder, name, growth=2.0, explained=0.8, seed=0, **changes):
-    """A run whose SAE ranks grow by ``growth`` under noise while the residual stream's stay: effect log(growth)."""
+def judged(verdicts=None, **effects):
+    """A scorecard: effects by claim, of six concepts each, with an interval 0.1 to both sides and a margin of 0.1."""
+    rows = [
+        {
+            "claim": claim.replace("_", "-"),
+            "holds_up": (verdicts or {}).get(claim, SUPPORTED),
+            "estimate": effect,
+            "low": effect - 0.1,
+            "high": effect + 0.1,
+            "n": 6,
+            "unit": "concept",
+            "direction": "greater",
+            "margin": 0.1,
+        }
+        for claim, effect in effects.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def make_run(folder, name, effect=2.0, explained=0.8, seed=0, **changes):
+    """A run with an autoencoder of some quality, and with a scorecard of one claim unless its effect is None."""
     run = RunDirectory(folder / name, STUDIES["smoke"].changed(name=name, seed=seed, **changes))
     rows = [
         {"representation": r, "explained_variance": v, "l0": 32.0, "dead_fraction": 0.1, "ce_recovered": 0.9}
         for r, v in {"sae": explained, "pca": 0.7, "random_dictionary": 0.2}.items()
     ]
     run.save_table("02_sae_eval", pd.DataFrame(rows))
-    if growth:
-        levels = [(0.0, 10.0), (0.5, 10.0)]
-        rows = [
-            {
-                "concept": concept,
-                "representation": representation,
-                "mode": 2,
-                "noise": noise,
-                "noise_rms": noise,
-                "seed": s,
-                "rank": 10,
-                "effective_rank": rank * (growth if representation == "sae" and noise else 1.0),
-            }
-            for concept in CONCEPTS
-            for s in (0, 1)
-            for noise, rank in levels
-            for representation in ("residual", "sae", "random_dictionary")
-        ]
-        run.save_table("03_noise_rank", pd.DataFrame(rows))
+    if effect is not None:
+        run.save_table("07_claims", judged(rank_moves_more=effect))
     return run
 
 
@@ -63,25 +68,48 @@ def make_run(folder, name, growth=2.0, explained=0.8, seed=0, **changes):
 
 
 def test_every_run_gives_its_effects_and_its_quality(tmp_path):
-    make_run(tmp_path, "one", growth=2.0)
-    make_run(tmp_path, "two", growth=4.0, explained=0.9, seed=3)
+    make_run(tmp_path, "one", effect=2.0)
+    make_run(tmp_path, "two", effect=4.0, explained=0.9, seed=3)
     table = compare_runs([tmp_path / "one", tmp_path / "two"])
     effects = table[table["metric"] == "rank-moves-more"].set_index("run")
-    assert effects.loc["one", "estimate"] == pytest.approx(math.log(2))
-    assert effects.loc["two", "estimate"] == pytest.approx(math.log(4))
-    assert set(effects["verdict"]) == {"supported"}
+    assert effects["estimate"].to_dict() == {"one": 2.0, "two": 4.0}
+    assert effects["low"].to_dict() == {"one": 1.9, "two": 3.9}
+    assert set(effects["verdict"]) == {SUPPORTED}
     assert set(effects["n"]) == {6}
     quality = table[(table["metric"] == "explained_variance") & (table["representation"] == "sae")].set_index("run")
     assert quality["estimate"].to_dict() == {"one": 0.8, "two": 0.9}
     assert table.set_index("run").loc["two", "seed"].unique().tolist() == [3]
-    assert "merging" not in set(table["metric"])  # chapter 4 was not run
 
 
-def test_a_run_without_effects_still_shows_its_quality(tmp_path):
-    make_run(tmp_path, "one", growth=0)
-    table = compare_runs([tmp_path / "one"])
-    assert set(table["kind"]) == {"sae"}
+def test_effects_are_what_the_run_said_of_itself(tmp_path):
+    """No verdict is given a second time: what the rules of today would say does not enter."""
+    verdicts = {f"claim_{i}": verdict for i, verdict in enumerate(VERDICTS)}
+    run = make_run(tmp_path, "one")
+    run.save_table("07_claims", judged(verdicts, **dict.fromkeys(verdicts, 0.0)))
+    table = compare_runs([run.path])
+    claims = table[table["kind"] == "claim"]
+    assert claims["verdict"].tolist() == list(VERDICTS)
+    shown = plots_compare.by_run(table).set_index("metric").loc[list(claims["metric"]), "one"]
+    assert shown.tolist() == [f"0 {SIGNS[verdict]}" for verdict in VERDICTS]
+
+
+OLD_RULES = pd.DataFrame({"claim": ["rank-moves-more"], "estimate": [1.0], "verdict": ["not supported"]})
+
+
+@pytest.mark.parametrize(("card", "why"), [(None, "was not judged"), (OLD_RULES, "by other rules")])
+def test_a_run_without_effects_still_shows_its_quality_and_it_is_said(tmp_path, capsys, card, why):
+    run = make_run(tmp_path, "one", effect=None)
+    if card is not None:
+        run.save_table("07_claims", card)
+    make_run(tmp_path, "two")
+    table = compare_runs([tmp_path])
+    assert set(table.loc[table["run"] == "one", "kind"]) == {"sae"}
+    assert set(table.loc[table["run"] == "two", "kind"]) == {"sae", "claim"}
     assert list(table.columns[:3]) == ["run", "model", "layer"]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("one ")
+    assert why in said
+    assert "chapter 7" in said
 
 
 def test_a_folder_of_runs_stands_for_all_of_them_once(tmp_path):
@@ -129,15 +157,15 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_runs_of_one_name_stay_apart(tmp_path):
-    for folder, growth in (("a", 1.1), ("b", 1.3)):
-        make_run(tmp_path / folder, "same", growth=growth)
-    make_run(tmp_path / "b", "own", growth=1.2)
+    for folder, effect in (("a", 0.1), ("b", 0.3)):
+        make_run(tmp_path / folder, "same", effect=effect)
+    make_run(tmp_path / "b", "own", effect=0.2)
     table = compare_runs([tmp_path / "a", tmp_path / "b"])
     effects = table[table["metric"] == "rank-moves-more"].set_index("run")["estimate"]
-    assert effects.to_dict() == pytest.approx({"a/same": math.log(1.1), "own": math.log(1.2), "b/same": math.log(1.3)})
+    assert effects.to_dict() == {"a/same": 0.1, "own": 0.2, "b/same": 0.3}
     wide = plots_compare.by_run(table).set_index("metric")
     assert list(wide) == ["a/same", "own", "b/same"]
-    assert [text[:5] for text in wide.loc["rank-moves-more"]] == ["0.095", "0.182", "0.262"]
+    assert [text[:3] for text in wide.loc["rank-moves-more"]] == ["0.1", "0.2", "0.3"]
     (mesh,) = plots_compare.effects_by_run(table).axes[0].collections
     claims = table["metric"].loc[table["kind"] == "claim"].unique()
     drawn = dict(zip(claims, mesh.get_array().reshape(len(claims), -1), strict=True))
@@ -157,50 +185,46 @@ def test_names_are_unique_ends_of_paths(found):
     assert all("/" not in name for path, name in names.items() if [p.name for p in found].count(path.name) == 1)
 
 
-def finished_run(folder, name, gain):
-    """A run with every table that claims are judged on; ``gain`` is how far the SAE's ranks move."""
-    run = RunDirectory(folder / name, STUDIES["smoke"])
-    training = [
-        {"seed": s, "coefficient": c, "explained_variance": 0.7 + c} for s in range(5) for c in (-0.1, 0.0, 0.1)
-    ]
-    run.save_table("03_noise_rank", noise_table(gain))
-    run.save_table("03_distinct", noise_table(gain))
-    run.save_table("04_geometry", geometry_table(2.0))
-    run.save_table("05_dose_response", dose_table(0.4))
-    run.save_table("05_separability_training", pd.DataFrame(training))
-    scorecard(run)
+def finished_run(folder, name, verdict):
+    """A run whose chapter 7 is finished and fresh: it gave this verdict."""
+    run = make_run(folder, name)
+    for made in (*OTHERS, optimised_table, separability_training_table):
+        if not run.entry(made.place):
+            run.save_table(made.name, pd.DataFrame({"made": [made.name]}))
+    card = judged({"rank_moves_more": verdict}, rank_moves_more=1.0).assign(reproduces="yes")
+    run.save_table("07_claims", card, scorecard.key(run))
     return run
 
 
 def test_a_neighbour_called_like_the_study_does_not_take_its_place(tmp_path):
-    own = finished_run(tmp_path, "own", gain=1.0)
-    finished_run(tmp_path, "smoke", gain=0.0)
+    own = RunDirectory.at(finished_run(tmp_path, "same", SUPPORTED).path.rename(tmp_path / "own"))
+    finished_run(tmp_path, "same", NO_EFFECT)
     verdicts = neighbouring_verdicts(own).set_index("claim").loc["rank-moves-more"]
-    assert verdicts.to_dict() == {"smoke (this run)": "supported", "smoke": "not supported"}
-    (tmp_path / "smoke").rename(tmp_path / "other")
-    assert list(neighbouring_verdicts(own)) == ["claim", "smoke", "other"]
+    assert verdicts.to_dict() == {"same (this run)": SUPPORTED, "same": NO_EFFECT}
+    (tmp_path / "same").rename(tmp_path / "other")
+    assert list(neighbouring_verdicts(own)) == ["claim", "same", "other"]
 
 
 @pytest.mark.parametrize("read", [record_numbers, comparison], ids=["chapter 7", "chapter 8"])
 def test_in_colab_what_is_read_is_made_first(tmp_path, monkeypatch, read):
     """Each chapter opens on a machine of its own there: no earlier one has run."""
-    source, run = finished_run(tmp_path, "source", gain=1.0), RunDirectory(tmp_path / "bare/run", STUDIES["smoke"])
-    quality = make_run(tmp_path, "quality").table("02_sae_eval")
+    source = finished_run(tmp_path / "source", "run", SUPPORTED)
+    run = RunDirectory(tmp_path / "bare/run", STUDIES["smoke"])
     call = Result.__call__
 
     def made(self, run, **options):
-        if self.chapter >= 6:
+        if not source.entry(self.place):
             return call(self, run, **options)
-        run.save_table(self.name, quality if self.name == "02_sae_eval" else source.table(self.name))
+        run.save_table(self.name, source.table(self.name))
         return run.table(self.name)
 
     monkeypatch.setattr(Result, "__call__", made)
-    monkeypatch.setattr("saema_utils.chapters.scorecard.tables.in_colab", lambda: True)
+    monkeypatch.setattr("saema_utils.chapters.scorecard.values.in_colab", lambda: True)
     monkeypatch.setattr("saema_utils.chapters.across_models.tables.in_colab", lambda: True)
     kept = run.path / "tables"
     assert not list(kept.glob("*.csv"))
     read(run)
-    assert list(kept.glob("05_*.csv")), "what the verdicts and effects are read from was made"
+    assert {"02_sae_eval", "07_claims"} <= {path.stem for path in kept.glob("*.csv")}
 
 
 def test_comparing_changes_no_run(tmp_path):
@@ -223,27 +247,36 @@ def test_chapter_seven_finds_neighbours_and_sweeps(tmp_path):
 
 
 def test_the_comparison_is_kept_until_a_run_beside_it_changes(tmp_path):
-    own, beside = make_run(tmp_path, "own"), make_run(tmp_path, "beside", growth=2.0)
+    own, beside = make_run(tmp_path, "own"), make_run(tmp_path, "beside", effect=2.0)
     kept = comparison(own)
     entry = own.entry(comparison.place)
     pd.testing.assert_frame_equal(comparison(own), kept)
     assert own.entry(comparison.place) == entry
-    sound = (beside.path / "tables/03_noise_rank.csv").read_bytes()
-    (beside.path / "tables/03_noise_rank.csv").write_bytes(b"damaged")
+    sound = (beside.path / "tables/07_claims.csv").read_bytes()
+    (beside.path / "tables/07_claims.csv").write_bytes(b"damaged")
     assert set(comparison(own)["run"]) == {"own"}
-    (beside.path / "tables/03_noise_rank.csv").write_bytes(sound)
+    (beside.path / "tables/07_claims.csv").write_bytes(sound)
     pd.testing.assert_frame_equal(comparison(own), kept)
-    make_run(tmp_path, "beside", growth=3.0)
+    make_run(tmp_path, "beside", effect=3.0)
     changed = comparison(own).set_index(["run", "metric"])["estimate"]
-    assert changed["beside", "rank-moves-more"] == pytest.approx(math.log(3))
+    assert changed["beside", "rank-moves-more"] == 3.0
+
+
+def test_chapter_eight_passes_on_what_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv(PUBLISHING, "1")
+    own = make_run(tmp_path, "own")
+    make_run(tmp_path, "beside", effect=None)
+    comparison(own)
+    (remark,) = own.remarks()
+    assert remark.startswith("beside ")
 
 
 def test_the_wide_table_has_a_column_a_run(tmp_path):
     make_run(tmp_path, "one")
-    make_run(tmp_path, "two", growth=0)
+    make_run(tmp_path, "two", effect=None)
     wide = plots_compare.by_run(compare_runs([tmp_path])).set_index("metric")
     assert list(wide) == ["one", "two"]
-    assert wide.loc["rank-moves-more", "one"] == "0.693 ✓"
+    assert wide.loc["rank-moves-more", "one"] == f"2 {SIGNS[SUPPORTED]}"
     assert wide.loc["rank-moves-more", "two"] == ""
 
 
@@ -310,10 +343,10 @@ def test_q_of_shared_effects_is_chi_squared():
 def test_agreement_reads_errors_off_intervals(n, half):
     rows = [
         {"kind": "claim", "metric": "m", "estimate": x, "low": x - half, "high": x + half, "n": n, "verdict": v}
-        for x, v in ((1.0, "supported"), (3.0, "inconclusive"))
+        for x, v in ((1.0, SUPPORTED), (3.0, NOT_LEARNED))
     ]
     (row,) = agreement(pd.DataFrame(rows)).itertuples()
-    assert (row.runs, row.lowest, row.highest, row.verdicts) == (2, 1.0, 3.0, "1 supported, 1 inconclusive")
+    assert (row.runs, row.lowest, row.highest, row.verdicts) == (2, 1.0, 3.0, f"1 {SUPPORTED} · 1 {NOT_LEARNED}")
     assert (row.pooled, row.q, row.i_squared) == pytest.approx((2.0, 2.0, 0.5))
 
 
@@ -334,7 +367,7 @@ def claim_rows(effects, margin=0.1, n=9, half=0.2):
                 "high": x + half,
                 "n": n,
                 "margin": margin,
-                "verdict": "inconclusive",
+                "verdict": DEPENDS,
             }
             for metric, runs in effects.items()
             for run, x in runs.items()
@@ -399,17 +432,20 @@ def test_the_chapter_shows_what_the_package_does(pairs):
 # ---- figures and the command -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("growths", [(2.0,), (2.0, 3.0, 0), (0,)])
-def test_every_figure_is_drawn_for_whatever_runs_exist(tmp_path, growths):
-    for number, growth in enumerate(growths):
-        make_run(tmp_path, f"run-{number}", growth=growth, **{"sae.k": 8 * (number + 1)})
+@pytest.mark.parametrize("effects", [(2.0,), (2.0, 3.0, None), (None,)])
+def test_every_figure_is_drawn_for_whatever_runs_exist(tmp_path, effects):
+    for number, effect in enumerate(effects):
+        run = make_run(tmp_path, f"run-{number}", effect=effect, **{"sae.k": 8 * (number + 1)})
+        if effect is not None:
+            verdicts = {f"claim_{i}": verdict for i, verdict in enumerate(VERDICTS)} | {"no_value": TOO_FEW}
+            run.save_table("07_claims", judged(verdicts, **dict.fromkeys(verdicts, effect) | {"no_value": np.nan}))
     table = compare_runs([tmp_path])
     agreed = agreement(table)
     metrics = [] if agreed.empty else list(agreed["metric"])
     figures = [
         plots_compare.effects_by_run(table),
         plots_compare.sae_quality(table),
-        plots_compare.agreement_forest(table, agreed, metrics),
+        plots_compare.agreement_forest(table, agreed, metrics[-3:]),
         plots_compare.sweep_figure(table, ["k"]),
     ]
     for number, figure in enumerate(figures):
@@ -418,8 +454,8 @@ def test_every_figure_is_drawn_for_whatever_runs_exist(tmp_path, growths):
 
 
 def test_the_command_writes_one_table_and_one_figure(tmp_path):
-    for name, growth in (("one", 2.0), ("two", 3.0)):
-        make_run(tmp_path, name, growth=growth)
+    for name, effect in (("one", 2.0), ("two", 3.0)):
+        make_run(tmp_path, name, effect=effect)
     arguments = [sys.executable, "-m", "saema_utils", "compare", "one", "two", "--out", "both"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -430,6 +466,7 @@ def test_the_command_writes_one_table_and_one_figure(tmp_path):
     ]
     assert set(pd.read_csv(tmp_path / "both/comparison.csv")["run"]) == {"one", "two"}
     assert "rank-moves-more" in done.stdout
+    assert all(verdict in done.stdout for verdict in VERDICTS)
     refused = subprocess.run([*arguments[:4], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "nowhere" in refused.stderr

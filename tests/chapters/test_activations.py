@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import hub_layout
@@ -205,6 +206,23 @@ def test_rings_need_order_that_neither_luck_nor_sentences_make(tmp_path):
     assert rings(maps_with(0.005, ("days",)), 1, own, {"days"}).holds is False
 
 
+@pytest.mark.parametrize(
+    ("perfect", "middle"),
+    [({"months": (2, 3, 4), "days": (0, 1, 2, 3, 4)}, 3), ({"months": (1, 5, 6), "days": (1, 2, 5, 6)}, 5)],
+)
+def test_the_layer_studied_is_the_middle_of_the_longest_run_of_perfect_rings(perfect, middle):
+    rows = [
+        (concept, layer, word, float(layer in layers))
+        for concept, layers in perfect.items()
+        for layer in range(8)
+        for word in "abcd"
+    ]
+    maps = pd.DataFrame(rows, columns=["concept", "layer", "word", "cyclic_order"])
+    assert tables.middle_of_rings(maps) == middle
+    with pytest.raises(ActivationError, match="no layer"):
+        tables.middle_of_rings(maps[maps["layer"] == 7])
+
+
 @pytest.mark.parametrize("n", [4, 7, 12])
 def test_on_a_ring_neighbours_are_more_alike_than_others(n):
     names = [f"word {i}" for i in range(n)]
@@ -336,6 +354,44 @@ def test_an_interrupted_capture_resumes(run, monkeypatch, captured, tmp_path):
     assert corpus_activations(again).train.equal(found.train)
 
 
+@pytest.mark.parametrize(
+    ("size", "kept_in"),
+    [(1.0, torch.float16), (255.0, torch.float16), (0.002, torch.float16), (1e6, torch.float32), (1e-8, torch.float32)],
+)
+def test_vectors_are_halved_where_that_holds_them(size, kept_in):
+    vectors = size * torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    kept = corpus.compact(vectors)
+    assert kept.dtype == kept_in
+    assert kept.equal(vectors.half() if kept_in == torch.float16 else vectors)
+    assert bool(((kept.float() - vectors).norm(dim=-1) <= 1e-3 * vectors.norm(dim=-1)).all())
+
+
+def test_one_large_vector_and_one_that_is_not_finite_are_kept_as_they_are():
+    vectors = torch.ones(3, 4)
+    for odd in (1e6, float("inf"), float("nan")):
+        vectors[1, 2] = odd
+        torch.testing.assert_close(corpus.compact(vectors), vectors, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("factor", "kept_in"), [(1.0, torch.float16), (3e5, torch.float32)])
+def test_a_corpus_of_any_size_comes_back_as_it_was(study, checkpoint, tmp_path, factor, kept_in):
+    """A checkpoint whose embeddings, and with them its stream, are larger than float16 can hold."""
+    from safetensors.torch import load_file, save_file
+
+    large = tmp_path / "large"
+    shutil.copytree(checkpoint, large)
+    weights = load_file(large / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= factor
+    save_file(weights, large / "model.safetensors", metadata={"format": "pt"})
+    run = RunDirectory(tmp_path / "run", study.changed(model=str(large)), device="cpu")
+    found = corpus_activations(run)
+    expected = capture_residual_stream(language_model(run), found.heldout_tokens, run.study.hook_name)
+    expected = expected[found.heldout_mask]
+    assert found.train.dtype == found.heldout.dtype == kept_in
+    assert (float(expected.abs().max()) > 65_504) == (kept_in == torch.float32)
+    torch.testing.assert_close(found.heldout.float(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
 def test_damaged_corpus_activations_are_made_anew(run, captured):
     found = corpus_activations(run)
     before, n_shards = found.heldout.clone(), len(captured)
@@ -403,6 +459,35 @@ def test_a_readers_own_concept_goes_all_the_way(study, tmp_path):
     ):
         assert nothing.axes[0].texts
     assert set(tables.norm_table(run)["concept"]) == {"fruit"}
+
+
+def test_prompts_without_a_word_are_named_in_the_table_and_in_a_remark(study, tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    prompts = {"trees": ["oak", "elm", "Oaks fell.", "They said nothing."], "sky": ["sun", "moon", "The moon."]}
+    path.write_text(json.dumps(prompts))
+    run = RunDirectory(tmp_path / "mine", study.changed(prompts_file=str(path)), device="cpu")
+    found = concept_activations(run)["trees"].prompts
+    assert [prompt.written for prompt in found.prompts] == ["oak", "elm", "Oaks"]
+    assert found.left_out == ("They said nothing.",)
+    said = capsys.readouterr().out
+    assert "concept 'trees': left out 1 of 4 prompts" in said
+    assert "They said nothing." in said
+    counts = tables.concept_table(run).set_index("concept")
+    assert counts["prompts"].tolist() == [3, 3]
+    assert "'They said nothing.'" in counts.loc["trees", "left_out"]
+    assert pd.isna(counts.loc["sky", "left_out"])
+
+
+def test_one_file_under_two_names_is_read_in_two_ways(study, tmp_path):
+    rows = "\n\n".join(json.dumps({"text": f"they said it was day number {i} of the year"}) for i in range(400))
+    found = {}
+    for name in ("rows.jsonl", "rows.txt"):
+        (tmp_path / name).write_text(rows)
+        changed = study.changed(**{"corpus.source": str(tmp_path / name)})
+        run = RunDirectory(tmp_path / f"run-{name}", changed, device="cpu")
+        found[name] = language_model(run).tokenizer.decode(corpus_activations(run).heldout_tokens.flatten())
+    assert "{" in found["rows.txt"]
+    assert "{" not in found["rows.jsonl"]
 
 
 def test_what_cannot_run_is_refused_before_the_model_is_loaded(study, tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from saema_utils.chapters.families.findings import (
     gaps_over_layers,
     sparsity_match,
 )
-from saema_utils.chapters.families.layers import LAYERS, LAYERS_SMALL, spread_layers
 from saema_utils.chapters.families.measures import DOSES, MEASURES, STREAM_MEASURES
 from saema_utils.chapters.families.recipes import family_seeds, is_small, search_trials, training_tokens
+from saema_utils.chapters.families.replicates import replicate_layers
 from saema_utils.chapters.families.tables import FAMILY_NAMES
 from saema_utils.errors import SaeError
 from saema_utils.saes.coders import SaeCoder
@@ -146,10 +146,9 @@ def test_only_studies_of_little_text_try_families_once_and_briefly(tmp_path):
 @given(n_layers=st.integers(1, 80), data=st.data())
 def test_layers_always_hold_the_studied_one(n_layers, data):
     studied = data.draw(st.integers(0, n_layers - 1))
-    count = data.draw(st.sampled_from([LAYERS_SMALL, LAYERS]))
-    layers = spread_layers(n_layers, studied, count)
+    layers = replicate_layers(n_layers, studied)
     assert studied in layers
-    assert 1 <= len(layers) <= count
+    assert 1 <= len(layers) <= 3
     assert list(layers) == sorted(set(layers))
     assert layers[0] >= 0
     assert layers[-1] < n_layers

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from reading import defined_on, tagged
 
 from saema_utils.chapters import geometry as chapter4
 from saema_utils.chapters.families.measures import DOSES, concept_measures
@@ -28,23 +27,15 @@ from saema_utils.stratification.spectra import effective_rank, participation_rat
 from saema_utils.study import STUDIES
 from saema_utils.text.concepts import ConceptPrompts, Prompt
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_local_and_global_geometry.ipynb"
+NOTEBOOK = "04_local_and_global_geometry.ipynb"
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November")
 TEMPLATES = ("In {} it rains.", "Nobody left in {} .", "{} was cold.", "Call me by {} .")
 D = 24
 
 
-def tagged(tag):
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    return ["".join(c["source"]) for c in cells if tag in c["metadata"].get("tags", [])]
-
-
 @pytest.fixture(scope="module")
 def page():
-    names: dict = {}
-    for source in tagged("definition"):
-        exec(source, names)
-    return names
+    return defined_on(NOTEBOOK)
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -67,7 +58,7 @@ def test_dimension_on_the_page_is_the_packages(page, dimension):
 def test_wrong_answers_are_refused_and_solutions_accepted(name, page):
     with pytest.raises(Wrong):
         EXERCISES[name].judge(EXERCISES[name].wrong)
-    solution = next(s for s in tagged("solution") if f'check("{name}"' in s)
+    solution = next(s for s in tagged(NOTEBOOK, "solution") if f'check("{name}"' in s)
     names = dict(page) | {"check": lambda *_: True}
     exec(solution, names)
     EXERCISES[name].judge(names["answer"])
@@ -204,6 +195,9 @@ def test_template_centring_removes_the_sentence_and_needs_shared_ones():
     assert done
     assert centred[:4].mean(0).numpy() == pytest.approx(np.zeros(3), abs=1e-9)
     assert not cg.centred_by_template(x, np.arange(8))[1]
+    renamed, done = cg.centred_by_template(x + 100 * torch.tensor(templates)[:, None], 2 * templates + 1)
+    assert done, "a sentence whose words are all masked leaves a gap in the numbers"
+    assert torch.equal(renamed, centred)
     assert len(found.prompts.words) == len(MONTHS)
 
 

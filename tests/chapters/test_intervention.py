@@ -13,7 +13,15 @@ import torch
 
 from saema_utils.chapters.intervention import figures, findings
 from saema_utils.errors import InterventionError
-from saema_utils.evidence.effects import causal_verdict, coefficient_effects, effects, paired_p, partial_correlation
+from saema_utils.evidence.effects import (
+    RECONSTRUCTED,
+    causal_verdict,
+    coefficient_effects,
+    effects,
+    paired_p,
+    partial_correlation,
+    training_values,
+)
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.intervention.doses import optimum
 from saema_utils.intervention.edits import scale_separation
@@ -179,6 +187,49 @@ def test_every_coefficient_gets_an_interval_on_every_measure():
     assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
     assert (np.sign(found["low"]) == np.sign(found["coefficient"])).all()
     assert (found["p_holm"] >= found["p"]).all()
+
+
+def swept(coefficients, seeds=3):
+    """Autoencoders whose every value is a + b c + d c^2, with numbers of the seed's and the column's own."""
+    rng, rows, truth = np.random.default_rng(0), [], {}
+    for seed in range(seeds):
+        own = {column: rng.normal(size=3) for column in RECONSTRUCTED.values()}
+        truth |= {(seed, *key): own[column] for key, column in RECONSTRUCTED.items()}
+        values = [{column: a + b * c + d * c**2 for column, (a, b, d) in own.items()} for c in coefficients]
+        rows += [{"seed": seed, "coefficient": c, **found} for c, found in zip(coefficients, values, strict=True)]
+    return pd.DataFrame(rows), truth
+
+
+def test_the_odd_part_is_what_the_sign_decides_and_the_even_part_what_any_wish_costs():
+    trained, truth = swept((-0.1, 0.1, 0.03, 0.0, -0.03))
+    found = training_values(trained.sample(frac=1, random_state=0))
+    assert len(found) == len(truth) * 2 * 2
+    assert set(found["coefficient"]) == {0.03, 0.1}
+    assert (found["reason"] == "").all()
+    for row in found.itertuples():
+        _, b, d = truth[row.seed, row.measure, row.on]
+        expected = b * row.coefficient if row.representation == "odd" else d * row.coefficient**2
+        assert row.value == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_part_that_needs_what_was_not_trained_has_no_value_and_says_so():
+    both = training_values(swept((-0.1, 0.1, 0.3))[0]).set_index(["coefficient", "representation"])
+    assert both.loc[(0.1, "odd"), "value"].notna().all()
+    for lacking, what in (((0.1, "even"), "coefficient 0"), ((0.3, "odd"), "coefficient -0.3")):
+        assert both.loc[lacking, "value"].isna().all()
+        assert both.loc[lacking, "reason"].str.endswith(what).all()
+
+
+def test_what_could_not_be_measured_has_no_parts():
+    trained, _ = swept((-0.1, 0.0, 0.1))
+    trained.loc[trained["seed"] == 1, "ev_words"] = np.nan
+    found = training_values(trained)
+    missing = found[found["value"].isna()]
+    assert {(row.seed, row.measure, row.on) for row in missing.itertuples()} == {
+        (1, "explained_variance", "unseen words")
+    }
+    assert (missing["reason"] != "").all()
+    assert (found.loc[found["value"].notna(), "reason"] == "").all()
 
 
 def made_tables(best: float, gain_of_training: float, punish: float):

@@ -14,14 +14,21 @@ import torch
 from saema_utils.chapters.stratification import figures as plots
 from saema_utils.chapters.stratification import findings as found
 from saema_utils.chapters.stratification.tables import few_levels
-from saema_utils.evidence.rank import controls_table, ranks_at, tolerance_table
+from saema_utils.evidence.rank import (
+    TOLERANCES,
+    controls_table,
+    noise_steps,
+    stratification_table,
+    tolerance_table,
+    why_undecided,
+)
 from saema_utils.rulers.strata import random_topk, rank_recovery, toy_tokens, tucker_tensor
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.stratification.anatomy import subspace_drift, where_rank_moves
 from saema_utils.stratification.noise import sweep_clouds
-from saema_utils.stratification.spectra import covariance_spectrum, effective_rank
+from saema_utils.stratification.spectra import covariance_spectrum, effective_rank, ranks_at
 from saema_utils.stratification.token_cloud import TokenCloud
-from saema_utils.study import STUDIES
+from saema_utils.study import PAPER_NOISE_LEVELS, STUDIES
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "03_noise_rank_stratification.ipynb"
 LEVELS = (0.0, 0.1, 0.4, 0.8)
@@ -51,7 +58,7 @@ def small_study() -> dict[str, pd.DataFrame]:
     mask = torch.ones(6, 4, dtype=torch.bool)
     clouds = [TokenCloud.of(toy_tokens(seed=i), mask, name) for i, name in enumerate(("months", "days"))]
     encoders = {"residual": lambda x: x, "sae": random_topk(3), "random_dictionary": random_topk(4)}
-    swept = sweep_clouds(clouds, encoders, noise_levels=LEVELS, seeds=range(6), measure=ranks_at())
+    swept = sweep_clouds(clouds, encoders, noise_levels=LEVELS, seeds=range(6), measure=ranks_at(TOLERANCES))
     return {
         "ranks": swept,
         "tolerance": tolerance_table(swept),
@@ -105,13 +112,90 @@ def test_the_thinned_levels_keep_zero_and_the_largest(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_levels_up_to_one_rms_hold_the_largest_of_them(tmp_path, name):
-    run = RunDirectory(tmp_path, STUDIES[name])
-    below = [level for level in STUDIES[name].noise_levels if 0 < level <= 7.24]
-    levels = few_levels(run, most=7.24)
-    assert (levels[0], levels[-1]) == (0, max(below))
+def test_levels_up_to_one_rms_end_at_the_first_that_reaches_it(tmp_path, name):
+    run, reach = RunDirectory(tmp_path, STUDIES[name]), 0.9
+    levels = few_levels(run, reach)
+    assert (levels[0], levels[-1]) == (0, min(level for level in STUDIES[name].noise_levels if level >= reach))
     assert 3 <= len(levels) <= 5
-    assert few_levels(run, most=1e-9) == STUDIES[name].noise_levels[:2]
+    assert few_levels(run, 1e-9) == STUDIES[name].noise_levels[:2]
+    assert few_levels(run, 1e9)[-1] == STUDIES[name].noise_levels[-1]
+
+
+@pytest.mark.parametrize("size", [1, 255 / 7, 0.002 / 7])
+def test_noise_in_rms_moves_a_stream_of_any_size_alike(size):
+    """A code without a bias sees every direction as before; only the absolute levels grow with the stream."""
+    mask, tokens = torch.ones(6, 4, dtype=torch.bool), toy_tokens(seed=3).double()
+    encoders = {"residual": lambda x: x, "sae": lambda x: torch.relu(x), "random_dictionary": lambda x: -x}
+    options = {"noise_levels": (0.0, 0.1, 1.0, 3.0), "noise_unit": "rms", "seeds": (0, 1)}
+    tables = []
+    for scale in (1, size):
+        cloud = TokenCloud.of(tokens * scale, mask, "toy")
+        tables.append(sweep_clouds([cloud], encoders, measure=ranks_at(TOLERANCES), **options))
+        assert set(tables[-1]["noise_rms"]) == {0.0, 0.1, 1.0, 3.0}
+        np.testing.assert_allclose(tables[-1]["noise"], tables[-1]["noise_rms"] * cloud.rms, rtol=1e-12)
+        drift = subspace_drift([cloud], encoders, **options)
+        assert set(drift["noise_rms"]) == {0.1, 1.0, 3.0}
+        assert found.keeps_its_place(drift).holds is not None
+        places = where_rank_moves([cloud], encoders, level=0.1, noise_unit="rms", seed=0)
+        assert set(places["noise_rms"]) == {0.1}
+        np.testing.assert_allclose(places["noise"], 0.1 * cloud.rms)
+    one, other = tables
+    pd.testing.assert_frame_equal(one.drop(columns="noise"), other.drop(columns="noise"), rtol=1e-6)
+    assert (controls_table(other)["reason"] == "").all()
+
+
+def test_where_no_two_tokens_share_a_prompt_or_a_position_there_is_a_table_and_a_figure_without_rows():
+    mask = torch.eye(2, dtype=torch.bool)
+    cloud = TokenCloud.of(torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0)), mask, "toy")
+    places = where_rank_moves([cloud], {"residual": lambda x: x}, level=0.1, seed=0)
+    assert places.empty
+    assert found.gains_that_are_repeats(places) == found.Count(0, 0)
+    assert "two tokens" in plots.gain_against_repeats(places).axes[0].texts[0].get_text()
+
+
+def in_absolute_units(rms: float, levels: tuple[float, ...]) -> pd.DataFrame:
+    """Two concepts whose streams have about this RMS, under these levels in the units of the activations."""
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    clouds = []
+    for seed, name in enumerate(("months", "days")):
+        tokens = toy_tokens(seed=seed)
+        clouds.append(TokenCloud.of(tokens * rms / tokens.square().mean().sqrt(), mask, name))
+    encoders = {"residual": lambda x: x, "sae": random_topk(3), "random_dictionary": random_topk(4)}
+    return sweep_clouds(clouds, encoders, noise_levels=levels, seeds=range(4))
+
+
+@pytest.mark.parametrize(("rms", "says"), [(255.0, "noise reaches 0.039 RMS"), (0.002, "noise begins at 10 RMS")])
+def test_what_is_asked_about_one_rms_is_refused_where_noise_does_not_span_it(rms, says):
+    swept = in_absolute_units(rms, PAPER_NOISE_LEVELS)
+    controls = controls_table(swept)
+    excursions = controls[controls["statistic"] == "excursion"]
+    assert excursions["reason"].str.startswith(says).all()
+    assert (excursions["verdict"] == "inconclusive").all()
+    against = found.advantages(controls)["random_dictionary"]
+    assert against.says("no difference") is None
+    assert says in str(against)
+    assert found.keeps_its_place(swept.assign(angle_mean=1.0, support_kept=1.0)) == (None, why_undecided(swept))
+    text = [label.get_text() for axis in plots.advantage_forest(controls).axes for label in axis.texts]
+    assert any(says in label for label in text)
+    plots.noise_units(swept).draw_without_rendering()
+
+
+def test_the_papers_levels_tell_of_one_rms_where_the_stream_is_of_ordinary_size():
+    swept = in_absolute_units(7.3, PAPER_NOISE_LEVELS)
+    assert why_undecided(swept) == ""
+    assert (controls_table(swept)["reason"] == "").all()
+
+
+def test_levels_of_concepts_are_paired_step_by_step_though_their_sizes_differ():
+    mask, flat = torch.ones(6, 4, dtype=torch.bool), torch.arange(24) < 3  # noise fills the other directions
+    clouds = [TokenCloud.of(toy_tokens(seed=i) * flat * 10.0**i, mask, name) for i, name in enumerate("ab")]
+    swept = sweep_clouds(clouds, {"sae": lambda x: x}, noise_levels=(0, 0.5, 2), noise_unit="rms", seeds=(0,))
+    assert swept.groupby("concept")["noise"].nunique().eq(3).all()
+    steps = noise_steps(swept)
+    assert dict(zip(steps, swept["noise_rms"], strict=True)) == {0: 0.0, 1: 0.5, 2: 2.0}
+    first = stratification_table(swept).query("mode == 2")
+    assert first["first_noise_rms"].tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(first["first_noise"], [0.5 * cloud.rms for cloud in clouds])
 
 
 def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
@@ -161,12 +245,13 @@ def test_an_undecided_comparison_neither_holds_nor_fails():
 
 
 def test_drift_is_read_at_the_largest_level_within_one_rms():
-    rows = [(2, 0.1, 0.1, 1.0, 0.9), (2, 0.5, 0.5, 10.0, 0.6), (2, 0.5, 0.6, 20.0, 0.8), (2, 3.0, 3.0, 80.0, 0.1)]
-    rows += [(0, 0.9, 0.9, 70.0, 0.2)]
-    drift = pd.DataFrame(rows, columns=["mode", "noise", "noise_rms", "angle_mean", "support_kept"])
+    rows = [("a", 2, 0.1, 0.1, 1.0, 0.9), ("a", 2, 0.5, 0.5, 10.0, 0.6), ("b", 2, 0.5, 0.6, 20.0, 0.8)]
+    rows += [("a", 2, 3.0, 3.0, 80.0, 0.1), ("b", 2, 3.0, 3.6, 80.0, 0.1), ("a", 0, 0.9, 0.9, 70.0, 0.2)]
+    drift = pd.DataFrame(rows, columns=["concept", "mode", "noise", "noise_rms", "angle_mean", "support_kept"])
     drift = drift.assign(representation="sae")
     assert found.drift_near_one_rms(drift) == {"sae": found.Drift(pytest.approx(15.0), pytest.approx(0.7))}
     assert found.drift_near_one_rms(drift.assign(noise_rms=2.0)) == {}
+    assert found.drift_near_one_rms(drift.assign(noise_rms=0.2)) == {}, "noise that stays far below one RMS"
 
 
 def test_ranks_beside_sinks_are_geometric_means():

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from saema_utils.chapters.scorecard.figures import SIGNS, VERDICT_COLORS, draw_intervals, in_margins
-from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, nothing_to_draw, panels
+from saema_utils.evidence.verdicts import VERDICTS
+from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, note_missing, nothing_to_draw, panels
+from saema_utils.statistics import written
 
 METRIC_NAMES = {
     "explained_variance": "explained variance",
@@ -20,7 +23,9 @@ METRIC_NAMES = {
 }
 CODERS = {"random_dictionary": ("s", 70), "pca": ("D", 70), "sae": ("o", 30)}  # the last is drawn on top
 _REACH = 4.0
-NO_CLAIM = "No run has finished chapters 3 to 5 yet."
+NO_CLAIM = "No run has been judged yet (chapter 7)."
+LEGEND = {verdict: f"{SIGNS[verdict]} {verdict}" for verdict in VERDICTS}
+"""What the sign of each verdict means."""
 
 
 def _claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +35,7 @@ def _claims(table: pd.DataFrame) -> pd.DataFrame:
 def by_run(table: pd.DataFrame) -> pd.DataFrame:
     """Metrics as rows, runs as columns: estimates as text, with the sign of the verdict."""
     shown = table[table["representation"] == "sae"]
-    text = [f"{row.estimate:.3g} {SIGNS.get(row.verdict, '')}".rstrip() for row in shown.itertuples()]
+    text = [f"{written(row.estimate, '.3g')} {SIGNS.get(row.verdict, '')}".rstrip() for row in shown.itertuples()]
     wide = shown.assign(text=text).pivot(index="metric", columns="run", values="text")
     wide = wide.reindex(index=shown["metric"].unique(), columns=shown["run"].unique())
     return wide.fillna("").rename_axis(columns=None).reset_index()
@@ -46,18 +51,20 @@ def effects_by_run(table: pd.DataFrame) -> Figure:
         found.pivot(index="metric", columns="run", values=name).reindex(index=claims, columns=runs)
         for name in ("estimate", "verdict")
     )
-    signs = verdicts.apply(lambda run: run.map(SIGNS)).fillna("")
+    marks = verdicts.apply(lambda run: run.map(SIGNS)).fillna("")
     width = min(16.0, 4.2 + max(0.55 * len(runs), 1.2))
-    figure, axes = panels(width=width, height=0.34 * len(claims) + 1.6)
-    scale = {"extend": "both", "shrink": 0.9, "pad": 0.02, "label": "effect, in smallest sizes\nworth the name"}
+    figure, axes = panels(width=width, height=0.34 * len(claims) + 1.8)
+    scale = {"extend": "both", "shrink": 0.9, "pad": 0.02, "label": "effect in margins"}
     look = {"cmap": TOWARDS_CLAIM, "vmin": -_REACH, "vmax": _REACH, "cbar_kws": scale}
-    sns.heatmap(effects.clip(-_REACH, _REACH), annot=signs, fmt="", ax=axes, **look)
+    sns.heatmap(effects.clip(-_REACH, _REACH), annot=marks, fmt="", ax=axes, **look)
     alone = len(runs) == 1
     axes.set_xticklabels(runs, rotation=0 if alone else 35, ha="center" if alone else "right", rotation_mode="anchor")
     axes.set(xlabel="", ylabel="")
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    axes.set_title("✓ supported   ✗ not supported   ? inconclusive", fontsize=9, fontweight="normal")
+    signs = list(LEGEND.values())
+    lines = ("    ".join(signs[start : start + 2]) for start in range(0, len(signs), 2))
+    axes.set_title("\n".join(lines), fontsize=9, fontweight="normal")
     return figure
 
 
@@ -108,12 +115,17 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
         if pooled["runs"] > 1 and np.isfinite(pooled["error"]):
             edges = (pooled["pooled"] + np.array([-1.96, 1.96]) * pooled["error"]) / rows["margin"].iloc[0]
             axis.axvspan(min(edges), max(edges), color=COLORS["muted"], alpha=0.3, linewidth=0)
-        draw_intervals(axis, rows, [runs.index(run) for run in rows["run"]])
+        places = [runs.index(run) for run in rows["run"]]
+        draw_intervals(axis, rows, places)
+        for place, verdict in zip(places, rows["verdict"], strict=True):
+            axis.text(1.02, place, SIGNS[verdict], transform=axis.get_yaxis_transform(), va="center", fontsize=10)
+        note_missing(axis, rows, why="one unit")
         share = pooled["i_squared"]
         axis.set_title(metric if np.isnan(share) else f"{metric}\n$I^2$ = {share:.0%}", fontsize=9.5)
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.set_yticks(range(len(runs)), runs)
-    figure.supxlabel("effect, in smallest sizes worth the name (95 % interval); grey band: pooled", fontsize=10)
+    figure.supxlabel("effect in margins (95 % interval); grey band: pooled", fontsize=10)
+    _explain(figure, found.loc[found["metric"].isin(metrics), "verdict"])
     return figure
 
 
@@ -141,10 +153,14 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
     columns = min(4, len(names))
     figure, axes = panels(columns, -(-len(names) // columns), width=2.5 * columns + 0.6, height=1.9, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
-        points = shown[shown["metric"] == name]
+        points = shown[shown["metric"].eq(name) & shown["estimate"].notna()]
         sns.lineplot(points, x=field, y="estimate", errorbar=None, color=COLORS["sae"], ax=axis)
         colors = points["verdict"].map(VERDICT_COLORS).fillna(COLORS["sae"])
         axis.scatter(points[field], points["estimate"], c=colors, s=26, zorder=3, linewidth=0)
+        above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        for x, y, verdict in zip(points[field], points["estimate"], points["verdict"], strict=True):
+            axis.annotate(SIGNS.get(verdict, ""), (x, y), **above)
+        axis.margins(y=0.22)  # room for the signs
         axis.set_title(METRIC_NAMES.get(name, name).split(" (")[0], fontsize=9.5)
         axis.set(xlabel="", ylabel="")
         if name in set(effects["metric"]):
@@ -153,8 +169,16 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
     despined_grid(figure, axes, len(names))
     figure.supxlabel(field, fontsize=10)
     if not effects.empty:
-        figure.supylabel("SAE metrics; effects in smallest sizes worth the name", fontsize=10)
+        figure.supylabel("SAE metrics; effects in margins", fontsize=10)
+        _explain(figure, effects["verdict"])
     return figure
+
+
+def _explain(figure: Figure, verdicts: pd.Series) -> None:
+    """What the colours and signs of these verdicts mean, above the panels."""
+    found = [verdict for verdict in VERDICTS if verdict in set(verdicts)]
+    handles = [Line2D([], [], color=VERDICT_COLORS[verdict], marker="o", linewidth=2.4) for verdict in found]
+    figure.legend(handles, [LEGEND[verdict] for verdict in found], loc="outside upper center", ncols=3, fontsize=9)
 
 
 def sweep_figure(table: pd.DataFrame, fields: Sequence[str]) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from saema_utils.chapters.found import Count, Found
+from saema_utils.chapters.found import NOTHING, Count, Found
 
 
 def alarms(q: np.ndarray, df: int, level: float = 0.05) -> float:
@@ -19,7 +19,17 @@ def beyond_chance(compared: pd.DataFrame) -> pd.Series:
     """By run: what its autoencoder explains of the variance of held-out text, minus a random dictionary's share."""
     explained = compared[(compared["kind"] == "sae") & (compared["metric"] == "explained_variance")]
     wide = explained.pivot(index="run", columns="representation", values="estimate")
+    wide = wide.reindex(columns=["sae", "random_dictionary"])
     return (wide["sae"] - wide["random_dictionary"]).reindex(explained["run"].unique())
+
+
+def all_beyond_chance(compared: pd.DataFrame) -> Found:
+    """Whether every run's autoencoder explains more than a random dictionary does; None without one."""
+    learnt = beyond_chance(compared)
+    if learnt.dropna().empty:
+        return Found(None, NOTHING)
+    shows = f"by {learnt.min():.2f} ({learnt.idxmin()}) to {learnt.max():.2f} ({learnt.idxmax()}) of the variance"
+    return Found((learnt > 0).all(), shows)
 
 
 def pointing_apart(compared: pd.DataFrame) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,9 @@ import pandas as pd
 
 from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import ArtifactError, SaemaError
-from saema_utils.evidence.claims import CLAIMS_FILE, judgement, load_claims
 from saema_utils.notebook import in_colab
 from saema_utils.runs.directory import PLAN_FILE, RunDirectory, read_manifest
-from saema_utils.runs.files import atomic_path, user_path, write_figure
+from saema_utils.runs.files import atomic_path, name_of, user_path, write_figure
 from saema_utils.runs.freshness import outside_digest
 from saema_utils.runs.tables import table
 from saema_utils.statistics import errors_to_bound, heterogeneity
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered")
+RULED = ("estimate", "low", "high", "n", "unit", "direction", "margin", "verdict")
 COLUMNS = (
-    "run model layer architecture d_sae k seed concepts kind metric representation "
-    "estimate low high n unit direction margin verdict"
+    *("run", "model", "layer", "architecture", "d_sae", "k", "seed", "concepts", "kind", "metric", "representation"),
+    *RULED,
 )
 
 
@@ -81,12 +81,15 @@ def compare_runs(
         Run folders, or folders of runs.
     leave_out_damaged
         Leave a run out and ``say`` so, instead of raising.
+    say
+        Receives a line for each run of which something is left out.
 
     Returns
     -------
     One row a run (called as :func:`run_names` says) and metric. ``kind`` is ``claim`` (an effect with its
-    95 % interval over ``n`` units and its verdict, for each claim whose table the run has) or ``sae``
-    (held-out quality, by representation). Columns that a sweep changes follow, named as in the sweep file.
+    95 % interval over ``n`` units, and what the rule decided in that run) or ``sae`` (held-out quality, by
+    representation). Columns that a sweep changes follow, named as in the sweep file. A run that was not judged, or by
+    other rules, has its quality only; ``say`` is told.
 
     Raises
     ------
@@ -96,15 +99,17 @@ def compare_runs(
     rows: list[dict[str, Any]] = []
     for path, name in run_names(find_runs(paths)).items():
         try:
-            rows.extend(_rows(name, RunDirectory.at(path), _changes(path)))
+            run = RunDirectory.at(path)
+            about = {"run": name, **_about(run), **_changes(path)}
+            rows.extend({**about, **row} for row in (*_quality(run), *_effects(run, name, say)))
         except SaemaError as error:
             if not leave_out_damaged:
                 raise
             say(f"{name} is left out: {error}")
     if not rows:
-        raise ArtifactError("no run has finished a chapter with numbers to compare (2 to 5). Run: saema run")
+        raise ArtifactError("no run has finished a chapter with numbers to compare (2 or 7). Run: saema run")
     table = pd.DataFrame(rows)
-    return table.reindex(columns=[*COLUMNS.split(), *(name for name in table if name not in COLUMNS.split())])
+    return table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
 
 
 def _what_is_compared(run: RunDirectory) -> list[Any]:
@@ -118,8 +123,8 @@ def _what_is_compared(run: RunDirectory) -> list[Any]:
         for place in ("tables/02_sae_eval.csv", "tables/07_claims.csv"):
             declared_results()[place](run)
     run.check("tables/02_sae_eval.csv")
-    names = ["sae/cfg.json", "tables/02_sae_eval.csv", *(f"tables/{claim.table}.csv" for claim in load_claims())]
-    found: list[Any] = [CLAIMS_FILE.read_text(encoding="utf-8")]
+    names = ("sae/cfg.json", "tables/02_sae_eval.csv", "tables/07_claims.csv")
+    found: list[Any] = []
     for path in [run.path, *run.neighbours(sweeps=True)]:
         with contextlib.suppress(ArtifactError):
             study = read_manifest(path).get("study_digest")
@@ -163,32 +168,40 @@ def _changes(path: Path) -> dict[str, Any]:
         changes = json.loads(plan.read_text(encoding="utf-8"))["runs"].get(path.name, {}).get("changes", {})
     except (OSError, ValueError, KeyError, AttributeError):
         return {}
-    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS.split()}
+    return {name: _plain(value) for name, value in changes.items() if name not in COLUMNS}
 
 
 def _plain(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _rows(name: str, run: RunDirectory, changes: dict[str, Any]) -> list[dict[str, Any]]:
+def _about(run: RunDirectory) -> dict[str, Any]:
     study, sae = run.study, sae_facts(run)
-    about = {"run": name, "model": study.model, "layer": study.layer, "architecture": sae.architecture}
-    about |= {"d_sae": sae.d_sae, "k": sae.k, "seed": study.seed, "concepts": len(study.concepts), **changes}
-    rows = []
-    if run.entry("tables/02_sae_eval.csv"):
-        evaluation = run.table("02_sae_eval").set_index("representation")
-        for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
-            value = float(evaluation.loc[representation, metric])
-            rows.append({"kind": "sae", "metric": metric, "representation": representation, "estimate": value})
-    judged = {claim.table for claim in load_claims()}
-    tables = {made: run.table(made) for made in sorted(judged) if run.entry(f"tables/{made}.csv")}
-    for claim in load_claims():
-        if claim.table in tables:
-            found = judgement(claim, tables[claim.table], seed=study.seed)
-            row = {"kind": "claim", "metric": claim.id, "representation": "sae", **asdict(found.interval)}
-            rule = {"unit": claim.unit, "direction": claim.direction, "margin": claim.margin}
-            rows.append({**row, **rule, "verdict": found.verdict})
-    return [{**about, **row} for row in rows]
+    about = {"model": name_of(study.model), "layer": study.layer, "architecture": sae.architecture, "d_sae": sae.d_sae}
+    return about | {"k": sae.k, "seed": study.seed, "concepts": len(study.concepts)}
+
+
+def _quality(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    """Held-out quality of a run's autoencoder and its controls, if it has been measured."""
+    if not run.entry("tables/02_sae_eval.csv"):
+        return
+    evaluation = run.table("02_sae_eval").set_index("representation")
+    for representation, metric in ((r, m) for r in evaluation.index for m in SAE_METRICS if m in evaluation):
+        value = float(evaluation.loc[representation, metric])
+        yield {"kind": "sae", "metric": metric, "representation": representation, "estimate": value}
+
+
+def _effects(run: RunDirectory, name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The claims as the run judged them; none, and a word on it, where it did not or went by other rules."""
+    if not run.entry("tables/07_claims.csv"):
+        say(f"{name} shows no effects: it was not judged. Run its chapter 7.")
+        return []
+    card = run.table("07_claims")
+    if "holds_up" not in card:
+        say(f"{name} shows no effects: it was judged by other rules. Run its chapter 7 again.")
+        return []
+    card = card.rename(columns={"claim": "metric", "holds_up": "verdict"})[["metric", *RULED]]
+    return card.assign(kind="claim", representation="sae").to_dict("records")
 
 
 def standard_errors(claims: pd.DataFrame) -> pd.Series:
@@ -202,7 +215,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     One row a claim: metric, runs, pooled, error, q, df, p, i_squared, lowest, highest (estimates), verdicts
-    (such as ``2 supported, 1 inconclusive``).
+    (such as ``2 supported · 1 too few units``).
     """
     rows = []
     for metric, found in table[table["kind"] == "claim"].groupby("metric", sort=False):
@@ -210,7 +223,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
         row = {"metric": metric, "runs": len(found)}
         row |= asdict(heterogeneity(found["estimate"], standard_errors(found)))
         row |= {"lowest": found["estimate"].min(), "highest": found["estimate"].max()}
-        rows.append(row | {"verdicts": ", ".join(f"{count} {verdict}" for verdict, count in counts.items())})
+        rows.append(row | {"verdicts": " · ".join(f"{count} {verdict}" for verdict, count in counts.items())})
     return pd.DataFrame(rows)
 
 

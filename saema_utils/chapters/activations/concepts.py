@@ -21,7 +21,7 @@ def concepts_of(run: RunDirectory) -> list[str]:
 
 def _prompts_and_model(run: RunDirectory) -> list[Any]:
     prompts = build_prompts(run.study).items()
-    texts = [(name, [(p.text, p.word, p.start) for p in found.prompts]) for name, found in prompts]
+    texts = [(name, [(p.text, p.word, *p.span) for p in found.prompts], found.left_out) for name, found in prompts]
     return [model_of(run), run.study.hook_name, texts]
 
 
@@ -29,6 +29,9 @@ def _prompts_and_model(run: RunDirectory) -> list[Any]:
 def concept_tensors(run: RunDirectory) -> dict[str, Tensor]:
     """Residual stream at the study's layer over every concept's prompts."""
     model, prompts = language_model(run), build_prompts(run.study)
+    for found in prompts.values():
+        for remark in found.remarks:
+            run.remark(remark)
     steps = progress(prompts.items(), "concept activations", len(prompts))
     return pack({name: capture_concept(model, found, run.study.hook_name) for name, found in steps})
 

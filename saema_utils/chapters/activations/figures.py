@@ -9,8 +9,19 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saema_utils.figures import COLORS, CYCLIC, DIVERGING, GREY, direct_label, nothing_to_draw, panels
+from saema_utils.figures import (
+    COLORS,
+    CYCLIC,
+    DIVERGING,
+    GREY,
+    direct_label,
+    nothing_to_draw,
+    panels,
+    says_if_empty,
+    span,
+)
 from saema_utils.model.residual_stream import SINK_FACTOR
+from saema_utils.statistics import written
 
 _KINDS = {"first": COLORS["accent"], "sink": COLORS["pca"], "ordinary": COLORS["residual"]}
 _NAMES = ("first position", "later sink", "ordinary token")
@@ -20,6 +31,7 @@ _DRAWN = 1000
 _NO_MAP = "No concept of this study has four words or more, so there is no map to draw."
 
 
+@says_if_empty("No token was captured.", known="ratio")
 def norms_by_position(table: pd.DataFrame) -> Figure:
     """Norm of every token against its position, in sentences and in prompts of one bare word."""
     figure, axes = panels(2, width=7.2, height=3.4, sharey=True, width_ratios=[3, 2])
@@ -41,7 +53,8 @@ def norms_by_position(table: pd.DataFrame) -> Figure:
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles, _NAMES, loc="outside lower center", ncols=3, fontsize=9)
     for ax in axes:
-        ax.get_legend().remove()
+        if legend := ax.get_legend():  # none where nothing was drawn
+            legend.remove()
     return figure
 
 
@@ -56,6 +69,7 @@ def _name_sinks(ax: Axes, sinks: pd.DataFrame) -> None:
             direct_label(ax, row.position + 0.25, row.ratio, f"“{text}”", "black", fontsize=8)
 
 
+@says_if_empty("No variance was measured.", known="share")
 def variance_with_and_without_sink(table: pd.DataFrame) -> Figure:
     """Cumulative share of variance, masked and with one sink let in; bands from concept to concept."""
     figure, ax = panels(width=6.2, height=3.2)
@@ -64,7 +78,7 @@ def variance_with_and_without_sink(table: pd.DataFrame) -> Figure:
     sns.lineplot(table, x="components", y="share", errorbar=("pi", 100), **look, ax=ax)
     for tokens, share in table[table["components"] == last].groupby("tokens")["share"].mean().items():
         direct_label(ax, last, share, tokens, colors[tokens])
-    ax.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.04), xlim=(1, last))
+    ax.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.04), xlim=(1, max(last, 2)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -75,6 +89,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
     A plane has no up and no handedness of its own: each panel is turned so that the first word stands
     on top, and mirrored if that makes the words run clockwise.
     """
+    table = table.dropna(subset=["x", "y"])
     if table.empty:
         return nothing_to_draw(_NO_MAP)
     concepts, last = list(table["concept"].unique()), int(table["layer"].max())
@@ -89,7 +104,8 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
             _word_map(ax, part[["x", "y"]].to_numpy(), [str(word) for word in part["word"]])
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
             ax.set_title(f"layer {shown}", fontsize=9, loc="center", pad=2)
-            ax.set_xlabel(f"in order {order:.0%}, plane holds {share:.0%}", fontsize=7.5, color=GREY)
+            text = f"in order {written(order, '.0%')}, plane holds {written(share, '.0%')}"
+            ax.set_xlabel(text, fontsize=7.5, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
     return figure
 
@@ -112,7 +128,7 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     outwards = points / np.maximum(np.hypot(*points.T), 1e-12)[:, None] * (10, 9)
     for point, text_at, word in zip(points, outwards, words, strict=True):
         ax.annotate(word[:3], point, text_at, textcoords="offset points", ha="center", va="center", fontsize=7)
-    middle, reach = (points.max(0) + points.min(0)) / 2, 0.68 * np.ptp(points, axis=0).max()
+    middle, reach = (points.max(0) + points.min(0)) / 2, 0.68 * (np.ptp(points, axis=0).max() or 1)
     ax.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
@@ -120,6 +136,7 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
 
 def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     """Share of neighbouring words in cyclic order at every layer, with the level of shuffled words."""
+    table = table.dropna(subset="cyclic_order")
     if table.empty:
         return nothing_to_draw(_NO_MAP)
     figure, ax = panels(width=6.6, height=2.9)
@@ -138,7 +155,7 @@ def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     ax.axvline(layer, color=COLORS["muted"], linestyle="--", linewidth=1)
     direct_label(ax, layer, 0.04, "studied", GREY, fontsize=8)
     ax.set(xlabel="layer (after which block)", ylabel="neighbours in order (share)", ylim=(0, 1.05))
-    ax.set_xlim(0, scores["layer"].max())
+    ax.set_xlim(0, max(1, scores["layer"].max()))
     return figure
 
 
@@ -147,7 +164,7 @@ def similarity_matrices(similarities: dict[str, pd.DataFrame]) -> Figure:
     if not similarities:
         return nothing_to_draw(_NO_MAP)
     shown = {name: frame.mask(np.eye(len(frame), dtype=bool)) for name, frame in similarities.items()}
-    limit = max(0.1, np.ceil(10 * max(np.nanmax(np.abs(frame), initial=0) for frame in shown.values())) / 10)
+    limit = max(0.1, np.ceil(10 * span(*(frame.abs() for frame in shown.values()), around=[0])[1]) / 10)
     figure, axes = panels(len(shown), width=3.7 * len(shown), height=3.5, squeeze=False)
     for ax, (concept, frame) in zip(axes[0], shown.items(), strict=True):
         sns.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)

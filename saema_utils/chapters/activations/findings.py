@@ -31,7 +31,7 @@ def sink_gap(norms: pd.DataFrame) -> Found:
 def first_components(shares: pd.DataFrame) -> Found:
     """Whether one sink makes the first principal component of ``01_sink_variance`` seem to hold nearly everything."""
     first = shares[shares["components"] == 1].groupby("tokens")["share"].mean()
-    masked, spoilt = first["masked"], first["one sink let in"]
+    masked, spoilt = first.reindex(["masked", "one sink let in"])
     return Found(
         bool(spoilt > 0.9 and masked < 0.5),
         f"share of the first direction: {spoilt:.1%} with one sink let in, {masked:.1%} without",
@@ -64,14 +64,14 @@ def neighbours_and_others(similarities: Mapping[str, pd.DataFrame]) -> Found:
 
     Takes square frames ``[W, W]`` of similarities, by concept; pairs with a word that has no mean (NaN) are left out.
     """
-    pairs = {}
+    found = {}
     for concept, frame in similarities.items():
         n = len(frame)
         apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
         is_near = (apart == 1) | (apart == n - 1)
-        matrix = frame.to_numpy()
-        pairs[concept] = np.nanmean(matrix[is_near]), np.nanmean(matrix[~is_near & (apart > 0)])
+        near, far = (frame.where(pairs).stack().mean() for pairs in (is_near, ~is_near & (apart > 0)))
+        found[concept] = near, far
     return Found(
-        all(near > far for near, far in pairs.values()) if pairs else None,
-        " · ".join(f"{name}: neighbours {near:+.2f}, others {far:+.2f}" for name, (near, far) in pairs.items()),
+        all(near > far for near, far in found.values()) if found else None,
+        " · ".join(f"{name}: neighbours {near:+.2f}, others {far:+.2f}" for name, (near, far) in found.items()),
     )

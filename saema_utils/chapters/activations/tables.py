@@ -8,6 +8,7 @@ import torch
 
 from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
 from saema_utils.chapters.activations.model import language_model
+from saema_utils.errors import ActivationError
 from saema_utils.geometry.circles import (
     cyclic_order,
     places_around,
@@ -21,13 +22,14 @@ from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import table
 from saema_utils.runtime import progress
 from saema_utils.statistics import label_permutation_test
-from saema_utils.text.concepts import ConceptPrompts, Prompt, build_prompts
+from saema_utils.text.concepts import ConceptPrompts, Prompt, build_prompts, left_out
 
 
 @table(
     "01_concepts",
     needs=(concept_tensors,),
     columns={
+        "left_out": "prompts of a file in which no word was found: how many, and the first few; empty if none",
         "positions": "places of the padded tensor: tokens, special tokens, sinks and padding together",
         "tokens": "ordinary tokens: what every measure sees",
         "special": "special tokens, masked",
@@ -44,6 +46,7 @@ def concept_table(run: RunDirectory) -> pd.DataFrame:
             "concept": concept,
             "prompts": len(found.prompts),
             "words": len(found.prompts.words),
+            "left_out": left_out(found.prompts),
             "positions": found.mask.numel(),
             "tokens": int(found.mask.sum()),
             "special": found.n_special,
@@ -181,6 +184,28 @@ def word_map(found: ConceptActivations, layer: int, seed: int) -> pd.DataFrame:
             "p_value": p_value,
         }
     )
+
+
+def middle_of_rings(maps: pd.DataFrame) -> int:
+    """The layer to study: the middle of the longest run of layers at which every ring is perfect (``01_word_maps``).
+
+    Perfect means that all words stand around their centre between their neighbours in the cycle, in every concept that
+    was drawn. Of two middles the lower one is taken, of two runs as long the earlier one. This chose the layers of
+    both embedded models, before any later chapter had looked at them.
+
+    Raises
+    ------
+    ActivationError
+        If there is no such layer.
+    """
+    order = maps.groupby(["layer", "concept"])["cyclic_order"].first().unstack()
+    perfect = order.eq(1).all(axis=1)
+    layers = perfect.index[perfect].to_numpy()
+    if not len(layers):
+        raise ActivationError("no layer has all words in order in every concept; choose the layer by other means.")
+    runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+    longest = max(runs, key=len)
+    return int(longest[(len(longest) - 1) // 2])
 
 
 def word_similarities(run: RunDirectory) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Figures of chapter 9: families of autoencoders, and layers."""
+"""Figures of chapter 9: families of autoencoders, layers, and other starts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saema_utils.chapters.families.measures import MEASURES, RESIDUAL, STREAM_MEASURES
-from saema_utils.chapters.families.tables import FAMILY_NAMES
-from saema_utils.figures import COLORS, NAMES, direct_label, panels
+from saema_utils.chapters.families.tables import FAMILY_NAMES, VARIANCE_PARTS
+from saema_utils.chapters.scorecard.figures import REACH, SMALL, draw_intervals, in_margins
+from saema_utils.evidence.multiverse import ITSELF
+from saema_utils.figures import COLORS, NAMES, direct_label, note, note_missing, panels, says_if_empty, span
 
 AXIS = {
     "excursion": "rank excursion |log ratio|",
@@ -21,6 +23,7 @@ AXIS = {
     "circularity": "cyclic order (1 = perfect)",
     "alpha_star": "alpha*; ring: beyond scaling",
 }
+PART_COLORS = {"concept": "#4477AA", "layer": "#CCBB44", "sae": "#EE6677", "rest": "#BBBBBB"}
 
 
 def _dots(axes: Axes, table: pd.DataFrame, x: str, ring: str = "", **look: Any) -> None:
@@ -32,6 +35,10 @@ def _dots(axes: Axes, table: pd.DataFrame, x: str, ring: str = "", **look: Any) 
     axes.grid(visible=True)
 
 
+NO_FAMILY = "No family was trained."
+
+
+@says_if_empty(NO_FAMILY)
 def sparsity_dots(training: pd.DataFrame) -> Figure:
     """How close each family came to the same L0, and what it explains there; one dot per seed."""
     k = float(training["k"].iloc[0])
@@ -41,7 +48,7 @@ def sparsity_dots(training: pd.DataFrame) -> Figure:
     _dots(right, training, "explained_variance")
     left.axvline(k, color="#444444", linewidth=1)
     left.axvspan(0.9 * k, 1.1 * k, color=COLORS["sae"], alpha=0.1, linewidth=0)
-    left.set_xlim(0, max(1.15 * k, 1.08 * training[["l0", "l0_trained"]].to_numpy().max()))
+    left.set_xlim(0, max(1.15 * k, 1.08 * span(training[["l0", "l0_trained"]])[1]))
     left.set_ylim(len(FAMILY_NAMES) - 0.4, -0.9)
     place = {"xytext": (-3, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
     left.annotate(f"asked for: {k:g}", (k, -0.65), fontsize=8, **place)
@@ -50,6 +57,7 @@ def sparsity_dots(training: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NO_FAMILY)
 def family_strips(families: pd.DataFrame) -> Figure:
     """Every measure: one row a family, one dot a seed, the residual stream as a line.
 
@@ -66,6 +74,8 @@ def family_strips(families: pd.DataFrame) -> Figure:
         ax.set_title(_two_lines(title), fontsize=9)
         ax.set_xlabel(AXIS[measure], fontsize=8)
         ax.margins(x=0.15)
+        if alone[measure].isna().all():
+            note(ax, "no concept has it")
     return figure
 
 
@@ -104,6 +114,7 @@ def families_or_seeds(spread: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty("No layer was measured.")
 def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
     """Measures of chapters 3 and 4 by layer: mean over concepts, and the middle half of concepts as a band."""
     figure, axes = panels(len(STREAM_MEASURES), width=10.5, height=3.1)
@@ -117,4 +128,35 @@ def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
     last = layers[layers["layer"] == layers["layer"].max()]
     for name, value in last.groupby("representation")[STREAM_MEASURES[0]].mean().dropna().items():
         direct_label(axes[0], last["layer"].max(), value, NAMES[name].split()[0], COLORS[name])
+    return figure
+
+
+@says_if_empty("No claim was measured with more than one autoencoder.")
+def replication_forest(replication: pd.DataFrame, effects: pd.DataFrame) -> Figure:
+    """Each claim over all autoencoders, in margins: their means as dots, the mean effect's interval (thick), that of a
+    new concept in a new autoencoder (thin); and what the variance is divided among."""
+    own = in_margins(replication[replication["contrast"] == ITSELF].reset_index(drop=True))
+    figure, (axes, parts) = panels(2, width=9.6, height=0.36 * len(own) + 1.5, sharey=True, width_ratios=(3, 1))
+    y = own.index.to_list()
+    ahead = own.assign(low=own["new_low"] / own["margin"], high=own["new_high"] / own["margin"])
+    draw_intervals(axes, ahead.assign(verdict=own["holds_up"]), y, REACH)
+    axes.hlines(y, own["low"].clip(-REACH, REACH), own["high"].clip(-REACH, REACH), color="black", lw=5, alpha=0.45)
+    means = effects[effects["contrast"] == ITSELF].groupby(["claim", "layer", "seed"])["effect"].mean().reset_index()
+    means = means.merge(own.reset_index()[["claim", "index", "margin"]], on="claim")
+    depth = means["layer"].rank(method="dense") / means["layer"].nunique()
+    sizes = (means["effect"] / means["margin"]).clip(-REACH, REACH)
+    axes.scatter(sizes, means["index"] + 0.6 * depth - 0.4, s=9, c="black", zorder=4)
+    axes.set_yticks(y, own["claim"], fontsize=SMALL)
+    axes.set(xlim=(-1.02 * REACH, 1.02 * REACH), ylim=(len(own) - 0.4, -0.6), xlabel="effect in margins")
+    note_missing(axes, own, why="one unit")
+    left = np.zeros(len(own))
+    for part, color in PART_COLORS.items():
+        width = own[f"share_{part}"].fillna(0).to_numpy()
+        parts.barh(y, width, left=left, color=color, height=0.6, label=VARIANCE_PARTS[part])
+        left += width
+    parts.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="share of variance")
+    parts.grid(axis="y", visible=False)
+    figure.legend(
+        *parts.get_legend_handles_labels(), loc="outside upper center", ncols=len(PART_COLORS), fontsize=SMALL
+    )
     return figure

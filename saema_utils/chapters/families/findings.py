@@ -1,4 +1,4 @@
-"""What chapter 9 finds: how equal the families were made, and which findings are those of one family or depth."""
+"""What chapter 9 finds: how equal the families were made, and what is one family's, one depth's or one start's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.families.measures import DOSES, MEASURES, RESIDUAL, STREAM_MEASURES
-from saema_utils.chapters.families.tables import FAMILY_NAMES
-from saema_utils.chapters.found import Found
+from saema_utils.chapters.families.tables import FAMILY_NAMES, VARIANCE_PARTS
+from saema_utils.chapters.found import Count, Found, in_short
+from saema_utils.chapters.scorecard.findings import none_supported
 from saema_utils.evidence.claims import load_claims
+from saema_utils.evidence.multiverse import ITSELF
+from saema_utils.statistics import NO_INTERVAL, with_interval
 
 
 def sparsity_match(training: pd.DataFrame) -> pd.DataFrame:
@@ -22,13 +25,22 @@ def sparsity_match(training: pd.DataFrame) -> pd.DataFrame:
 def gaps_of_families(families: pd.DataFrame) -> pd.DataFrame:
     """By family: each measure (mean over seeds) minus the residual stream's; measures that nobody has are left out."""
     means = families.groupby("architecture")[list(STREAM_MEASURES)].mean()
-    return (means.drop(RESIDUAL) - means.loc[RESIDUAL]).dropna(axis=1, how="all")
+    return (means.drop(RESIDUAL, errors="ignore") - means.reindex([RESIDUAL]).iloc[0]).dropna(axis=1, how="all")
 
 
 def gaps_over_layers(layers: pd.DataFrame) -> pd.DataFrame:
-    """By layer: each measure of the latents (mean over concepts) minus the residual stream's."""
+    """By layer: each measure of the latents (mean over concepts) minus the residual stream's; measures that no concept
+    has are left out."""
     means = layers.groupby(["representation", "layer"])[list(STREAM_MEASURES)].mean()
-    return means.loc["sae"] - means.loc[RESIDUAL]
+    sae, residual = (means[means.index.get_level_values(0) == name].droplevel(0) for name in ("sae", RESIDUAL))
+    return (sae - residual).dropna(axis=1, how="all")
+
+
+def lower_at_every_depth(layers: pd.DataFrame, measures: Sequence[str] = ("excursion", "intrinsic_dimension")) -> Found:
+    """Whether the latents lie below the residual stream at every layer, on each of some measures."""
+    gaps = gaps_over_layers(layers)
+    lower = (gaps.max() < 0)[[*measures]].all() if set(measures) <= set(gaps) else None
+    return Found(lower, f"latents minus residual stream: {in_ranges(gaps)}")
 
 
 def in_ranges(gaps: pd.DataFrame) -> str:
@@ -48,7 +60,7 @@ def best_dose(families: pd.DataFrame) -> Found:
     if doses.empty:
         return Found(None, "no concept has two words, so that there are no poles")
     most = doses.loc[doses["gain"].idxmax()]
-    margin = next(claim.margin for claim in load_claims() if claim.id == "worth-after-training")
+    margin = next(claim.measures["gain"] for claim in load_claims() if claim.id == "worth-after-training")
     return Found(
         bool(most["gain_beyond"] < most["gain"] / 2) if most["gain"] >= margin else None,
         f"{FAMILY_NAMES[most.name]}: {most['gain']:.2%} at {most['alpha_star']:+.2f} · scaling alone "
@@ -70,3 +82,41 @@ def family_spread(families: pd.DataFrame, columns: Sequence[str]) -> pd.DataFram
     table = pd.DataFrame({"between": groups.mean().std(ddof=1), "within": within})
     table["ratio"] = table["between"] / within.replace(0, np.nan)
     return table.rename_axis("measure").reset_index()
+
+
+def none_for_the_next(replication: pd.DataFrame) -> Found:
+    """Whether no claim is supported for a new concept in a new autoencoder; None where most claims lack units."""
+    return none_supported(replication[replication["contrast"] == ITSELF])
+
+
+def what_differs_most(replication: pd.DataFrame) -> Found:
+    """Whether, in most claims, concepts differ more than autoencoders and layers do together."""
+    own = replication[replication["contrast"] == ITSELF].dropna(subset=["share_concept"])
+    if own.empty:
+        return Found(None, "the variance of no claim could be divided")
+    others = own["share_layer"] + own["share_sae"]
+    more = Count.true(own["share_concept"] > others)
+    shares = {name: own[f"share_{part}"].median() for part, name in VARIANCE_PARTS.items()}
+    return Found(more.n > more.of / 2, f"in {more} claims · median shares: {in_short(shares, '.0%')}")
+
+
+def margins_beyond_starts(replication: pd.DataFrame) -> Found:
+    """Whether most margins exceed what autoencoders of one layer differ by (two standard deviations of the mean)."""
+    own = replication[replication["contrast"] == ITSELF].dropna(subset=["seeds"])
+    if own.empty:
+        return Found(None, "one autoencoder a layer")
+    ratio = (own["seeds"] / own["margin"].abs()).set_axis(own["claim"])
+    wider = Count.true(ratio < 1)
+    return Found(2 * wider.n > wider.of, f"{wider} · in margins, largest: {in_short(ratio.nlargest(3), '.2f')}")
+
+
+def replication_in_brief(replication: pd.DataFrame) -> pd.DataFrame:
+    """Every claim as a page shows it: the mean and the next autoencoder's interval, and what the rule makes of each."""
+    own = replication[replication["contrast"] == ITSELF]
+    means = [with_interval(*ends) for ends in own[["estimate", "low", "high"]].itertuples(index=False)]
+    bounded = np.isfinite(own[["new_low", "new_high"]]).all(axis=1)
+    ahead = [f"{row.new_low:.2g} to {row.new_high:.2g}" for row in own.itertuples()]
+    shown = own.assign(mean=means, ahead=np.where(bounded, ahead, NO_INTERVAL))
+    names = {"claim": "claim", "mean": "mean (95 %)", "holds_up_mean": "on the mean", "ahead": "the next one (95 %)"}
+    names |= {"holds_up": "on the next one", "margin": "margin"}
+    return shown[list(names)].rename(columns=names)

@@ -1,4 +1,5 @@
-"""Chapter 9 of a run: six families of autoencoder at one sparsity, through the measures of chapters 3 to 5."""
+"""Chapter 9 of a run: six families of autoencoder at one sparsity, through the measures of chapters 3 to 5; and every
+claim over several autoencoders."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from saema_utils.chapters.families.recipes import (
     search_trials,
     training_tokens,
 )
+from saema_utils.chapters.families.replicates import judged_claims, replicate_effects, rules
 from saema_utils.chapters.sae.coders import control_tensors, keep_sae
+from saema_utils.evidence.replication import mixture as mixture  # handed on to the chapter
+from saema_utils.evidence.replication import replication
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
@@ -37,6 +41,8 @@ FAMILY_NAMES = {
     "gated": "gated",
     "matryoshka": "Matryoshka",
 }
+VARIANCE_PARTS = {"concept": "concept", "layer": "layer", "sae": "autoencoder", "rest": "rest"}
+"""What the variance of an effect is divided among, and what pages call it."""
 TRAINING_COLUMNS = {
     "architecture": "the family; residual for the residual stream",
     "d_sae": "latents of the autoencoder",
@@ -175,3 +181,30 @@ def families_table(run: RunDirectory) -> pd.DataFrame:
     """One row per family and seed, the residual stream first: fidelity, and the measures averaged over concepts."""
     means = mean_over_concepts(family_measures(run), ["architecture", "seed"])
     return means.merge(family_training(run).drop(columns="trials"), on=["architecture", "seed"], how="left")
+
+
+@table(
+    "09_replication",
+    needs=(replicate_effects,),
+    choices=rules,
+    columns={
+        "claim": "its id",
+        "contrast": "itself, or its lead over a control that learned nothing",
+        "estimate": "mean effect, in the unit of the claim's measure",
+        "new_low": "lower end of the 95 % interval for a new concept in a new autoencoder",
+        "new_high": "upper end of it",
+        "minimum_n": "fewest concepts with which the rule may speak",
+        "saes": "autoencoders with a value",
+        "layers": "layers that they were trained at",
+        "share_concept": "share of the variance that lies between concepts",
+        "share_layer": "between layers",
+        "share_sae": "between autoencoders of one layer",
+        "share_rest": "in neither: a concept in one autoencoder",
+        "seeds": "two standard deviations between autoencoders of one layer, of their mean effect",
+        "holds_up": "what the rule decides by the interval for a new concept in a new autoencoder",
+        "holds_up_mean": "what it decides by the interval of the mean",
+    },
+)
+def replication_table(run: RunDirectory) -> pd.DataFrame:
+    """Every claim over all autoencoders and layers: the mean, and what to expect of the next one."""
+    return replication(replicate_effects(run), judged_claims())

@@ -20,12 +20,16 @@ from saema_utils.figures import (
     NOISE_MARKER,
     PLOTLY_SYMBOLS,
     class_style,
+    note_missing,
     nothing_to_draw,
     panels,
     present,
+    says_if_empty,
     scatter_classes,
+    span,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
+from saema_utils.statistics import written
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
@@ -44,6 +48,7 @@ def _legend(axis: Axes) -> None:
 
 def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     """Words of each cycle in the plane of their first two principal components, joined in their order."""
+    points = points.dropna(subset=["x", "y"])
     concepts = list(dict.fromkeys(points["concept"]))
     names = present(points, ("residual", "sae", "reconstruction", "random_dictionary"))
     if not concepts:
@@ -53,7 +58,7 @@ def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     for concept, row in zip(concepts, axes, strict=True):
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
         for name, axis in zip(names, row, strict=True):
-            _circle(axis, words.loc[(concept, name)].sort_values("place"), scores.loc[(concept, name)])
+            _circle(axis, words.loc[[(concept, name)]].sort_values("place"), scores.loc[(concept, name)])
     for name, axis in zip(names, axes[0], strict=True):
         axis.set_title(NAMES[name], color=COLORS[name])
     return figure
@@ -65,14 +70,14 @@ def _circle(axis: Axes, words: pd.DataFrame, score: pd.Series) -> None:
     axis.plot(*closed.T, color=COLORS["muted"], linewidth=0.9, zorder=1)
     hues = matplotlib.colormaps[CYCLIC](words["place"] / score["period"])
     axis.scatter(*xy.T, c=hues, s=26, zorder=2, edgecolor="#444444", linewidth=0.4)
-    centre, reach = xy.mean(axis=0), 1.3 * np.abs(xy).max()
+    centre, reach = xy.mean(axis=0), 1.3 * (np.abs(xy).max() or 1)
     for word, at in zip(words["word"], xy, strict=True):
         out = (at - centre) / max(np.linalg.norm(at - centre), 1e-12)
         _write(axis, str(word)[:3], at, 9 * out, va="center")
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
     axis.spines[:].set_visible(False)
-    p = f"p = {score['p_value']:.3f}" if score["p_value"] >= 0.001 else "p < 0.001"
-    axis.set_xlabel(f"circularity {score['score']:.2f}, {p}", fontsize=8.5)
+    p = "p < 0.001" if score["p_value"] < 0.001 else f"p = {written(score['p_value'], '.3f')}"
+    axis.set_xlabel(f"circularity {written(score['score'], '.2f')}, {p}", fontsize=8.5)
 
 
 def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = (0, 8), **style: Any) -> None:
@@ -83,7 +88,9 @@ def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = 
 
 def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
     """An empty map for each representation of a concept, with its rows."""
-    rows = table[table["concept"] == concept]
+    rows = table[table["concept"] == concept].dropna(subset=["x", "y"])
+    if rows.empty:
+        return nothing_to_draw(f"No map of {concept}: it has too few tokens, or prompts, to be drawn."), iter(())
     names = present(rows, ORDER)
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis in axes[0]:
@@ -159,18 +166,23 @@ def _concepts(parts: dict[str, pd.DataFrame], width: float = 8.6) -> tuple[Figur
 
 def merging_dots(table: pd.DataFrame) -> Figure:
     """How well words stay apart, per concept: residual stream and SAE, controls below them."""
-    rows = table[table["protocol"].eq("words") & table["representation"].ne("reconstruction")]
+    return _merging(table[table["protocol"].eq("words") & table["representation"].ne("reconstruction")])
+
+
+@says_if_empty("No concept has two words in prompts enough to compare.", known="ami")
+def _merging(rows: pd.DataFrame) -> Figure:
     ami, purity = (rows.assign(centre=rows[c], low=rows[c], high=rows[c]) for c in ("ami", "purity"))
     titles = {"words and clusters agree (AMI)": ami, "nearest neighbour has the same word": purity}
     figure, axes = _concepts(titles)
     chance = rows[rows["representation"] == "residual"]["purity_chance"]
-    axes[1].scatter(chance, range(len(chance)), marker="|", s=60, color=COLORS["accent"], label="chance")
+    axes[1].scatter(chance, np.arange(len(chance)), marker="|", s=60, color=COLORS["accent"], label="chance")
     for axis, label in zip(axes, ("1 = every word its own cluster, 0 = chance", "share of prompts"), strict=True):
-        axis.set(xlabel=label, xlim=(min(0.0, ami["ami"].min()) - 0.03, 1.03))
+        axis.set(xlabel=label, xlim=(min(0.0, span(ami["ami"])[0]) - 0.03, 1.03))
     _legend(axes[1])
     return figure
 
 
+@says_if_empty("No local representation was measured.")
 def dimension_intervals(geometry: pd.DataFrame) -> Figure:
     """Mean intrinsic dimension of local representations (direct protocol), with its 95 % interval."""
     rows = geometry[geometry["protocol"].eq("direct") & geometry["representation"].isin(SPARSE)]
@@ -188,8 +200,10 @@ def dimension_intervals(geometry: pd.DataFrame) -> Figure:
 
 def persistence_diagrams(table: pd.DataFrame, concept: str) -> Figure:
     """Persistence diagrams of one concept's tokens: components on the left edge, loops above the diagonal."""
-    rows = table[table["concept"] == concept]
-    names, top = present(rows, SPARSE), 1.05 * rows["death"].max()
+    rows = table[table["concept"] == concept].dropna(subset=["birth", "death"])
+    names, top = present(rows, SPARSE), 1.05 * span(rows["death"], around=[0])[1]
+    if not names:
+        return nothing_to_draw(f"No component and no loop of {concept} was measured.")
     figure, axes = panels(len(names), width=3.0 * len(names), height=3.2, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         components, loops = (rows[rows["representation"].eq(name) & rows["degree"].eq(degree)] for degree in (0, 1))
@@ -206,6 +220,8 @@ def comparison_forest(comparison: pd.DataFrame, against: str = "residual") -> Fi
     """SAE relative to one representation: ratio or difference per measure, 95 % intervals over concepts."""
     rows = comparison[(comparison["against"] == against) & comparison["estimate"].notna()]
     rows = rows.assign(centre=rows["estimate"], clear=rows["verdict"].str.startswith("SAE"))
+    if rows.empty:
+        return nothing_to_draw("No concept has a value on both sides.")
     rows["name"] = rows["measure"].map(MEASURES) + " (" + rows["protocol"] + ")"
     parts = [_ratios(rows[rows["effect"] == "log ratio"]), rows[rows["effect"] == "difference"]]
     lengths = [max(3, len(part)) for part in parts]
@@ -215,6 +231,7 @@ def comparison_forest(comparison: pd.DataFrame, against: str = "residual") -> Fi
         _dots(axis, part, "name", "clear", {True: COLORS["sae"], False: COLORS["muted"]}, legend=False)
         axis.axvline(no_change, **LINE)
         axis.set_title(title, fontsize=10)
+        note_missing(axis, part, "centre", "one concept")
     axes[1].set_xlabel("difference (0 = no change)")
     _ratio_axis(axes[0], parts[0], "ratio (1 = no change)")
     return figure
@@ -228,7 +245,8 @@ def _ratio_axis(axis: Axes, rows: pd.DataFrame, label: str) -> None:
     """A logarithmic axis with plain ticks that covers what is shown."""
     from matplotlib.ticker import NullLocator
 
-    low, high = 0.93 * np.fmin(rows["low"].min(), 1), 1.07 * np.fmax(rows["high"].max(), 1)
+    low, high = span(rows[["low", "centre", "high"]], around=[1])
+    low, high = 0.93 * low, 1.07 * high
     ticks = [tick for tick in (CLOSE_TICKS if high < 3 * low else TICKS) if low <= tick <= high]
     axis.set(xscale="log", xlabel=label)
     axis.xaxis.set_minor_locator(NullLocator())
@@ -238,7 +256,12 @@ def _ratio_axis(axis: Axes, rows: pd.DataFrame, label: str) -> None:
 
 def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
     """What the codes do to the words' poles, concept by concept: ratios with intervals over sentences."""
-    rows = uncertainty[uncertainty["representation"].str.endswith(" / residual")]
+    is_ratio = uncertainty["representation"].astype(str).str.endswith(" / residual")
+    return _word_changes(uncertainty[is_ratio & uncertainty["estimate"].notna()])
+
+
+@says_if_empty("No concept has two words in prompts enough to compare.")
+def _word_changes(rows: pd.DataFrame) -> Figure:
     codes = rows["representation"].str.removesuffix(" / residual")
     rows = _ratios(rows.assign(representation=codes, centre=rows["estimate"]))
     tree, distance = (rows[rows["measure"] == f"{measure}_scale_free"] for measure in ("mst_weight", "aedp"))
@@ -247,9 +270,11 @@ def word_change_intervals(uncertainty: pd.DataFrame) -> Figure:
     for axis, part in zip(axes, parts.values(), strict=True):
         axis.axvline(1, **LINE)
         _ratio_axis(axis, part, "ratio to the residual stream (1 = no change)")
+        note_missing(axis, part, "centre", "one sentence a word")
     return figure
 
 
+@says_if_empty("No local representation was looked for.")
 def numbers_by_seed(geometry: pd.DataFrame) -> Figure:
     """Numbers of local representations: every seed of the paper's protocol, and the direct protocol."""
     names = ("residual", "sae")

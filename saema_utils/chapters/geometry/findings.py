@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from saema_utils.chapters.found import Effect
+from saema_utils.chapters.found import NOTHING, Effect, Found, how_many
 from saema_utils.statistics import holm
 
 LEVEL = 0.05
@@ -65,10 +65,14 @@ def significant_circles(circles: pd.DataFrame) -> Circles:
 def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str = "residual") -> Effect:
     """What the SAE makes of a measure over concepts, from one row of ``04_comparison``: ``higher``, ``lower`` or
     ``unclear``, and nothing for too few concepts to say."""
-    row = comparison.set_index(["protocol", "measure", "against"]).loc[(protocol, measure, against)]
+    rows = comparison[comparison["protocol"].eq(protocol) & comparison["measure"].eq(measure)]
+    rows = rows[rows["against"] == against]
+    if rows.empty:
+        return Effect(np.nan, np.nan, np.nan, None, reason=NOTHING)
+    row = rows.iloc[0]
     is_ratio = row["effect"] == "log ratio"
     values = (float(np.exp(row[end]) if is_ratio else row[end]) for end in ("estimate", "low", "high"))
-    return Effect(*values, DIRECTIONS.get(row["verdict"]), is_ratio)
+    return Effect(*values, DIRECTIONS.get(row["verdict"]), is_ratio, how_many(row["n_concepts"]))
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,24 @@ def cluster_agreement(merging: pd.DataFrame) -> dict[str, ClusterAgreement]:
     return {name: ClusterAgreement(row["ami_token"], row["ami"]) for name, row in paper.iterrows()}
 
 
+def follow_texts(merging: pd.DataFrame, geometry: pd.DataFrame) -> Found:
+    """Whether the paper's clusters follow the texts of tokens, in the stream and in the SAE's latents."""
+    agreement = cluster_agreement(merging)
+    if not {"residual", "sae"} <= set(agreement):
+        return Found(None, NOTHING)
+    before, after = agreement["residual"], agreement["sae"]
+    return Found(
+        before.follows == after.follows == "tokens",
+        f"agreement with texts {before.tokens:.2f} → {after.tokens:.2f} · with words {before.words:.2f} → "
+        f"{after.words:.2f} · {share_of_copies(geometry):.0%} of tokens were copies",
+    )
+
+
 def share_of_copies(geometry: pd.DataFrame) -> float:
     """Share of all tokens that repeat the vector of an earlier one."""
     each = geometry.drop_duplicates("concept")
-    return float(each["n_copies"].sum() / (each["n_copies"] + each["n_points"]).sum())
+    tokens = (each["n_copies"] + each["n_points"]).sum()
+    return float(each["n_copies"].sum() / tokens) if tokens else np.nan
 
 
 def seed_spread(geometry: pd.DataFrame) -> float:
@@ -112,6 +130,7 @@ def clusters_by_words(geometry: pd.DataFrame, min_cluster_size: int) -> dict[str
     """
     rows = geometry[geometry["representation"] == "residual"]
     numbers = rows.groupby(["protocol", "concept"])["n_local"].mean().unstack("protocol")
+    numbers = numbers.reindex(columns=["paper", "words"]).dropna()
     side = np.where(numbers["words"] >= min_cluster_size, "many", "few")
     return numbers["paper"].groupby(side).mean().to_dict()
 
@@ -128,9 +147,10 @@ def fresh_merges(merged: pd.DataFrame) -> list[str]:
 
 
 def moved_trees(uncertainty: pd.DataFrame, code: str) -> tuple[int, int, int]:
-    """Concepts whose words' tree a code makes lighter, or heavier, by an interval without 1; and of how many."""
+    """Concepts whose words' tree a code makes lighter, or heavier, by an interval without 1; and of how many that
+    have an interval."""
     chosen = uncertainty["measure"].eq("mst_weight_scale_free") & uncertainty["representation"].eq(f"{code} / residual")
-    rows = uncertainty[chosen]
+    rows = uncertainty[chosen].dropna(subset=["low", "high"])
     return int((rows["high"] < 0).sum()), int((rows["low"] > 0).sum()), len(rows)
 
 

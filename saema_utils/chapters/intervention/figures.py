@@ -11,9 +11,19 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saema_utils.chapters.intervention.findings import SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
+from saema_utils.chapters.intervention.findings import CHANGES, SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
 from saema_utils.evidence.effects import within_levels
-from saema_utils.figures import COLORS, NAMES, SEQUENTIAL, line_style, panels
+from saema_utils.figures import (
+    COLORS,
+    NAMES,
+    SEQUENTIAL,
+    line_style,
+    note,
+    note_missing,
+    nothing_to_draw,
+    panels,
+    says_if_empty,
+)
 from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
 from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval
@@ -24,9 +34,11 @@ if TYPE_CHECKING:
 ZERO = {"color": "#888888", "linewidth": 1}
 EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  # band: smallest to largest
 BELOW = {"loc": "outside lower center", "fontsize": 8.5, "columnspacing": 1.2, "handletextpad": 0.4}
+NO_EDIT = "No concept has two words left whose poles could be moved."
 SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
 
+@says_if_empty(NO_EDIT)
 def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -> Figure:
     """Relative error of every arm against dose, mean and range over concepts, with each arm's best dose.
 
@@ -66,11 +78,14 @@ def _best_doses(ax: Axes, rows: pd.DataFrame, height: float, color: str, reach: 
         ax.plot(alphas, np.full(len(alphas), height), marker, color=color, markersize=size, markeredgewidth=1.4)
 
 
+@says_if_empty(NO_EDIT)
 def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, concept: str) -> Figure:
     """One curve read from its two sides, and the correlation over concepts in each range of doses."""
-    figure, (left, right) = panels(2, 1, width=9.2, height=3.9, width_ratios=(1, 1.25))
     mine = (curves["concept"] == concept) & (curves["arm"] == "poles") & ~curves["preserve_sparsity"]
-    curve = curves[mine].sort_values("alpha")
+    curve = curves[mine].dropna(subset=["aedp", "relative"]).sort_values("alpha")
+    if curve.empty:
+        return nothing_to_draw(f"The poles of {concept} have no distance that could be told from the error.")
+    figure, (left, right) = panels(2, 1, width=9.2, height=3.9, width_ratios=(1, 1.25))
     left.plot("aedp", "relative", data=curve, color="#bbbbbb", linewidth=1)
     for part, end, aligned, label, color in (
         (curve[curve["alpha"] <= 0], 0, "left", "moving together", COLORS["accent"]),
@@ -101,6 +116,7 @@ def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, conc
     return figure
 
 
+@says_if_empty(NO_EDIT, known="mse")
 def search_courses(searches: pd.DataFrame) -> Figure:
     """Courses of the gradient searches: the distance they change, its scale-free reading, and the error they cause."""
     figure, axes = panels(3, 1, width=10.2, height=3.4)
@@ -121,6 +137,8 @@ def search_courses(searches: pd.DataFrame) -> Figure:
 def spliced_effects(losses: pd.DataFrame) -> Figure:
     """Cross-entropy change at the word and after it, with and without the SAE's error term, by arm and dose."""
     losses = losses.dropna(subset="ce_change")
+    if losses.empty:
+        return nothing_to_draw("No edit was spliced into the model where it predicts something.")
     doses = sorted(set(losses["alpha"]) - {0})
     order = ["no edit", *(f"{NAMES[arm]} {alpha:+g}" for arm in ARMS for alpha in doses)]
     places = [place for place in ("concept", "after") if place in set(losses["position"])]
@@ -142,6 +160,10 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
     return figure
 
 
+NOT_TRAINED = "No autoencoder was trained for separation."
+
+
+@says_if_empty(NOT_TRAINED)
 def training_changes(trained: pd.DataFrame) -> Figure:
     """What each coefficient changes against coefficient 0: dots are seeds, bars the mean and its 95 % interval."""
     figure, axes = panels(3, 1, width=10.2, height=3.5)
@@ -163,12 +185,16 @@ def training_changes(trained: pd.DataFrame) -> Figure:
         interval = {"errorbar": lambda values: paired_interval(values)[1:], "capsize": 0.12}
         sns.pointplot(part, **style, **interval, dodge=dodge, markersize=5, linewidth=1.8, err_kws={"linewidth": 1.5})
         ax.axhline(0, **ZERO)
-        ax.legend(fontsize=8)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8)
+        if trained["seed"].nunique() < 2:
+            note(ax, "no interval: one seed")
         ax.set(xlabel="coefficient of the separation term", ylabel="", title=title)
     axes[0].set_ylabel("difference from coefficient 0")
     return figure
 
 
+@says_if_empty(NOT_TRAINED, known="separation")
 def natural_variation(natural: pd.DataFrame) -> Figure:
     """Without any separation term: both over training, and their deviations from the mean of each step."""
     figure, (left, right) = panels(2, 1, width=9.2, height=3.6)
@@ -188,6 +214,7 @@ def natural_variation(natural: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOT_TRAINED)
 def gaming(table: pd.DataFrame) -> Figure:
     """Ratios to the start: what rewarding the raw distance buys, beside rewarding the scale-free measure."""
     figure, ax = panels(1, 1, width=8.2, height=3.0)
@@ -202,17 +229,17 @@ def gaming(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOT_TRAINED, known="separation")
 def reversed_cause(table: pd.DataFrame) -> Figure:
     """Reconstruction improved by other means, and what separation does meanwhile."""
     figure, axes = panels(3, 1, width=10.2, height=3.3)
-    titles = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
-    for ax, (change, title) in zip(axes, titles.items(), strict=True):
+    for ax, (change, title) in zip(axes, CHANGES.items(), strict=True):
         part = table[table["change"] == change].sort_values("level")
-        mean = part.groupby("level")[["explained_variance", "separation"]].mean()
+        mean = part.groupby("level")[["explained_variance", "separation"]].mean().dropna()
         style = {"x": "explained_variance", "y": "separation", "sort": False, "estimator": None, "ax": ax}
         sns.lineplot(part, **style, units="seed", color="#bbbbbb", linewidth=1)
         sns.lineplot(mean, **style, color=COLORS["sae"], marker="o", markeredgewidth=0)
-        for level in (mean.index[0], mean.index[-1]):
+        for level in dict.fromkeys(mean.index[[0, -1]] if len(mean) else ()):
             ax.annotate(f"{level:g}", mean.loc[level], xytext=(4, 5), textcoords="offset points", fontsize=8.5)
         ax.margins(0.12)
         ax.set(xlabel="explained variance, held-out text", ylabel="", title=title)
@@ -220,6 +247,7 @@ def reversed_cause(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty("No effect was measured.")
 def effect_forest(table: pd.DataFrame) -> Figure:
     """Every effect with its interval, in units of the interval's half width so that all fit one axis."""
     figure, ax = panels(1, 1, width=9.6, height=0.24 * len(table) + 0.9)
@@ -235,6 +263,7 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     ax.axvline(0, **ZERO)
     names = table["effect"] + "  vs " + table["control"].replace(NAMES)
     ax.set_yticks(rows, names, fontsize=7.5)
+    note_missing(ax, table, why="one concept, one seed")
     label = "effect in half-widths of its 95 % interval (right: as the causal claim predicts)"
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(-9.2, 9.2), xlabel=label)
     return figure

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
+from saema_utils.statistics import NO_INTERVAL
 
+CHANGES = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
 CURVE = ["concept", "arm", "seed", "preserve_sparsity"]
 TOGETHER, APART = "moving together (alpha <= 0)", "moving apart (alpha >= 0)"
 SEARCHES = {
@@ -30,6 +33,7 @@ REWARDED = {
     "ev_words": "of unseen words",
     "ce_recovered": "recovered cross-entropy",
 }
+EDITS = ("no edit", "poles -0.5", "poles +0.5")  # whose cost the page tells
 STOPS = 1e-3  # share of the unedited error by which a measured error may leave its parabola and still be on it
 
 
@@ -51,17 +55,20 @@ def with_parabola(doses: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_by_arm(table: pd.DataFrame, column: str) -> pd.Series:
-    """Mean over concepts with all latents free, in the order of the arms; draws of one concept count as one."""
+    """Mean over concepts with all latents free, in the order of the arms; draws of one concept count as one.
+
+    The poles' is NaN where nothing was measured.
+    """
     if "preserve_sparsity" in table:
-        table = table[~table["preserve_sparsity"]]
+        table = table[~table["preserve_sparsity"].astype(bool)]
     means = table.groupby(["arm", "concept"])[column].mean().groupby("arm").mean()
-    return means.reindex([arm for arm in ARMS if arm in means])
+    return means.reindex([arm for arm in ARMS if arm in means or arm == ARMS[0]])
 
 
 def sides(correlation: pd.DataFrame) -> dict[str, float]:
     """Mean correlation over doses that bring poles together and over those that push them apart, with scaling's."""
     return {
-        f"{NAMES[arm]} {word}": float(mean_by_arm(correlation[correlation["range"] == side], "r")[arm])
+        f"{NAMES[arm]} {word}": float(mean_by_arm(correlation[correlation["range"] == side], "r").get(arm, np.nan))
         for arm in ("poles", "global_scaling")
         for side, word in ((TOGETHER, "together"), (APART, "apart"))
     }
@@ -77,26 +84,31 @@ def search_costs(searches: pd.DataFrame) -> dict[str, float]:
 
 def edit_names(losses: pd.DataFrame) -> pd.Series:
     """What each row of ``05_language_model`` has edited, in words: arm and dose."""
-    names = losses["arm"].replace(NAMES) + losses["alpha"].map(" {:+g}".format)
+    names = losses["arm"].replace(NAMES) + losses["alpha"].map(" {:+g}".format).astype(str)
     return names.where(losses["alpha"] != 0, "no edit")
 
 
 def costs_at_the_word(losses: pd.DataFrame) -> dict[str, float]:
-    """Mean change of cross-entropy at the word when the edited reconstruction stands alone, by arm and dose."""
-    here = losses[(losses["position"] == "concept") & ~losses["error_term"]]
-    return here.groupby(edit_names(here), sort=False)["ce_change"].mean().to_dict()
+    """Mean change of cross-entropy at the word when the edited reconstruction stands alone, by arm and dose.
+
+    Of :data:`EDITS` also those that were not spliced in, as NaN.
+    """
+    here = losses[(losses["position"] == "concept") & ~losses["error_term"].astype(bool)]
+    found = here.groupby(edit_names(here), sort=False)["ce_change"].mean().to_dict()
+    return dict.fromkeys(EDITS, np.nan) | found
 
 
 def at_largest_coefficient(effects: pd.DataFrame) -> pd.DataFrame:
     """What rewarding separation most changes: unseen words' separation first, then three of reconstruction."""
     most = effects[effects["coefficient"] == effects["coefficient"].max()].set_index("measure")
-    return most.loc[list(REWARDED)].rename(index=REWARDED)
+    return most.reindex(list(REWARDED)).rename(index=REWARDED)
 
 
 def gaming_ratios(gaming: pd.DataFrame) -> pd.DataFrame:
     """Every autoencoder over the one before: pole distance, size, separation, and what it leaves unexplained."""
     shown = gaming.assign(unexplained=1 - gaming["ev_train"]).set_index("autoencoder")[list(GAMED)]
-    return (shown / shown.loc["before"]).drop("before").rename(columns=GAMED)
+    before = shown.reindex(["before"]).iloc[0]
+    return (shown / before).drop("before", errors="ignore").rename(columns=GAMED)
 
 
 def natural_relation(natural: pd.DataFrame) -> dict[str, float]:
@@ -109,13 +121,19 @@ def natural_relation(natural: pd.DataFrame) -> dict[str, float]:
 
 
 def reversed_changes(reversed_cause: pd.DataFrame) -> pd.DataFrame:
-    """What the largest level of each change has over the smallest, mean over seeds."""
+    """What the largest level of each change has over the smallest, mean over seeds; of :data:`CHANGES`."""
     levels = reversed_cause.groupby(["change", "level"])[["explained_variance", "separation"]].mean()
-    return levels.groupby("change").agg(lambda values: values.iloc[-1] - values.iloc[0])
+    changes = levels.groupby("change").agg(lambda values: values.iloc[-1] - values.iloc[0])
+    return changes.reindex(list(CHANGES))
 
 
 def verdict_counts(effects: pd.DataFrame) -> str:
-    """The three kinds of evidence and their verdicts, and how many effects stand behind them, in one line."""
+    """The three kinds of evidence and their verdicts, and how many effects stand behind them, in one line.
+
+    Where none of these has an interval, that alone.
+    """
+    if effects["verdict"].eq(NO_INTERVAL).all():
+        return f"{NO_INTERVAL} of {len(effects)} effects: one concept, one seed"
     votes = "; ".join(f"{kind}: {verdict}" for kind, verdict in causal_verdict(effects).items())
     counts = effects["verdict"].value_counts()
     firm = int((effects["survives"] & effects["verdict"].eq("supports")).sum())

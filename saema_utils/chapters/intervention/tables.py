@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,6 +30,8 @@ from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import Result, parts, table
 from saema_utils.runtime import float64, progress
+from saema_utils.saes.coders import Coder, SaeCoder
+from saema_utils.study import Study
 
 RANDOM_SEEDS = 3  # draws of the two random arms
 SEEDED = ("random_direction", "permuted_labels")
@@ -79,22 +81,23 @@ class WordTokens:
         return True
 
 
+def encoded_words(activations: ConceptActivations, coder: Coder) -> WordTokens:
+    """The word tokens of a concept, encoded on the coder's device."""
+    x, labels, prompts = label_words(activations)
+    x = x.to(coder.dictionary().device)
+    with torch.no_grad():
+        latents = coder.encode(x)
+
+    def decode(z: Tensor) -> Tensor:
+        return coder.decode(z.to(x.dtype), like=x)
+
+    return WordTokens(activations, x, latents, labels.to(x.device), prompts, decode)
+
+
 def word_tokens(run: RunDirectory) -> dict[str, WordTokens]:
     """Encoded word tokens of every concept of the run."""
-    from saema_utils.saes.coders import SaeCoder
-
-    coder, found = SaeCoder(study_sae(run)), {}
-    for concept, activations in concept_activations(run).items():
-        x, labels, prompts = label_words(activations)
-        x = x.to(run.device)
-        with torch.no_grad():
-            latents = coder.encode(x)
-
-        def decode(z: Tensor, x: Tensor = x) -> Tensor:
-            return coder.decode(z.to(x.dtype), like=x)
-
-        found[concept] = WordTokens(activations, x, latents, labels.to(run.device), prompts, decode)
-    return found
+    coder = SaeCoder(study_sae(run))
+    return {concept: encoded_words(found, coder) for concept, found in concept_activations(run).items()}
 
 
 def example_concept(run: RunDirectory) -> tuple[str, WordTokens]:
@@ -236,25 +239,28 @@ def optimised_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
     ``gromov_wasserstein``/``lower`` pulls the shape of the poles towards that of the dense residual's poles;
     ``raise`` pushes it away from its own shape before the edit. ``random`` is the control of equal size.
     """
-    if not tokens.is_usable:
-        return pd.DataFrame()
+    return searches_of(tokens, run.study) if tokens.is_usable else pd.DataFrame()
+
+
+def searches_of(tokens: WordTokens, study: Study, searches: Sequence[tuple[str, str]] = SEARCHES) -> pd.DataFrame:
+    """The courses of some searches (what, and raise or lower) through the latents of a concept's words."""
     _, labels, k = check_labelled(tokens.latents, tokens.labels)
     vectors = float64(tokens.vectors)
     shape = distance_matrix(cluster_means(vectors, labels.to(vectors.device), k), relative=True)
     found = []
-    for objective, direction in SEARCHES:
+    for objective, direction in searches:
         search = optimise_separability(
             *tokens.given,
             objective=objective,
             direction=direction,
             radius=RADIUS,
-            steps=run.study.intervention.optimise_steps,
+            steps=study.intervention.optimise_steps,
             restarts=RESTARTS,
             reference=shape if (objective, direction) == ("gromov_wasserstein", "lower") else None,
-            seed=run.study.seed,
+            seed=study.seed,
         )
         history = search.history.rename(columns={"objective": "value"})
-        found.append(history.assign(search=objective, direction=direction, seed=run.study.seed))
+        found.append(history.assign(search=objective, direction=direction, seed=study.seed))
     return pd.concat(found, ignore_index=True)
 
 

@@ -1,13 +1,14 @@
 """Chapter 5 of a run, during training: autoencoders trained to separate concepts, against equals that were not.
 
-All runs of one seed see the same batches from the same start; only the coefficient differs. A quarter
-of each concept's words, and a third of the sentences of the other words, are kept out of training.
+Each seed has an autoencoder of its own: a plain run from fresh weights, which is watched, and which the runs that
+separate continue. These see the same batches; only the coefficient differs. A quarter of each concept's words, and
+a third of the sentences of the other words, are kept out of training.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,22 @@ from saema_utils.intervention.training import (
     SeparableTopKTrainingSAE,
     activation_scale,
     as_plain,
-    can_continue,
+    continued,
     fresh,
     train_separable,
-    warm_start,
 )
 from saema_utils.model.residual_stream import label_words
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
 from saema_utils.runtime import progress
+from saema_utils.study import Study
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-TRAINED_SEEDS = 3
+AUTOENCODERS = 6  # units of the experiment, in a study of ENOUGH seeds; smaller studies have one a seed
+ENOUGH = 5
+REVERSED = 2  # of them are also improved by other means
 BATCH = 384
 FRESH_BATCH = 768  # a step costs nearly the same: most of it is spent on the weights, not on the tokens
 CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains too little to be called an autoencoder
@@ -73,13 +76,14 @@ def split_tokens(run: RunDirectory) -> Split:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that the runs of one chapter share.
+    """Everything that the runs of one chapter share. Sizes are those of the study's SAE.
 
-    ``origin`` is the study's SAE; ``warm`` says whether runs continue it. Runs that start from fresh
-    weights, here or for comparison, take ``fresh_steps``.
+    ``warm`` says whether runs with concept tokens continue their seed's plain run, for ``finetune_steps``; else they
+    take ``fresh_steps`` from fresh weights, as plain runs do.
     """
 
-    origin: SAE
+    d_sae: int
+    k: int
     corpus: Tensor
     heldout: Tensor
     split: Split
@@ -95,82 +99,104 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        """How long a run from the common start is."""
+        """How long a run from the common start of its seed is."""
         return self.finetune_steps if self.warm else self.fresh_steps
 
-    def begin(self, *, seed: int, k: int | None = None, **choices: Any) -> SeparableTopKTrainingSAE:
-        """The common start: the study's own SAE, or fresh weights of its size."""
-        if self.warm:
-            return warm_start(self.origin, self.scale, k=k, **choices)
-        return self.fresh(seed=seed, k=k, **choices)
+    def fresh(self, seed: int, **choices: Any) -> SeparableTopKTrainingSAE:
+        sizes = {"d_sae": self.d_sae, "k": self.k, "device": str(self.heldout.device)}
+        return fresh(self.corpus.shape[1], seed=seed, **sizes | choices)
 
-    def fresh(self, *, seed: int, k: int | None = None, d_sae: int | None = None, **choices: Any):
-        cfg, device = self.origin.cfg, str(self.origin.W_dec.device)
-        return fresh(cfg.d_in, d_sae or cfg.d_sae, k or getattr(cfg, "k", 32), seed=seed, device=device, **choices)
+    def train_plain(self, seed: int, watch: Callable[[int, SAE], None] | None = None, **choices: Any):
+        """A run that nobody separates, watched at :data:`CHECKPOINTS`; as it is in training, to be continued."""
+        sae = self.fresh(seed, **choices)
+        marks = tuple(sorted({max(1, round(share * self.fresh_steps)) for share in CHECKPOINTS}))
+        self._train(sae, None, seed, warm=False, checkpoints=marks, watch=watch)
+        return sae
 
-    def train(self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, **options: Any) -> SAE:
-        """Train a run from the common start, or (without ``tokens``) one from fresh weights that nobody separates."""
-        continued = self.warm and tokens is not None
-        usual = {
-            "steps": self.finetune_steps if continued else self.fresh_steps,
-            "learning_rate": self.learning_rate * (WARM_RATE if continued else 1.0),
-            "batch": min(BATCH if continued else FRESH_BATCH, len(self.corpus)),
-        }
-        return train_separable(sae, self.corpus, tokens, scale=self.scale, seed=seed, **usual | options)
+    def train(self, start: SeparableTopKTrainingSAE, seed: int, **choices: Any) -> SAE:
+        """A run with concept tokens in every batch; ``start`` is the plain run of its seed, and is left alone."""
+        sae = continued(start, **choices) if self.warm else self.fresh(seed, **choices)
+        return self._train(sae, self.split.train, seed, warm=self.warm)
+
+    def _train(
+        self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, *, warm: bool, **watched: Any
+    ) -> SAE:
+        return train_separable(
+            sae,
+            self.corpus,
+            tokens,
+            scale=self.scale,
+            seed=seed,
+            steps=self.finetune_steps if warm else self.fresh_steps,
+            learning_rate=self.learning_rate * (WARM_RATE if warm else 1.0),
+            batch=min(BATCH if warm else FRESH_BATCH, len(self.corpus)),
+            **watched,
+        )
+
+    def plain(self, sae: SeparableTopKTrainingSAE) -> SAE:
+        """One in training, for inference on the model's own activations."""
+        return as_plain(sae, self.scale)
 
     def measure(self, plain: SAE) -> dict[str, float]:
         """What it is worth, on what training did not see."""
         return measure_trained(plain, self.heldout, self.split)
 
 
+def sizes_of(run: RunDirectory) -> tuple[int, int]:
+    """Width of the study's SAE, and its active latents a token (of the recipe where its family has no k)."""
+    cfg = study_sae(run).cfg
+    return cfg.d_sae, getattr(cfg, "k", run.study.sae.k)
+
+
 def bench(run: RunDirectory) -> Bench:
-    """Load what the runs share. A study whose SAE is not TopK starts from fresh weights, whatever it asks for."""
-    corpus, sae = corpus_activations(run), study_sae(run)
-    heldout = corpus.heldout[: run.study.intervention.judged_tokens].to(run.device).float()
-    recipe = run.study.intervention
+    """Load what the runs share."""
+    corpus, recipe = corpus_activations(run), run.study.intervention
     return Bench(
-        sae,
+        *sizes_of(run),
         corpus.train,
-        heldout,
+        corpus.heldout[: recipe.judged_tokens].to(run.device).float(),
         split_tokens(run),
         activation_scale(corpus.train),
         recipe.finetune_steps,
         recipe.fresh_steps,
         run.study.sae.learning_rate,
-        recipe.start == "warm" and can_continue(sae),
+        recipe.start == "warm",
     )
 
 
-def _seeds(run: RunDirectory) -> list[str]:
-    return [str(seed) for seed in run.study.seeds[:TRAINED_SEEDS]]
+# ---- a seed at a time --------------------------------------------------------------------------
 
 
-@parts("05_separability_training", of=_seeds, needs=TRAINED_ON)
-def training_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Autoencoders trained with each coefficient of the separation term. One seed a part."""
-    shared = bench(run)
-    for seed in progress(seeds, "separability-trained SAEs"):
-        yield seed, {training_of_seeds.name: _all_coefficients(run, shared, int(seed))}
+def seeds_of(study: Study) -> tuple[int, ...]:
+    """Seeds of the autoencoders: six in a study of five seeds or more, else the study's own."""
+    return tuple(range(study.seed, study.seed + AUTOENCODERS)) if study.n_seeds >= ENOUGH else study.seeds
 
 
-separability_training_table = training_of_seeds.whole(
-    "05_separability_training",
-    """Autoencoders trained with each coefficient of the separation term, paired by seed.
-
-    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
-    sequences.
-    """,
-    {
-        **MEASURED,
-        "coefficient": "weight of the separation term in the loss: the share of variance that a unit of it is worth",
-        "start": "warm (the study's own SAE) or fresh (random weights)",
-        "steps": "training steps from there",
-        "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
-    },
-)
+@parts("05_trained", of=lambda run: [str(seed) for seed in seeds_of(run.study)], needs=TRAINED_ON)
+def trained_by_seed(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """All that begins with the plain run of a seed, which is so made once and need not be stored. One seed a part."""
+    shared, chosen = bench(run), seeds_of(run.study)
+    for name in progress(seeds, "autoencoders with starts of their own"):
+        seed = int(name)
+        start, natural = _plain_run(shared, seed)
+        trained = _all_coefficients(run, shared, start, seed)
+        found = {"05_separability_training": trained, "05_natural_variation": natural}
+        none = natural.iloc[:0]
+        found["05_gaming"] = _gamed(run, shared, start, natural, trained) if seed in chosen[:1] else none
+        found["05_reversed"] = _improved(shared, start, seed) if seed in chosen[:REVERSED] else none
+        yield name, found
 
 
-def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFrame:
+def _plain_run(shared: Bench, seed: int) -> tuple[SeparableTopKTrainingSAE, pd.DataFrame]:
+    rows = []
+
+    def watch(step: int, plain: SAE) -> None:
+        rows.append({"seed": seed, "step": step, **shared.measure(plain)})
+
+    return shared.train_plain(seed, watch), pd.DataFrame(rows)
+
+
+def _all_coefficients(run: RunDirectory, shared: Bench, start: SeparableTopKTrainingSAE, seed: int) -> pd.DataFrame:
     rows, spliced = [], {}
     corpus = corpus_activations(run)
     count = run.study.intervention.spliced_sequences
@@ -179,8 +205,7 @@ def _all_coefficients(run: RunDirectory, shared: Bench, seed: int) -> pd.DataFra
 
     def trained(coefficient: float) -> tuple[dict[str, float], Tensor]:
         """A function, so that one autoencoder is gone before the next is trained."""
-        sae = shared.begin(seed=seed, separation_coefficient=coefficient)
-        plain = shared.train(sae, shared.split.train, seed)
+        plain = shared.train(start, seed, separation_coefficient=coefficient)
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
@@ -204,42 +229,24 @@ def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[st
     return [(means["zero"] - means[name]) / (means["zero"] - means["clean"]) for name in spliced]
 
 
-@table(
-    "05_gaming",
-    needs=(separability_training_table, *TRAINED_ON),
-    columns={
-        **MEASURED,
-        "autoencoder": "what was done to it",
-        "start": "where trainings begin: warm (the study's own SAE) or fresh (random weights)",
-    },
-)
-def gaming_table(run: RunDirectory) -> pd.DataFrame:
-    """What AEDP rewards that is not separation.
-
-    One row per autoencoder: ``before`` is the study's own, or, where runs start from fresh weights (column
-    ``start``), the one trained on neither, since an untrained one is no yardstick; the same with latents
-    doubled and decoder rows halved (no reconstruction changes); and, from the common start, trained at the
-    largest coefficient on AEDP, on the scale-free measure, and on neither.
-    """
-    coefficient, seed = max(run.study.intervention.coefficients), run.study.seed
-    trained = separability_training_table(run)
-    shared = bench(run)
+def _gamed(
+    run: RunDirectory, shared: Bench, start: SeparableTopKTrainingSAE, natural: pd.DataFrame, trained: pd.DataFrame
+) -> pd.DataFrame:
+    coefficient, seed = max(run.study.intervention.coefficients), int(natural["seed"].iloc[0])
     aedp = {"separation_coefficient": coefficient, "separation_measure": "aedp"}
-
-    def before() -> SAE:
-        begun = shared.begin(seed=seed)
-        return as_plain(begun, shared.scale) if shared.warm else shared.train(begun, shared.split.train, seed)
-
+    by_coefficient = trained.set_index("coefficient")
     # One at a time: in training, an autoencoder already takes five times its own size.
-    makers = {
-        "before": before,
-        "latents doubled, decoder halved": lambda: _doubled(before()),
-        "trained on AEDP": lambda: shared.train(shared.begin(seed=seed, **aedp), shared.split.train, seed),
+    made = {
+        "before": natural.iloc[-1],
+        "latents doubled, decoder halved": shared.measure(_doubled(shared.plain(start))),
+        "trained on AEDP": shared.measure(shared.train(start, seed, **aedp)),
+        "trained on scale-free separation": by_coefficient.loc[coefficient],
+        "trained on neither": by_coefficient.loc[0.0],
     }
-    rows = [{"autoencoder": name, "start": shared.start, **shared.measure(make())} for name, make in makers.items()]
-    paired = trained[trained["seed"] == seed].set_index("coefficient")
-    for level, name in ((coefficient, "trained on scale-free separation"), (0.0, "trained on neither")):
-        rows.append({"autoencoder": name, **{c: paired.loc[level, c] for c in rows[0] if c in paired}})
+    measures = [name for name in natural if name not in ("seed", "step")]
+    rows = [
+        {"autoencoder": name, "start": shared.start, **{m: facts[m] for m in measures}} for name, facts in made.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -256,61 +263,81 @@ def _doubled(plain: SAE) -> SAE:
     return other
 
 
-@table("05_natural_variation", needs=TRAINED_ON, columns={**MEASURED, "step": "training step of the checkpoint"})
-def natural_variation_table(run: RunDirectory) -> pd.DataFrame:
-    """Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on."""
-    shared, rows = bench(run), []
-    marks = sorted({max(1, round(share * shared.fresh_steps)) for share in CHECKPOINTS})
-    for seed in progress(run.study.seeds, "fresh SAEs"):
+def _improved(shared: Bench, start: SeparableTopKTrainingSAE, seed: int) -> pd.DataFrame:
+    """Other numbers of active latents, and other widths. What the seed's other tables hold is not made again."""
+    k, d_sae = shared.k, shared.d_sae
+    jobs = [("k", level) for level in sorted({max(1, k // 2), min(d_sae, 2 * k)} - {k})]
+    jobs += [("width", level) for level in sorted({max(k, d_sae // 4), max(k, d_sae // 2)})]
 
-        def watch(step: int, plain: SAE, seed: int = seed) -> None:
-            rows.append({"seed": seed, "step": step, **shared.measure(plain)})
+    def measured(change: str, level: int) -> dict[str, float]:
+        """A function, so that one autoencoder is gone before the next is trained."""
+        if change == "k":
+            return shared.measure(shared.train(start, seed, k=level))
+        return shared.measure(shared.plain(shared.train_plain(seed, d_sae=level)))
 
-        shared.train(shared.fresh(seed=seed), None, seed, checkpoints=tuple(marks), watch=watch)
+    rows = []
+    for change, level in progress(jobs, f"reversed cause, seed {seed}"):
+        rows.append({"change": change, "level": level, "seed": seed, **measured(change, level)})
     return pd.DataFrame(rows)
 
 
-@parts("05_reversed", of=lambda run: _seeds(run)[:2], needs=TRAINED_ON)
-def reversed_of_seeds(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """The trainings of ``05_reversed_cause`` that no other table of the chapter holds. One seed a part."""
-    shared = bench(run)
-    cfg, k = shared.origin.cfg, getattr(shared.origin.cfg, "k", 32)
-    jobs = [("k", level) for level in sorted({max(1, k // 2), min(cfg.d_sae, 2 * k)} - {k})]
-    jobs += [("width", level) for level in sorted({max(k, cfg.d_sae // 4), max(k, cfg.d_sae // 2)})]
+# ---- all seeds together ------------------------------------------------------------------------
 
-    def measured(change: str, level: int, seed: int) -> dict[str, float]:
-        """A function, so that one autoencoder is gone before the next is trained."""
-        if change == "k":
-            plain = shared.train(shared.begin(seed=seed, k=level), shared.split.train, seed)
-        else:
-            plain = shared.train(shared.fresh(seed=seed, d_sae=level), None, seed)
-        return shared.measure(plain)
+separability_training_table = trained_by_seed.whole(
+    "05_separability_training",
+    """Autoencoders trained with each coefficient of the separation term, each seed from a start of its own.
 
-    for name in seeds:
-        seed, rows = int(name), []
-        for change, level in progress(jobs, f"reversed cause, seed {seed}"):
-            rows.append({"change": change, "level": level, "seed": seed, **measured(change, level, seed)})
-        yield name, {"05_reversed": pd.DataFrame(rows)}
+    ``ce_recovered`` (0: as bad as zeros at the layer, 1: as good as the clean model) is taken on a few held-out
+    sequences.
+    """,
+    {
+        **MEASURED,
+        "coefficient": "weight of the separation term in the loss: the share of variance that a unit of it is worth",
+        "start": "warm (the seed's own plain autoencoder) or fresh (the seed's random weights)",
+        "steps": "training steps from there",
+        "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
+    },
+)
+
+natural_variation_table = trained_by_seed.whole(
+    "05_natural_variation",
+    "Checkpoints of plain TopK runs from fresh weights, no separation term, from a quarter of the run on.",
+    {**MEASURED, "step": "training step of the checkpoint"},
+)
+
+gaming_table = trained_by_seed.whole(
+    "05_gaming",
+    """What AEDP rewards that is not separation.
+
+    One row per autoencoder: ``before`` is the plain one of the first seed; the same with latents doubled and decoder
+    rows halved (no reconstruction changes); and, from the seed's start, trained at the largest coefficient on AEDP, on
+    the scale-free measure, and on neither.
+    """,
+    {
+        **MEASURED,
+        "autoencoder": "what was done to it",
+        "start": "where trainings begin: warm (the plain autoencoder before) or fresh (random weights)",
+    },
+)
 
 
 @table(
     "05_reversed_cause",
-    needs=(reversed_of_seeds, separability_training_table, natural_variation_table, study_sae),
+    needs=(trained_by_seed, separability_training_table, natural_variation_table, study_sae),
     columns={
         **MEASURED,
-        "change": "k: the start fine-tuned with more or fewer active latents; width: fresh weights of another width; "
-        "steps: fresh weights trained longer",
+        "change": "k: trained from the seed's start with more or fewer active latents; width: fresh weights of another "
+        "width; steps: fresh weights trained longer",
         "level": "the number of active latents, of latents, or of steps",
     },
 )
 def reversed_cause_table(run: RunDirectory) -> pd.DataFrame:
     """Reconstruction improved by other means, and what separation does."""
     # Runs that other tables of the chapter already hold are taken from there.
-    table, trained = reversed_of_seeds(run), separability_training_table(run)
-    usual = trained[(trained["coefficient"] == 0) & trained["seed"].isin(table["seed"])]
-    usual = usual.assign(change="k", level=getattr(study_sae(run).cfg, "k", 32))
-    natural = natural_variation_table(run)
-    steps = natural.rename(columns={"step": "level"}).assign(change="steps")
-    full = natural[natural["step"] == natural["step"].max()].rename(columns={"step": "level"})
-    full = full.assign(change="width", level=study_sae(run).cfg.d_sae)
-    return pd.concat([table, usual[table.columns], full[full["seed"].isin(table["seed"])], steps], ignore_index=True)
+    found, trained = trained_by_seed(run, "05_reversed"), separability_training_table(run)
+    both, (d_sae, k) = found["seed"].unique(), sizes_of(run)
+    usual = trained[(trained["coefficient"] == 0) & trained["seed"].isin(both)].assign(change="k", level=k)
+    steps = natural_variation_table(run).rename(columns={"step": "level"}).assign(change="steps")
+    full = steps[(steps["level"] == steps["level"].max()) & steps["seed"].isin(both)]
+    full = full.assign(change="width", level=d_sae)
+    return pd.concat([found, usual[found.columns], full, steps], ignore_index=True)

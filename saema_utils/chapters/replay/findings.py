@@ -24,11 +24,15 @@ def signs_of(signs: pd.DataFrame, coder: str, prompts: str = "authors", recipe: 
 
 
 def come_back(signs: pd.DataFrame, coder: str, measures: Collection[str], prompts: str = "authors") -> Found:
-    """Whether the paper's sign comes back on these measures and on no other; None where one lacks an interval."""
+    """Whether the paper's sign comes back on these measures and none of the others has the opposite one.
+
+    None where one lacks an interval.
+    """
     found = signs_of(signs, coder, prompts)
     known = bool(found) and all(value in SIGNS for value in found.values())
     back = {measure for measure, value in found.items() if value == AS_PAPER}
-    return Found(back == set(measures) if known else None, in_words(found))
+    turned = SIGNS[1] in found.values()
+    return Found(set(measures) <= back and not turned if known else None, in_words(found))
 
 
 def shown_too(signs: pd.DataFrame, coder: str, other: str, prompts: str = "authors") -> Found:
@@ -64,7 +68,8 @@ def makes_the_sign(signs: pd.DataFrame, measure: str, step: str, coder: str = "s
     shows = " · ".join(f"{RECIPE_NAMES[name]} {change:+.2f}" for name, change in moved.head(3).items())
     if len(moved.dropna()) < 2:
         return Found(None, shows)
-    return Found(bool(moved.index[0] == step and signs_of(signs, coder, recipe=step)[measure] != AS_PAPER), shows)
+    left = signs_of(signs, coder, recipe=step).get(measure, "")
+    return Found(moved.index[0] == step and left != AS_PAPER if left in SIGNS else None, shows)
 
 
 def mean_correlations(correlations: pd.DataFrame, coder: str, prompts: str = "authors") -> pd.Series:

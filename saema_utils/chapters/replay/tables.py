@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -121,15 +122,9 @@ def replay_concept(
             kept = tokens.kinds.kept(recipe)
             for seed in seeds if in_full and recipe == RECIPES[0] else seeds[:1]:
                 row = {"coder": name, "recipe": recipe, "seed": seed, "n_tokens": int(kept.sum())}
-                try:
-                    made = measure_structure(firing[torch.as_tensor(kept, device=firing.device)], recipe, seed=seed)
-                except GeometryError as error:
-                    rows.append(row | {"reason": str(error)})
-                    continue
-                facts = dataclasses.asdict(made)
-                labels = facts.pop("labels")
-                rows.append(row | facts | {"reason": _why_missing(made)})
-                if recipe == RECIPES[0] and name != "residual" and made.n_local > 1:
+                found, labels = structure_row(firing[torch.as_tensor(kept, device=firing.device)], recipe, seed=seed)
+                rows.append(row | found)
+                if recipe == RECIPES[0] and name != "residual" and found["n_local"] > 1:
                     walks.append(_walk(tokens, latents, coders[name], labels, seed).assign(coder=name, seed=seed))
     return rows, walks
 
@@ -138,8 +133,20 @@ def _device(coder: Coder) -> torch.device:
     return coder.dictionary().device
 
 
-def _why_missing(found: Structure) -> str:
-    return "" if found.n_local > 1 else f"{found.n_local} clusters: no poles to join"
+def structure_row(
+    points: Tensor, recipe: str = RECIPES[0], *, seed: int = 0
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What :func:`~saema_utils.replay.structure.measure_structure` finds, as a row of ``06_replay``, and the labels.
+
+    NaN and no labels where there are too few tokens; ``reason`` says so.
+    """
+    try:
+        found = dataclasses.asdict(measure_structure(points, recipe, seed=seed))
+    except GeometryError as error:
+        names = (field.name for field in dataclasses.fields(Structure) if field.name != "labels")
+        return dict.fromkeys(names, float("nan")) | {"reason": str(error)}, None
+    labels, n = found.pop("labels"), found["n_local"]
+    return found | {"reason": "" if n > 1 else f"{n} clusters: no poles to join"}, labels
 
 
 def _walk(tokens: ReplayTokens, latents: Tensor, coder: Coder, labels: Any, seed: int) -> pd.DataFrame:

@@ -16,14 +16,17 @@ from torch import Tensor
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.sae.facts import sae_facts
+from saema_utils.model.fit import has_rms_norm
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import UNFINISHED, user_path
+from saema_utils.runs.files import UNFINISHED, name_of, user_path
 from saema_utils.runs.freshness import file_digest
 from saema_utils.runs.tables import result, table, tensors
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.facts import bos_note, read_facts
 from saema_utils.saes.fidelity import measure_fidelity
+from saema_utils.saes.foreign import sae_files
 from saema_utils.saes.loading import SAE_FILES, load_sae
+from saema_utils.saes.meaning import check_model
 from saema_utils.saes.training import TrainedSae, train_sae
 
 if TYPE_CHECKING:
@@ -48,13 +51,12 @@ def keep_sae(run: RunDirectory, folder: str, key: str, make: Callable[[], SAE]) 
 
 def _study_and_files(run: RunDirectory) -> list[Any]:
     """The study, and the content of the files of an autoencoder that was trained elsewhere."""
-    folder = user_path(run.study.sae.source)
-    return [run.study.digest, [file_digest(folder / name) for name in SAE_FILES if (folder / name).is_file()]]
+    return [run.study.digest, [file_digest(path) for path in sae_files(user_path(run.study.sae.source))]]
 
 
 def _keep_study_sae(run: RunDirectory, _: str, key: str, make: Callable[[], SAE]) -> SAE:
     sae = keep_sae(run, "sae", key, make)
-    note = bos_note(sae_facts(run), run.study.sae.source)
+    note = bos_note(sae_facts(run), name_of(run.study.sae.source))
     if note and (run.path, note) not in _TOLD:  # once in every chapter that uses it
         _TOLD.add((run.path, note))
         print(note)
@@ -74,11 +76,20 @@ def study_sae(run: RunDirectory) -> SAE:
         If it cannot be loaded, or was made for another model or layer.
     """
     if run.study.sae.source != "train":
-        width = language_model(run).cfg.d_model
-        return load_sae(run.study.sae.source, run.device, width, run.study.hook_name)
+        return _loaded(run)
     trained = _trained(run)
     run.save_table(training_history.name, trained.history, training_history.key(run))
     return trained.sae
+
+
+def _loaded(run: RunDirectory) -> SAE:
+    study, model = run.study, language_model(run)
+    sae = load_sae(
+        study.sae.source, run.device, model.cfg.d_model, study.hook_name, context=study.corpus.context, say=run.remark
+    )
+    for remark in check_model(sae.cfg.to_dict(), study.model, f"SAE {study.sae.source!r}", has_rms_norm(model)):
+        run.remark(remark)
+    return sae
 
 
 def _trained(run: RunDirectory) -> TrainedSae:

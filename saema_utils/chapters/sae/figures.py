@@ -8,7 +8,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saema_utils.figures import COLORS, GREY, NAMES, SEQUENTIAL, direct_label, line_style, panels
+from saema_utils.figures import (
+    COLORS,
+    GREY,
+    NAMES,
+    SEQUENTIAL,
+    direct_label,
+    line_style,
+    nothing_to_draw,
+    panels,
+    says_if_empty,
+    span,
+)
 
 _DOTS = {"marker": "o", "markersize": 3.5, "markeredgewidth": 0}
 
@@ -39,13 +50,13 @@ def training_curve(history: pd.DataFrame, evaluation: pd.DataFrame) -> Figure:
     left.set_ylim(_floor(history), 1)
     sns.lineplot(shown, x="tokens", y="dead", color=COLORS["accent"], ax=right)
     right.set(xlabel="tokens seen (thousands)", ylabel="latents silent for an epoch", title="Some latents die")
-    right.set_ylim(0, max(1.0, 1.1 * history["dead"].max()))
+    right.set_ylim(0, max(1.0, 1.1 * span(history["dead"], around=[0])[1]))
     return figure
 
 
 def _floor(table: pd.DataFrame) -> float:
     """Where an axis of explained variance begins: at zero, unless something is worse than guessing the mean."""
-    return min(0, table["explained_variance"].min())
+    return min(0, span(table["explained_variance"])[0])
 
 
 def features_found(found: np.ndarray, by_chance: np.ndarray) -> Figure:
@@ -59,6 +70,7 @@ def features_found(found: np.ndarray, by_chance: np.ndarray) -> Figure:
     return figure
 
 
+@says_if_empty("No latent was measured.", known="firing_rate")
 def density_histogram(density: pd.DataFrame) -> Figure:
     """How often latents fire, on a logarithmic scale, with the silent ones counted apart."""
     figure, ax = panels(width=6.8, height=3.0)
@@ -66,7 +78,8 @@ def density_histogram(density: pd.DataFrame) -> Figure:
     alive = rate[rate > 0]
     bins = np.linspace(-np.log10(tokens), 0, 41)
     sns.histplot(x=alive, log_scale=True, bins=bins, color=COLORS["sae"], linewidth=0, alpha=0.85, ax=ax)
-    ax.axvline(alive.mean(), color=GREY, linestyle=":", linewidth=1.2)
+    if len(alive):
+        ax.axvline(alive.mean(), color=GREY, linestyle=":", linewidth=1.2)
     direct_label(ax, alive.mean(), 1, "mean", GREY, xycoords=ax.get_xaxis_transform(), xytext=(0, 6), ha="center")
     silent = f"{(rate == 0).sum()} of {len(rate)} latents never fired"
     direct_label(ax, 0.02, 0.93, silent, COLORS["accent"], xycoords="axes fraction")
@@ -74,6 +87,7 @@ def density_histogram(density: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty("No code was cut down to its strongest coefficients.", known="explained_variance")
 def sparsity_frontier(curve: pd.DataFrame) -> Figure:
     """Explained variance when only the strongest coefficients of each token are kept."""
     figure, ax = panels(width=7.0, height=3.4)
@@ -93,6 +107,7 @@ def _until_flat(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[: rising[-1] + 1 if len(rising) else 1]
 
 
+@says_if_empty("No reconstruction was put in the place of the residual stream.", known="ce_spliced")
 def cross_entropy(evaluation: pd.DataFrame) -> Figure:
     """Next-token loss with each reconstruction in place of the residual stream, between its two bounds."""
     figure, ax = panels(width=7.0, height=0.42 * len(evaluation) + 1.2)
@@ -114,6 +129,8 @@ def concept_heatmap(latents: pd.DataFrame, concept: str) -> Figure:
     """Mean activation of a concept's most telling latents on each of its words."""
     rows = latents[latents["concept"] == concept]
     grid = rows.pivot_table(index="rank", columns="word", values="activation", sort=False).sort_index()
+    if grid.empty:
+        return nothing_to_draw(f"No latent tells {concept} from other text.")
     first = rows.drop_duplicates("rank").sort_values("rank")
     figure, ax = panels(width=7.6, height=0.36 * len(grid) + 1.9)
     bar = {"location": "bottom", "shrink": 0.45, "aspect": 40, "pad": 0.02, "label": "mean activation (length it adds)"}

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saema_utils.chapters.found import Count, Found
+from saema_utils.chapters.found import NOTHING, Count, Found, of_rows
 from saema_utils.saes.fidelity import explained_variance, recovered_features
 from saema_utils.saes.training import TrainedSae
 
@@ -44,6 +44,7 @@ def known_features(
     )
 
 
+@of_rows
 def reconstruction(evaluation: pd.DataFrame, history: pd.DataFrame) -> Found:
     """Whether principal components need more than twice the coefficients to explain as much as the study's SAE.
 
@@ -61,6 +62,7 @@ def reconstruction(evaluation: pd.DataFrame, history: pd.DataFrame) -> Found:
     return Found(bool(pca["n_latents"] > 2 * sae["l0"]), text)
 
 
+@of_rows
 def cost_to_the_model(evaluation: pd.DataFrame) -> Found:
     """Whether the model loses by the SAE's reconstruction, and zeros are so bad that random directions recover most."""
     rows = evaluation.set_index("representation")
@@ -72,6 +74,7 @@ def cost_to_the_model(evaluation: pd.DataFrame) -> Found:
     )
 
 
+@of_rows
 def frontier(curve: pd.DataFrame, evaluation: pd.DataFrame) -> Found:
     """Whether the SAE explains more than principal components at every number of coefficients, up to its own L0.
 
@@ -80,6 +83,8 @@ def frontier(curve: pd.DataFrame, evaluation: pd.DataFrame) -> Found:
     wide = curve.pivot(index="kept", columns="representation", values="explained_variance")
     l0 = evaluation.set_index("representation").loc["sae", "l0"]
     wide = wide[wide.index <= max(1, l0)].dropna()
+    if wide.empty:
+        return Found(None, NOTHING)
     ahead, last = Count.true(wide["sae"] > wide["pca"]), wide.iloc[-1]
     return Found(
         ahead.all,
@@ -88,10 +93,13 @@ def frontier(curve: pd.DataFrame, evaluation: pd.DataFrame) -> Found:
     )
 
 
+@of_rows
 def workload(density: pd.DataFrame) -> Found:
     """Whether hardly any latent of ``02_latent_density`` is silent, and the busiest hundredth does twice its part."""
     rate = density["firing_rate"]
     busy = rate[rate > 0].sort_values(ascending=False)
+    if busy.empty:
+        return Found(None, NOTHING)
     silent, busiest = (rate == 0).mean(), busy.head(max(1, len(density) // 100)).sum() / busy.sum()
     return Found(
         bool(silent < 0.05 and busiest >= 0.02),
@@ -100,6 +108,7 @@ def workload(density: pd.DataFrame) -> Found:
     )
 
 
+@of_rows
 def telling_latents(latents: pd.DataFrame, concept: str) -> Found:
     """Whether each concept's most telling latent (``02_concept_latents``) marks it.
 
@@ -107,6 +116,8 @@ def telling_latents(latents: pd.DataFrame, concept: str) -> Found:
     line tells of the latent of one concept.
     """
     rows = latents[latents["rank"] == 0].drop_duplicates("concept").set_index("concept")
+    if concept not in rows.index or rows["score"].isna().all():
+        return Found(None, NOTHING)
     best, score = rows.loc[concept], rows["score"]
     return Found(
         bool((rows["concept_rate"] > 0.5).all() and (rows["text_rate"] < 0.05).all()),

@@ -1,4 +1,4 @@
-"""Chapter 7: every claim judged on the tables of a run, and beside other finished runs."""
+"""Chapter 7: every claim judged under every defensible analysis, and beside other finished runs."""
 
 from saema_utils.chapters import face
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from saema_utils.evidence.rank import EVERY_CONCEPT, noise_steps
 from saema_utils.figures import (
     COLORS,
     MAIN,
@@ -21,9 +22,12 @@ from saema_utils.figures import (
     SEQUENTIAL,
     direct_label,
     noise_axis,
-    nothing_to_draw,
+    note,
+    note_missing,
     panels,
     present,
+    says_if_empty,
+    span,
 )
 from saema_utils.stratification.spectra import DEFAULT_RTOL
 
@@ -32,26 +36,33 @@ ORDER = ("residual", "sae", "pca", "random_dictionary", "shuffled")
 SHORT = {**NAMES, "residual": "residual", "sae": "SAE", "random_dictionary": "random dict.", "shuffled": "shuffled"}
 DASHES = {name: "" if name in MAIN else (3.7, 1.6) for name in ORDER}
 NOISE = "noise / RMS of activations"
+NOTHING = "No rank was measured under noise."
 NEVER = 1e9  # stands for the first level of a rank that never changes: over the end of the colours
 
 
 def _label_ends(axes: Axes, names: Sequence[str]) -> None:
     """Name the first lines of a panel at their right ends, pushed apart where the names would overlap."""
     axes.figure.draw_without_rendering()
-    ends = [axes.transData.transform(line.get_xydata()[-1]) for line in axes.get_lines()[: len(names)]]
+    lines = {name: line.get_xydata() for name, line in zip(names, axes.get_lines(), strict=False)}
+    known = {name: places[np.isfinite(places).all(axis=1)] for name, places in lines.items()}
+    known = {name: places for name, places in known.items() if len(places)}
+    if not known:
+        return
+    ends = [axes.transData.transform(places[-1]) for places in known.values()]
     height = np.array([end[1] for end in ends])
     placed, order = height.copy(), np.argsort(height)
     for below, above in itertools.pairwise(order):
         placed[above] = max(placed[above], placed[below] + 14 * axes.figure.dpi / 100)
     placed -= placed.mean() - height.mean()  # keep the group centred
-    for name, end, y in zip(names, ends, placed, strict=True):
+    for name, end, y in zip(known, ends, placed, strict=True):
         direct_label(axes, *axes.transData.inverted().transform((end[0], y)), SHORT[name], COLORS[name])
 
 
 def _curves(axes: Axes, rows: pd.DataFrame, y: str, over: str = "concept") -> None:
     """A line a representation against noise in RMS, with the range over concepts (or seeds) as a band."""
-    units = rows.groupby(["representation", over, "noise"])[[y, "noise_rms"]].mean().reset_index()
-    units["noise_rms"] = units.groupby("noise")["noise_rms"].transform("mean")  # concepts differ a little in RMS
+    rows = rows.assign(step=noise_steps(rows))
+    units = rows.groupby(["representation", over, "step"])[[y, "noise_rms"]].mean().reset_index()
+    units["noise_rms"] = units.groupby("step")["noise_rms"].transform("mean")  # concepts may differ a little in RMS
     band = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.18, "linewidth": 0}}
     look = {"palette": COLORS, "dashes": DASHES, "hue_order": present(rows, ORDER), "style_order": present(rows, ORDER)}
     names = {"hue": "representation", "style": "representation", "legend": False}
@@ -72,6 +83,7 @@ def _relative_curves(axes: Axes, rows: pd.DataFrame, title: str) -> None:
     axes.set(title=title, ylabel="effective rank / its clean value")
 
 
+@says_if_empty(NOTHING, known="effective_rank")
 def rank_against_noise(table: pd.DataFrame) -> Figure:
     """Effective rank as a multiple of its clean value, per mode; bands are the range over concepts."""
     figure, axes = panels(3, width=9.6, height=3.5, sharey=True)
@@ -81,6 +93,7 @@ def rank_against_noise(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOTHING, known="effective_rank")
 def noise_kinds(table: pd.DataFrame) -> Figure:
     """Effective rank under isotropic noise and under noise shaped like the activations, at equal norm."""
     figure, axes = panels(2, width=8.4, height=3.3, sharey=True)
@@ -91,6 +104,7 @@ def noise_kinds(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOTHING, known="effective_rank")
 def repeated_contexts(table: pd.DataFrame, distinct: pd.DataFrame, concept: str) -> Figure:
     """Numerical rank of one concept in the feature mode: all tokens, and one token for each distinct context."""
     figure, axes = panels(2, width=8.4, height=3.3, sharey=True)
@@ -103,6 +117,7 @@ def repeated_contexts(table: pd.DataFrame, distinct: pd.DataFrame, concept: str)
     return figure
 
 
+@says_if_empty(NOTHING, known="support_kept")
 def drift_curves(table: pd.DataFrame) -> Figure:
     """Mean principal angle to the clean leading subspace, per mode, and the share of the support in common."""
     figure, axes = panels(4, width=11.0, height=3.1)
@@ -133,10 +148,9 @@ def toy_spectra(spectra: Sequence[Float[Tensor, " n"]], ranks: Sequence[int]) ->
     return figure
 
 
+@says_if_empty("No token of these prompts is masked: no sink to show.", known="effective_rank")
 def sink_ranks(table: pd.DataFrame) -> Figure:
     """Effective rank with sinks masked, with one left in, and with all left in; thin lines are concepts."""
-    if table.empty:
-        return nothing_to_draw("No token of these prompts is masked: no sink to show.")
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
     names = {"x": "kept", "y": "effective_rank", "hue": "representation", "sort": False, "legend": False}
     concepts = {"estimator": None, "units": "concept", "alpha": 0.25, "linewidth": 0.9}
@@ -150,13 +164,14 @@ def sink_ranks(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOTHING)
 def tolerance_map(table: pd.DataFrame) -> Figure:
     """First noise level (in RMS) at which the feature-mode rank changes, by concept and tolerance."""
     rows = table[table["mode"] == 2]
     concepts = list(dict.fromkeys(rows["concept"]))
-    known = np.log10(rows["first_noise_rms"].dropna())
+    low, high = span(np.log10(rows["first_noise_rms"]))
     colors = matplotlib.colormaps[SEQUENTIAL].with_extremes(over="white")
-    look = {"vmin": known.min(), "vmax": known.max(), "cmap": colors, "cbar": False, "annot_kws": {"fontsize": 8}}
+    look = {"vmin": low, "vmax": high, "cmap": colors, "cbar": False, "annot_kws": {"fontsize": 8}}
     figure, axes = panels(3, width=9.6, height=0.9 + 0.33 * len(concepts), sharey=True)
     for axis, name in zip(axes, ("residual", "sae", "random_dictionary"), strict=True):
         wide = rows[rows["representation"] == name].pivot(index="concept", columns="rtol", values="first_noise_rms")
@@ -172,10 +187,14 @@ def tolerance_map(table: pd.DataFrame) -> Figure:
 
 def gain_against_repeats(table: pd.DataFrame) -> Figure:
     """Rank gained by each position's tokens against how many of them repeat an earlier context."""
-    rows = table[table["axis"] == "position"]
+    return _gains(table[table["axis"] == "position"])
+
+
+@says_if_empty("No position holds two tokens: no context can repeat.")
+def _gains(rows: pd.DataFrame) -> Figure:
     rows = rows.assign(repeats=rows["n_tokens"] - rows["n_distinct"])
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True, sharex=True)
-    limit = 1.05 * max(1, rows[["rank_gain", "repeats"]].to_numpy().max())
+    limit = 1.05 * max(1, span(rows[["rank_gain", "repeats"]])[1])
     for axis, name in zip(axes, present(rows, ORDER), strict=False):
         part = rows[rows["representation"] == name]
         axis.plot([0, limit], [0, limit], color=COLORS["muted"], linewidth=0.9)
@@ -187,16 +206,22 @@ def gain_against_repeats(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOTHING, known="effective_rank")
 def noise_units(table: pd.DataFrame) -> Figure:
     """The SAE's effective rank, a line a concept, against noise in both units."""
     rows = table[(table["mode"] == 2) & (table["representation"] == "sae")]
-    rows = rows.groupby(["concept", "noise"])[["effective_rank", "noise_rms"]].mean().reset_index()
+    rows = rows.assign(step=noise_steps(rows))
+    rows = rows.groupby(["concept", "step"])[["effective_rank", "noise", "noise_rms"]].mean().reset_index()
     one_rms = {"noise": (rows["noise"] / rows["noise_rms"]).mean(), "noise_rms": 1.0}
     figure, axes = panels(2, width=8.4, height=3.2, sharey=True)
     lines = {"units": "concept", "estimator": None, "color": COLORS["sae"], "alpha": 0.55, "linewidth": 1.2}
     for axis, x, label in zip(axes, one_rms, ("noise (activation units)", NOISE), strict=True):
         sns.lineplot(rows, x=x, y="effective_rank", ax=axis, **lines)
-        noise_axis(axis, sorted(rows.groupby("noise")[x].mean()), label)
+        levels = sorted(rows.groupby("step")[x].mean())
+        noise_axis(axis, levels, label)
+        if not levels[0] <= one_rms[x] <= levels[-1]:
+            note(axis, f"1 RMS ({one_rms[x]:.3g}) lies outside")
+            continue
         axis.axvline(one_rms[x], color=COLORS["accent"], linewidth=1, linestyle=":")
         at = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "fontsize": 9}
         axis.annotate("1 RMS", (one_rms[x], 0.97), ha="right", va="top", color=COLORS["accent"], **at)
@@ -204,8 +229,12 @@ def noise_units(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@says_if_empty(NOTHING)
 def advantage_forest(table: pd.DataFrame) -> Figure:
-    """Excursion of the SAE minus that of each control, with 95 % intervals; the shaded strip is the margin."""
+    """Excursion of the SAE minus that of each control, with 95 % intervals; the shaded strip is the margin.
+
+    A note says where intervals are missing, or noise is too weak or too strong for the question.
+    """
     rows = table[(table["statistic"] == "excursion") & table["control"].isin(ORDER)]
     concepts = list(dict.fromkeys(rows["concept"]))[::-1]
     controls = [name for name in ORDER if name in set(rows["control"])]
@@ -213,7 +242,7 @@ def advantage_forest(table: pd.DataFrame) -> Figure:
     margin = float(rows["margin"].iloc[0])
     axis.axvspan(-margin, margin, color=COLORS["muted"], alpha=0.18, linewidth=0)
     axis.axvline(0, color=COLORS["muted"], linewidth=1)
-    axis.axhline(concepts.index("all concepts") + 0.5, color="#444444", linewidth=0.8)
+    axis.axhline(concepts.index(EVERY_CONCEPT) + 0.5, color="#444444", linewidth=0.8)
     for control, offset in zip(controls, np.linspace(0.26, -0.26, len(controls)), strict=True):
         part = rows[rows["control"] == control].set_index("concept").loc[concepts]
         sides = (part["difference"] - part["low"], part["high"] - part["difference"])
@@ -223,4 +252,7 @@ def advantage_forest(table: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(concepts)), [concept.replace("_", " ") for concept in concepts])
     axis.set_xlabel("← control moves more      SAE minus control (log of effective rank)      SAE moves more →")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if why := next(filter(None, rows["reason"].fillna("")), ""):
+        note(axis, why, y=0.98, va="top")
+    note_missing(axis, rows, "difference", "one seed or concept")
     return figure

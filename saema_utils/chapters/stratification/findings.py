@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from saema_utils.chapters.found import Count, Effect
+from saema_utils.chapters.found import Count, Effect, Found, how_many
 from saema_utils.chapters.found import in_short as in_short
-from saema_utils.evidence.rank import EVERY_CONCEPT, ONE_RMS
+from saema_utils.evidence.rank import EVERY_CONCEPT, ONE_RMS, why_undecided
 
 
 def recovered_by_noise(recovered: pd.DataFrame) -> dict[float, Count]:
@@ -63,12 +63,19 @@ def tolerances_matter(verdicts: pd.DataFrame, representation: str = "sae") -> tu
 
 
 def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str, Effect]:
-    """By how much the SAE moves more (or sooner) than each control, over all concepts (rows of ``controls_table``)."""
-    rows = verdicts[(verdicts["concept"] == EVERY_CONCEPT) & (verdicts["statistic"] == statistic)]
-    return {
-        row.control: Effect(row.difference, row.low, row.high, None if row.verdict == "inconclusive" else row.verdict)
-        for row in rows.itertuples()
-    }
+    """By how much the SAE moves more (or sooner) than each control, over all concepts (rows of ``controls_table``).
+
+    No verdict where the table gives a reason against one, such as noise that does not reach one RMS.
+    """
+    rows = verdicts[(verdicts["concept"] == EVERY_CONCEPT) & (verdicts["statistic"] == statistic)].fillna(
+        {"reason": ""}
+    )
+    found = {}
+    for row in rows.itertuples():
+        decided = np.isfinite([row.low, row.high]).all() and not row.reason and row.verdict != "inconclusive"
+        verdict = row.verdict if decided else None
+        found[row.control] = Effect(row.difference, row.low, row.high, verdict, reason=row.reason or how_many(row.n))
+    return found
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,22 @@ class Drift:
 
 
 def drift_near_one_rms(drift: pd.DataFrame) -> dict[str, Drift]:
-    """By representation, at the largest noise level of ``03_subspace_drift`` up to one RMS; empty without one."""
-    rows = drift[(drift["mode"] == 2) & (drift["noise_rms"] <= ONE_RMS)]
-    rows = rows[rows["noise"] == rows["noise"].max()].groupby("representation", sort=False)
-    return {name: Drift(part["angle_mean"].mean(), part["support_kept"].mean()) for name, part in rows}
+    """By representation, at each concept's largest noise level of ``03_subspace_drift`` up to one RMS; empty where the
+    noise does not span one RMS."""
+    rows = drift[(drift["mode"] == 2) & (drift["noise_rms"] <= ONE_RMS + 1e-9)]
+    if rows.empty or why_undecided(drift):
+        return {}
+    rows = rows[rows["noise"] == rows.groupby("concept")["noise"].transform("max")]
+    means = rows.groupby("representation", sort=False)[["angle_mean", "support_kept"]].mean()
+    return {name: Drift(*row) for name, row in zip(means.index, means.to_numpy(), strict=True)}
+
+
+def keeps_its_place(drift: pd.DataFrame) -> Found:
+    """Whether, near one RMS, the SAE's leading directions turn less than a random dictionary's, and more of its
+    tokens' active latents stay."""
+    turned = drift_near_one_rms(drift)
+    sae, random = turned.get("sae"), turned.get("random_dictionary")
+    if not (sae and random):
+        return Found(None, why_undecided(drift))
+    holds = sae.angle < random.angle and sae.support > random.support
+    return Found(holds, f"turned, and latents in common: {in_short(turned)}")

@@ -15,7 +15,6 @@ from saema_utils.evidence.rank import (
     ONE_RMS,
     TOLERANCES,
     controls_table,
-    ranks_at,
     stratification_table,
     tolerance_table,
 )
@@ -32,11 +31,11 @@ from saema_utils.stratification.anatomy import (
     where_rank_moves,
 )
 from saema_utils.stratification.grams import cloud_grams, eigenvalues
+from saema_utils.stratification.movement import DISTINCT
 from saema_utils.stratification.noise import Encode, sweep_clouds
-from saema_utils.stratification.spectra import MODES, measure_spectrum
+from saema_utils.stratification.spectra import MODES, measure_spectrum, ranks_at
 from saema_utils.stratification.token_cloud import TokenCloud
 
-DISTINCT = "/distinct"
 ANATOMY = ("residual", "sae", "random_dictionary")
 ANATOMY_SEEDS = 2
 MEASURED = (concept_tensors, control_tensors)
@@ -64,13 +63,14 @@ COMPARED = {
 }
 
 
-def few_levels(run: RunDirectory, most: float = math.inf) -> tuple[float, ...]:
-    """Noise zero and up to four other levels, spread evenly over the study's, the largest included.
+def few_levels(run: RunDirectory, reach: float = math.inf) -> tuple[float, ...]:
+    """Noise zero and up to four other levels, in the study's unit, spread evenly over its own, the largest included.
 
-    Of those up to ``most``; the smallest one if there is none.
+    Of those up to the first one that is at least ``reach``.
     """
     first, *rest = run.study.noise_levels
-    rest = [level for level in rest if level <= most] or rest[:1]
+    below = sum(level < reach for level in rest)
+    rest = rest[: below + 1]
     step = -(-len(rest) // 4)
     return (first, *rest[::-1][::step][::-1])
 
@@ -105,9 +105,10 @@ def ranks_by_concept(run: RunDirectory, concepts: list[str]) -> Iterator[tuple[s
             group,
             encoders,
             noise_levels=run.study.noise_levels,
+            noise_unit=run.study.noise_unit,
             seeds=run.study.seeds,
             derived=derived,
-            measure=ranks_at(),
+            measure=ranks_at(TOLERANCES),
             description=f"noise {start + 1}-{start + len(group)} of {len(clouds)} concepts",
         )
         for concept, part in measured.groupby("concept", sort=False):
@@ -167,18 +168,20 @@ def control_verdicts(run: RunDirectory) -> pd.DataFrame:
 def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     """Isotropic noise against noise shaped by the activations' covariance.
 
-    Equal norm token by token; feature mode; every representation; four levels up to one RMS, the largest of them
-    included, because that is how far an excursion is taken and where it is found. Two seeds: excursions differ
+    Equal norm token by token; feature mode; every representation; four levels up to the first of one RMS or more,
+    because that is how far an excursion is taken and where it is found. Two seeds: excursions differ
     between concepts ten times as much as between seeds.
     """
     clouds, same, seeds = token_clouds(run), noise_rank_table(run), run.study.seeds[:ANATOMY_SEEDS]
-    levels = few_levels(run, most=ONE_RMS * min(cloud.rms for cloud in clouds))
+    unit = run.study.noise_unit
+    levels = few_levels(run, ONE_RMS * (1 if unit == "rms" else max(cloud.rms for cloud in clouds)))
     shuffled = {"shuffled": ("sae", functools.partial(shuffle_latents, seed=run.study.seed))}
     shaped = [
         sweep_clouds(
             [cloud],
             representations(run),
             noise_levels=levels,
+            noise_unit=unit,
             seeds=seeds,
             modes=(2,),
             derived=shuffled,
@@ -186,7 +189,8 @@ def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
         )
         for cloud in clouds
     ]
-    same = same[(same["mode"] == 2) & same["noise"].isin(levels) & same["seed"].isin(seeds)]
+    measured = "noise_rms" if unit == "rms" else "noise"
+    same = same[(same["mode"] == 2) & same[measured].isin(levels) & same["seed"].isin(seeds)]
     return pd.concat(
         [same.assign(kind="isotropic"), *(part.assign(kind="on_manifold") for part in shaped)], ignore_index=True
     )
@@ -195,7 +199,8 @@ def ranks_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
 @table(
     "03_manifold_controls",
     needs=(ranks_by_noise_kind,),
-    columns=COMPARED | {"kind": "kind of noise", "largest_noise_rms": "largest level looked at, over the stream's RMS"},
+    columns=COMPARED
+    | {"kind": "kind of noise", "largest_noise_rms": "largest level up to one RMS, over the stream's RMS"},
 )
 def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     """The test against controls for each kind of noise, over all concepts.
@@ -206,7 +211,7 @@ def verdicts_by_noise_kind(run: RunDirectory) -> pd.DataFrame:
     judged = []
     for kind, part in ranks_by_noise_kind(run).groupby("kind", sort=False):
         found = controls_table(part, seed=run.study.seed)
-        largest = float(part["noise_rms"].max())
+        largest = float(part["noise_rms"][part["noise_rms"] <= ONE_RMS + 1e-9].max())
         judged.append(found[found["concept"] == EVERY_CONCEPT].assign(kind=kind, largest_noise_rms=largest))
     return pd.concat(judged, ignore_index=True)
 
@@ -228,6 +233,7 @@ def subspace_drift_table(run: RunDirectory) -> pd.DataFrame:
         token_clouds(run),
         {name: names[name] for name in ANATOMY},
         noise_levels=few_levels(run),
+        noise_unit=run.study.noise_unit,
         seeds=run.study.seeds[:ANATOMY_SEEDS],
         description="subspace drift",
     )
@@ -251,9 +257,11 @@ def subspace_drift_table(run: RunDirectory) -> pd.DataFrame:
 def rank_gain_by_place(run: RunDirectory) -> pd.DataFrame:
     """Which prompts and positions gain rank, at the noise level nearest to a tenth of the RMS."""
     clouds, names = token_clouds(run), representations(run)
+    unit = run.study.noise_unit
     levels = [level for level in run.study.noise_levels if level > 0]
-    level = min(levels, key=lambda s: abs(s / clouds[0].rms - PLACE_RMS))
-    return where_rank_moves(clouds, {name: names[name] for name in ANATOMY}, level=level, seed=run.study.seed)
+    level = min(levels, key=lambda s: abs(clouds[0].noise_size(s, unit).rms - PLACE_RMS))
+    chosen = {name: names[name] for name in ANATOMY}
+    return where_rank_moves(clouds, chosen, level=level, noise_unit=unit, seed=run.study.seed)
 
 
 @table(
