@@ -40,7 +40,8 @@ def bare_model(device: str):
     """The same checkpoint in transformers alone, cut off behind the layer."""
     from transformers import AutoModelForCausalLM
 
-    from saema_utils.model.loading import model_folder, quietly
+    from saema_utils.model.loading import model_folder
+    from saema_utils.runtime import quietly
 
     with quietly():
         model = AutoModelForCausalLM.from_pretrained(model_folder(EMBEDDED_MODEL), dtype=torch.float32).model

@@ -6,6 +6,7 @@ site replaces the previous one only when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,11 +19,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saema_utils.errors import TERMINAL_CODE, BookError
+from saema_utils.chapters import OF_A_RUN
+from saema_utils.errors import TERMINAL_CODE, ArtifactError, BookError
 from saema_utils.publishing import address, fragments, terms
 from saema_utils.publishing.cleaning import clean_notebook, default_build_paths
 from saema_utils.publishing.execution import chapter_notebooks, find_root, import_path, is_done
-from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.directory import RunDirectory, read_manifest
 from saema_utils.runs.files import write_json
 
 if TYPE_CHECKING:
@@ -116,6 +118,25 @@ def build_book(
     return site / "index.html"
 
 
+def last_finished(folder: Path) -> RunDirectory:
+    """Of the runs in a folder that have executed all chapters of a book, the one whose last chapter is youngest.
+
+    Raises
+    ------
+    BookError
+        If none has.
+    """
+    ends: dict[Path, str] = {}
+    for path in sorted(manifest.parent for manifest in folder.glob("*/manifest.json")):
+        with contextlib.suppress(ArtifactError):  # a run whose manifest is damaged is no finished one
+            chapters = read_manifest(path).get("chapters", {})
+            if {int(name[:2]) for name in chapters} >= set(OF_A_RUN):
+                ends[path] = max(chapter.get("finished", "") for chapter in chapters.values())
+    if not ends:
+        raise BookError(f"no run in {folder} has executed chapters 1 to {OF_A_RUN[-1]}. Run: saema run")
+    return RunDirectory.at(max(ends, key=lambda path: ends[path]))
+
+
 def stage(run: RunDirectory, root: Path, staging: Path, *, allow_stale: bool, say: Callable[[str], None]) -> list[str]:
     """Write the tree that Sphinx reads; returns names of numbers that pages quote and the run lacks."""
     import yaml
@@ -176,7 +197,7 @@ def _stage_notebooks(
     executed = {n for n in set(sources) - required if (run.path / "notebooks" / sources[n].name).exists()}
     optional = {n for n in executed if allow_stale or is_done(run, root, n)}
     for number in sorted(executed - optional):
-        again = f"saema run --study {run.study.name} --chapters {number}"
+        again = run.again(str(number))
         say(f"Chapter {number} is left out: it was executed from older sources than these. Run: {again}")
     chosen = sorted(required | optional)
     forbidden = [*default_build_paths(), root, run.path]
@@ -196,7 +217,7 @@ def _stage_notebooks(
 
 
 def _executed(run: RunDirectory, root: Path, name: str, number: int, allow_stale: bool) -> Path:
-    command = f"Run: saema run --study {run.study.name} --chapters {number}"
+    command = f"Run: {run.again(str(number))}"
     path = run.path / "notebooks" / name
     if not path.exists():
         raise BookError(f"chapter {number} ({path.stem}) was not executed in {run.path}. {command}")

@@ -11,6 +11,8 @@ import logging
 import os
 import platform
 import re
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,10 +26,10 @@ from saema_utils.errors import ArtifactError, BookError, one_line, unknown_name
 from saema_utils.interactive import PUBLISHING
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory, now, read_manifest
-from saema_utils.runs.files import atomic_path, write_json
+from saema_utils.runs.files import atomic_path, cache_dir, can_write, write_json
 from saema_utils.runs.freshness import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest
 from saema_utils.runtime import PROGRESS_FILE
-from saema_utils.study import STUDIES
+from saema_utils.study import is_registered
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -184,8 +186,7 @@ def run_notebooks(
 
 def _study_argument(run: RunDirectory) -> str:
     """The name of a registered study, or a study file written into the run for any other."""
-    registered = STUDIES.get(run.study.name)
-    if registered is not None and registered.changed(seed=run.study.seed).digest == run.study.digest:
+    if is_registered(run.study):
         return run.study.name
     path = run.path / "study.json"
     write_json(path, run.study.as_dict())
@@ -214,8 +215,8 @@ KERNEL_ENVIRONMENT = {
     "WANDB_MODE": "disabled",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1",
     "JUPYTER_PLATFORM_DIRS": "1",
+    "PYTHONSTARTUP": "",
 }
 
 
@@ -255,17 +256,25 @@ def execute(
         with (
             watch,
             _without_library_logs(),
+            tempfile.TemporaryDirectory(prefix="saema-") as settings,
             # Kernels inherit it; papermill takes no environment for them.
             mock.patch.dict(
-                os.environ, KERNEL_ENVIRONMENT, PYTHONPATH=import_path(), **{PROGRESS_FILE: str(watch.file)}
+                os.environ,
+                KERNEL_ENVIRONMENT,
+                IPYTHONDIR=settings,
+                MPLCONFIGDIR=str(_fonts_seen(settings)),
+                PYTHONPATH=import_path(),
+                **{PROGRESS_FILE: str(watch.file)},
             ),
         ):
-            # Papermill itself would write the whole notebook, figures and all, twice a cell.
+            # Papermill itself would write the whole notebook, figures and all, twice a cell, and takes braces in a
+            # path for its own: it gets the notebook, not the file.
             done = papermill.execute_notebook(
-                source,
+                read_notebook(source),
                 None,
                 parameters=dict(parameters),
                 kernel_name="python3",
+                kernel_manager_class=_own_kernel(),
                 progress_bar=False,
                 start_timeout=180,
                 execution_timeout=timeout,
@@ -297,6 +306,28 @@ def _reason(error: Exception, timeout: int) -> str:
     if isinstance(error, CellTimeoutError):
         return f"it ran longer than {timeout} s."
     return f"{error.ename}: {one_line(error.evalue, 600)}"
+
+
+def _own_kernel() -> type:
+    """Starts this very interpreter, whatever kernels Jupyter's paths hold."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    return OwnKernel
+
+
+def _fonts_seen(otherwise: str) -> Path:
+    """Where matplotlib keeps its list of fonts: apart from the settings that a user has made for it."""
+    folder = cache_dir() / "matplotlib"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if can_write(folder) else Path(otherwise)
 
 
 def import_path() -> str:
@@ -413,13 +444,14 @@ def parameter_names(path: Path) -> list[str]:
 
     import papermill
 
-    tagged = [cell for cell in read_notebook(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    notebook = read_notebook(path)
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise BookError(
             f"{path.stem} has {len(tagged)} cells tagged 'parameters'; allowed: exactly one. Tag the first code cell."
         )
     try:
-        found = papermill.inspect_notebook(path)
+        found = papermill.inspect_notebook(notebook)  # of a path it would take braces for its own
     except Exception as error:  # papermill raises whatever its parts do
         raise BookError(
             f"{path} tells no parameters ({type(error).__name__}: {one_line(error)}). Restore it."

@@ -6,6 +6,7 @@ Prose quotes a number as ``{{ name }}``; larger pieces are included from ``book/
 from __future__ import annotations
 
 import ast
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import BookError
+from saema_utils.model.embedded import EMBEDDED
 from saema_utils.publishing import address
+from saema_utils.publishing.confirmation import both_cards, read_card
+from saema_utils.publishing.readme import answer, read_signs
 from saema_utils.runs.directory import RunDirectory
+from saema_utils.runs.files import name_of
 from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts
-from saema_utils.study import Study
+from saema_utils.statistics import with_interval
+from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,13 +70,13 @@ def numbers(run: RunDirectory) -> dict[str, str]:
 
 
 def _sae_in_words(study: Study, sae: SaeFacts) -> str:
-    made = f"trained on {study.corpus.tokens:,} tokens" if study.sae.source == "train" else study.sae.source
+    made = f"trained on {study.corpus.tokens:,} tokens" if study.sae.source == "train" else name_of(study.sae.source)
     at_a_time = f"{sae.k:g} at a time, " if sae.k else ""
     return f"{sae.architecture}, {sae.d_sae:,} latents, {at_a_time}{made}"
 
 
 def _model_name(source: str) -> str:
-    return "SmolLM2-135M-Instruct" if source == "embedded:smollm2-135m" else source
+    return EMBEDDED[source].title if source in EMBEDDED else name_of(source)
 
 
 def format_number(value: Any) -> str:
@@ -118,8 +124,10 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "results": lambda: results_tables(staging),
         "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
+        "answer": lambda: opening_answer(staging / "tables", run.study),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
+        "both_cards": lambda: both_cards(staging),
     }
     for name, make in makers.items():
         (folder / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
@@ -224,23 +232,69 @@ def opening_figure(notebook: NotebookNode, name: str, run: RunDirectory) -> str:
     )
 
 
-def scorecard(tables: Path) -> str:
-    """The scorecard in brief: each claim with its effect, 95 % interval and verdict."""
+def opening_answer(tables: Path, study: Study) -> str:
+    """The book's answer, which the default study must bear out; for another study, whether it does.
+
+    Raises
+    ------
+    BookError
+        If the default study does not, or if its rules are none that could; names the sentence, or the rules.
+    """
+    path = tables / "07_claims.csv"
+    if not path.exists():
+        return "*(The answer stands here once chapter 7 has run.)*"
+    strict = study.digest == STUDIES[DEFAULT_STUDY].digest
+    if strict:
+        check_rules(tables / "07_laboratory.csv")
+    return answer(read_card(path), read_signs(tables), strict)
+
+
+def check_rules(laboratory: Path) -> None:
+    """Refuse rules that support what is not there, or that miss twice their margin and are not known to.
+
+    Raises
+    ------
+    BookError
+        Names the rules.
+    """
     import pandas as pd
 
+    from saema_utils.chapters.scorecard.findings import BLUNT, rules_measure
+
+    if not laboratory.exists():
+        raise BookError("the laboratory of chapter 7 is missing. Run: saema run --chapters 7")
+    found = rules_measure(pd.read_csv(laboratory), seen=2, blunt=BLUNT)
+    if not found.holds:
+        raise BookError(
+            f"the laboratory of chapter 7 finds rules that do not measure: {found.shows or 'no world was drawn'}. "
+            "Mend the rule in saema_utils/evidence/claims.yaml, or retire it."
+        )
+
+
+def _effect(*numbers: float) -> str:
+    if not all(map(math.isfinite, numbers)):
+        return with_interval(*numbers)
+    estimate, low, high = map(format_number, numbers)
+    return f"{estimate} ({low} to {high})"
+
+
+def scorecard(tables: Path) -> str:
+    """The scorecard in brief: each claim with its effect, 95 % interval, units and what the rule decides."""
     path = tables / "07_claims.csv"
     if not path.exists():
         return "*(The verdicts stand here once chapter 7 has run.)*"
     rows = [
         [
             row.statement,
-            f"{format_number(row.estimate)} ({format_number(row.low)} to {format_number(row.high)})",
+            row.reproduces,
+            f"**{row.holds_up}**",
+            _effect(row.estimate, row.low, row.high),
             format_number(row.margin),
-            f"**{row.verdict}**",
+            f"{row.n} (at least {row.minimum_n})",
         ]
-        for row in pd.read_csv(path).itertuples()
+        for row in read_card(path).itertuples()
     ]
-    return markdown_table(["Claim", "Effect (95 % interval)", "Margin", "Verdict"], rows)
+    return markdown_table(["Claim", "Reproduces", "Holds up", "Effect (95 % interval)", "Margin", "n"], rows)
 
 
 def results_tables(staging: Path) -> str:

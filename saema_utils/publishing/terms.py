@@ -26,6 +26,7 @@ EVERYDAY = {
     "control",
     "dictionary",
     "hook",
+    "lead",
     "margin",
     "mask",
     "position",

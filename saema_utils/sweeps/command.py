@@ -3,7 +3,7 @@
     base: smoke                              a registered study, a study file, or a list of them
     grid: {sae.k: [16, 32], seed: [0, 1]}    every combination of these
     cases: [{model: gpt2, layer: 11}]        optional: changes that belong together
-    chapters: 1-5
+    chapters: 1-7
 
 Finished tasks are kept by the digest of all that they were made from: the same command resumes.
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saema_utils.errors import ArtifactError, SweepError
+from saema_utils.errors import ArtifactError, SaemaError, SweepError
 from saema_utils.runs.files import atomic_path
+from saema_utils.runs.freshness import digest
 
 if TYPE_CHECKING:
     from saema_utils.sweeps.engine import End
@@ -52,6 +53,7 @@ def sweep_command(
     if not serial:
         engine.require_dask()
     plan = plan_sweep(sweep_file, folder=out, chapters=chapters, device=device)
+    _say_what_cannot_work(plan)
     workers, threads = engine.fit_this_machine(plan, workers)
     if dry_run:
         _show(plan, workers, threads)
@@ -84,6 +86,27 @@ def sweep_command(
     _gather(plan, settled)
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+def _say_what_cannot_work(plan: Plan) -> None:
+    """A line for each run whose study is refused before any work; the others run all the same.
+
+    What studies have in common is looked at once.
+    """
+    from saema_utils.checks import check_study
+
+    said: dict[str, str] = {}
+    for run, study in plan.runs.items():
+        prompts = (study.concepts, study.templates, study.prompts_file)
+        key = digest([study.model, study.layer, study.sae.source, study.as_dict()["corpus"], prompts])
+        if key not in said:
+            said[key] = ""
+            try:
+                check_study(study)
+            except SaemaError as error:
+                said[key] = str(error)
+        if said[key]:
+            typer.echo(f"{run} cannot work: {said[key]}", err=True)
 
 
 def _show(plan: Plan, workers: int, threads: int) -> None:
