@@ -29,8 +29,10 @@ class SmokeRun:
 
 
 def pytest_collection_modifyitems(items):
-    """The browser's tests first: one worker runs the study that many tests share, the others need not wait for it."""
-    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path.parent.name == "notebooks"))
+    """The browser's tests first: one worker runs the study that many tests share. Others that ask for it come last, and
+    need not wait for it."""
+    waiting = {path for path in {item.path for item in items} if "smoke_run" in path.read_text(encoding="utf-8")}
+    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path in waiting))
 
 
 @pytest.fixture(scope="session")

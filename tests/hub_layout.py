@@ -69,10 +69,10 @@ def snapshot(hub: Path, repo: str) -> Path:
     return folder
 
 
-def lay_out(hub: Path, release: Release) -> None:
-    """Model and SAE of a release, in a hub cache."""
+def lay_out(hub: Path, release: Release, sound: bool = False) -> None:
+    """Model and SAE of a release, in a hub cache; a ``sound`` SAE reconstructs better than the mean of its tokens."""
     write_model(snapshot(hub, release.model_repo), release.study, release.d_model)
-    write_sae(snapshot(hub, release.sae_repo) / release.sae_folder, release)
+    write_sae(snapshot(hub, release.sae_repo) / release.sae_folder, release, sound)
 
 
 # ---- models ------------------------------------------------------------------------------------
@@ -96,6 +96,24 @@ def write_model(folder: Path, kind: str, d_model: int = 32) -> Path:
     return folder
 
 
+def small_gemma(d_model: int, vocabulary: int) -> dict[str, int]:
+    """What configurations of Gemma 2 and 3 have in common, but for the number of layers."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": d_model,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 2 * d_model,
+        "max_position_embeddings": 128,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 16,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+
+
 def model_config(kind: str, d_model: int, vocabulary: int):
     """As many layers as the real model has, so that the study's own layer exists."""
     from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
@@ -116,21 +134,7 @@ def model_config(kind: str, d_model: int, vocabulary: int):
                 tie_word_embeddings=False,
             )
         case "gemma-2-2b":
-            return Gemma2Config(
-                vocab_size=vocabulary,
-                hidden_size=d_model,
-                num_hidden_layers=26,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=16,
-                intermediate_size=2 * d_model,
-                max_position_embeddings=128,
-                sliding_window=32,
-                query_pre_attn_scalar=16,
-                bos_token_id=2,
-                eos_token_id=1,
-                pad_token_id=0,
-            )
+            return Gemma2Config(**small_gemma(d_model, vocabulary), num_hidden_layers=26)
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=d_model,
@@ -184,13 +188,17 @@ def sentencepiece_like_tokenizer():
 # ---- SAEs --------------------------------------------------------------------------------------
 
 
-def write_sae(folder: Path, release: Release) -> None:
-    """A random SAE in the format of the release."""
+def write_sae(folder: Path, release: Release, sound: bool = False) -> None:
+    """A random SAE in the format of the release, or one with a latent for each sign of each coordinate."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(1)
     decoder = torch.randn(release.d_sae, release.d_model, generator=generator)
     decoder /= decoder.norm(dim=-1, keepdim=True)
-    bias = torch.randn(release.d_model, generator=generator) / 10
+    bias, start = torch.randn(release.d_model, generator=generator) / 10, torch.zeros(release.d_sae)
+    if sound:
+        width = release.d_model
+        decoder[: 2 * width] = torch.cat([torch.eye(width), -torch.eye(width)])
+        start[2 * width :] = -100  # the others would only add to what is whole without them
     config = shrunk(release)
     if release.study == "gemma-2-2b":
         # sae_lens.loading.pretrained_sae_loaders.dictionary_learning_sae_huggingface_loader_1 reads config.json and
@@ -199,7 +207,7 @@ def write_sae(folder: Path, release: Release) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=4))
         state = {
             "encoder.weight": decoder.clone(),
-            "encoder.bias": torch.zeros(release.d_sae),
+            "encoder.bias": start,
             "decoder.weight": decoder.T.contiguous(),
             "b_dec": bias,
         }
@@ -208,10 +216,21 @@ def write_sae(folder: Path, release: Release) -> None:
     from safetensors.torch import save_file
 
     # sae_lens.loading.pretrained_sae_loaders.sae_lens_huggingface_loader reads all three files.
-    weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_enc": torch.zeros(release.d_sae), "b_dec": bias}
+    weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_enc": start, "b_dec": bias}
     save_file(weights, folder / "sae_weights.safetensors")
     save_file({"sparsity": torch.full((release.d_sae,), -2.0)}, folder / "sparsity.safetensors")
     (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def sound_sae(d_in: int, threshold: float = 0.0):
+    """An SAE that gives back every coordinate beyond a threshold: one latent for each sign of each."""
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=2 * d_in))
+    signed = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+    sae.W_dec.data, sae.W_enc.data = signed, signed.T.contiguous()
+    sae.threshold.data = torch.full((2 * d_in,), threshold)
+    return sae
 
 
 def published(study: str, layer: int) -> dict:

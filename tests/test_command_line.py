@@ -1,5 +1,6 @@
 """The command line: light, helpful, one line for every mistake."""
 
+import os
 import subprocess
 import sys
 
@@ -7,10 +8,12 @@ import pytest
 
 from saema_utils.errors import StudyError
 from saema_utils.notebook import parse_chapters
+from saema_utils.study import STUDIES
 
 
-def saema(*arguments, cwd=None):
-    return subprocess.run([sys.executable, "-m", "saema_utils", *arguments], capture_output=True, text=True, cwd=cwd)
+def saema(*arguments, cwd=None, **environment):
+    command = [sys.executable, "-m", "saema_utils", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,9 @@ def test_other_chapters_are_refused(text):
         (["run", "--corpus", "nowhere.txt"], "nowhere.txt"),
         (["run", "--layer", "-3"], "-3"),
         (["book", "--study", "smok"], "smok"),
+        (["studies", "gpt3"], "gpt3"),
+        (["sae", "nowhere"], "nowhere"),
+        (["sae", ".", "--layer", "two"], "--layer"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(arguments, named, tmp_path):
@@ -60,11 +66,19 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_studies_are_listed():
-    done = saema("studies")
+def test_studies_are_a_row_each_on_a_narrow_terminal():
+    done = saema("studies", COLUMNS="80")
     assert done.returncode == 0
-    assert "smollm2-135m" in done.stdout
-    assert "gemma-2-2b" in done.stdout
+    rows = done.stdout.splitlines()[1:-1]
+    assert [row.split()[0] for row in rows] == list(STUDIES)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_one_study_is_told_in_full():
+    done = saema("studies", "gemma-2-2b")
+    study = STUDIES["gemma-2-2b"]
+    for said in (study.model, study.sae.source, str(study.layer), *study.concepts):
+        assert said in done.stdout
 
 
 def test_doctor_names_what_is_there_and_what_is_not():

@@ -31,6 +31,6 @@ def test_an_unknown_exercise_is_named():
         check("99", 1)
 
 
-def test_right_answers_of_chapter_six(capsys):
+def test_right_answers_of_chapter_seven(capsys):
     assert check("7.2", 8)
-    assert check("7.3", 1 - (39 / 40) ** 11)
+    assert check("7.3", 1 - (39 / 40) ** 17)

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
@@ -21,6 +22,10 @@ from saema_utils.figures import (
     TOWARDS_CLAIM,
     class_style,
     line_style,
+    note_missing,
+    panels,
+    says_if_empty,
+    span,
 )
 
 # Machado, Oliveira and Fernandes 2009, full severity, on linear RGB.
@@ -110,3 +115,38 @@ def test_colours_of_scales_keep_their_order(deficiency):
     turn = [lab(color, deficiency) for color in along(CYCLIC, 13)[:-1]]
     for i in range(6):
         assert np.linalg.norm(turn[i] - turn[i + 6]) > CLEAR
+
+
+def test_the_span_of_numbers_leaves_out_what_is_missing_and_is_never_empty():
+    nan = float("nan")
+    assert span([1.0, nan], 3.0, around=[2]) == (1.0, 3.0)
+    assert span([nan]) == span() == (0.0, 1.0)
+    low, high = span([2.0, nan, 2.0])
+    assert low < 2 < high
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "says"),
+    [
+        ([1.0, 2.0], [0.5, 1.5], []),
+        ([1.0, 2.0], [np.nan, 1.5], ["1 of 2 without interval"]),
+        ([1.0, 2.0], [np.nan, np.nan], ["no interval: one concept"]),
+        ([np.nan, 2.0], [np.nan, np.nan], ["1 of 2 without value, no interval: one concept"]),
+        ([np.nan, np.nan], [np.nan, np.nan], ["no value"]),
+    ],
+)
+def test_a_panel_notes_what_its_rows_lack(estimate, low, says):
+    _, axes = panels()
+    note_missing(axes, pd.DataFrame({"estimate": estimate, "low": low, "high": low}), why="one concept")
+    assert [text.get_text() for text in axes.texts] == says
+
+
+def test_a_figure_without_rows_says_why():
+    @says_if_empty("Nothing here.", known="y")
+    def drawn(table):
+        return table
+
+    table = pd.DataFrame({"y": [1.0, np.nan]})
+    assert drawn(table)["y"].tolist() == [1.0]
+    for empty in (table[:0], table[1:]):
+        assert [text.get_text() for text in drawn(empty).axes[0].texts] == ["Nothing here."]

@@ -1,6 +1,9 @@
 """Devices, seeds, batches and progress."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -107,3 +110,13 @@ def test_jobs_come_back_in_order_and_each_had_one_thread(threads):
     finally:
         torch.set_num_threads(before)
     assert found == [(1, n * n) for n in range(5)]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_somebody_chose(given, expected):
+    """Read when torch is loaded, so importing the package must come first, and must not load torch."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    code = "import os, sys, saema_utils; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected, "False"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from saema_utils.errors import SaemaError
+from saema_utils.notebook import as_told
 from saema_utils.statistics import (
     bootstrap_interval,
     cohens_d_paired,
@@ -20,6 +21,8 @@ from saema_utils.statistics import (
     paired_interval,
     paired_permutation_test,
     paired_t_test,
+    with_interval,
+    written,
 )
 
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
@@ -167,3 +170,20 @@ def test_the_jackknife_gives_the_standard_error_of_a_mean():
     fifths = [x[rng.permutation(100)[:80]].mean() for _ in range(400)]
     assert jackknife_error(fifths, 100, 20) == pytest.approx(x.std(ddof=1) / 10, rel=0.15)
     assert math.isnan(jackknife_error([1.0, math.nan], 100))
+
+
+def test_a_number_and_an_interval_that_are_missing_say_so():
+    nan = float("nan")
+    assert (written(nan, ".0%"), written(0.5, ".0%"), written("few")) == ("no value", "50%", "few")
+    assert with_interval(0.5, 0.25, 0.75) == "0.5 (0.25 to 0.75)"
+    assert with_interval(0.5, nan, 0.75, note="one concept") == "0.5 (no interval: one concept)"
+    assert with_interval(nan, nan, nan) == "no value"
+
+
+@pytest.mark.parametrize("text", ["nan", "-nan", "+nan%", "nan °", "NaN"])
+def test_a_line_that_lacks_a_number_tells_nothing(text):
+    for holds in (True, False, None):
+        assert as_told(holds, f"error {text} · rest") == (None, "error no value · rest")
+    assert as_told(True, "a banana of Nancy") == (True, "a banana of Nancy")
+    assert as_told(False, "error 0.5 (no interval)")[0] is None
+    assert as_told(np.bool_(False), "error 0.5") == (False, "error 0.5")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saema_utils.errors import StudyError
 from saema_utils.notebook import read_study_file, resolve_study
-from saema_utils.study import STUDIES, CorpusRecipe, SaeRecipe, Study, get_study
+from saema_utils.study import PAPER_NOISE_LEVELS, STUDIES, CorpusRecipe, SaeRecipe, Study, get_study
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())
@@ -49,6 +49,9 @@ def test_studies_are_frozen():
         ("noise_levels", [0.0, float("nan")]),
         ("noise_levels", [0.0, float("inf")]),
         ("noise_levels", [0.0, "1"]),
+        ("noise_unit", "RMS"),
+        ("noise_unit", "sigma"),
+        ("noise_unit", 1),
         ("seed", -1),
         ("seed", 2**31),
         ("n_seeds", 0),
@@ -124,6 +127,22 @@ def test_changing_a_choice_changes_the_digest(n_seeds, k):
     changed = base.changed(**{"n_seeds": n_seeds, "sae.k": k})
     same = (n_seeds, k) == (base.n_seeds, base.sae.k)
     assert (changed.digest == base.digest) == same
+
+
+def test_levels_of_noise_are_in_rms_unless_a_study_says_otherwise(tmp_path):
+    for name in ("smoke", "smollm2-135m"):
+        study = STUDIES[name]
+        assert study.noise_unit == "rms"
+        assert {0.03, 0.3, 1.0} <= set(study.noise_levels)
+        assert max(study.noise_levels) > 1
+    assert {0.03, 0.1, 0.3, 1.0} <= set(STUDIES["smollm2-135m"].noise_levels), "the levels of chapter 7"
+    for name in ("gpt2-small", "pythia-70m", "gemma-2-2b"):
+        assert (STUDIES[name].noise_unit, STUDIES[name].noise_levels) == ("absolute", PAPER_NOISE_LEVELS)
+    path = tmp_path / "mine.json"
+    for extra, unit in (({}, "rms"), ({"noise_unit": "absolute"}, "absolute")):
+        path.write_text(json.dumps({"base": "smoke", "name": "mine", "noise_levels": [0, 0.5, 4], **extra}))
+        study = read_study_file(path)
+        assert (study.noise_levels, study.noise_unit) == ((0.0, 0.5, 4.0), unit)
 
 
 def test_titles_do_not_change_the_digest():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hub_layout
+import nbformat
 import pytest
 
 from saema_utils.__main__ import customised
-from saema_utils.checks import check_study
+from saema_utils.checks import check_study, remarks_on
 from saema_utils.errors import ConceptError, CorpusError, ModelError, SaeError, StudyError
 from saema_utils.notebook import resolve_study
 from saema_utils.study import STUDIES
@@ -29,25 +32,27 @@ PROMPTS = {
 def parts(tmp_path_factory) -> Path:
     """A folder with a tiny Llama checkpoint, an autoencoder for its layer 1, prompts and text."""
     import sae_lens
-    import torch
 
     folder = tmp_path_factory.mktemp("own")
     hub_layout.write_model(folder / "model", "llama")
-    torch.manual_seed(0)
-    config = sae_lens.TopKTrainingSAEConfig(d_in=32, d_sae=64, k=8, normalize_activations="none")
-    sae = sae_lens.TopKTrainingSAE(config)
+    sae, sound = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=32, d_sae=64, k=16)), hub_layout.sound_sae(32)
+    sae.W_enc.data, sae.W_dec.data = sound.W_enc.data, sound.W_dec.data
     sae.cfg.metadata["hook_name"] = "blocks.1.hook_resid_post"
-    sae.save_inference_model(folder / "sae")
+    sae.save_model(folder / "sae")
     (folder / "prompts.json").write_text(json.dumps(PROMPTS))
     sentences = [f"{a} {b} {c} is it." for a in hub_layout.WORDS for b in ("the", "red") for c in hub_layout.WORDS[:20]]
     (folder / "text.txt").write_text("\n\n".join(sentences))
     (folder / "short.txt").write_text("too short")
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps({"id": i, "text": s}) for i, s in enumerate(sentences)))
+    (folder / "latin.txt").write_bytes(" ".join(sentences).encode() + " Schlu\xdf".encode("latin-1"))
+    (folder / "one.txt").write_text(" ".join(sentences))
+    (folder / "proverbs.json").write_text(json.dumps({"proverbs": ["Haste makes waste.", "Still waters run deep."]}))
     (folder / "broken").mkdir()
     return folder
 
 
 def own(parts: Path, **given):
-    options = {"prompts": "", "model": "", "layer": None, "sae": "", "corpus": ""} | given
+    options = {"prompts": "", "model": "", "layer": None, "sae": "", "corpus": "", "column": ""} | given
     study = customised(STUDIES["smoke"], **options)
     check_study(study)
     return study
@@ -91,12 +96,20 @@ def test_paths_are_made_whole_so_that_the_study_runs_from_anywhere(parts, monkey
         ({"sae": "nowhere"}, SaeError, ["nowhere", "RELEASE:ID"]),
         ({"sae": "gpt2-small-res-jp:blocks.8.hook_resid_pre"}, SaeError, ["Did you mean 'gpt2-small-res-jb'"]),
         ({"corpus": "SHORT"}, CorpusError, ["9 bytes", "20,000 tokens"]),
+        ({"corpus": "ROWS", "column": "txt"}, CorpusError, ["Did you mean 'text'?", "Allowed: id, text", "--column"]),
+        ({"corpus": "ROWS", "column": "id"}, CorpusError, ["holds 0 (type int)", "Choose another column: id, text"]),
+        ({"corpus": "LATIN"}, CorpusError, ["not UTF-8", "is 0xDF", "iconv -f WINDOWS-1252"]),
+        ({"corpus": "SHORT", "column": "body"}, CorpusError, ["plain text", "'body'"]),
+        ({"column": "body"}, CorpusError, ["embedded:gcide", "'body'"]),
+        ({"corpus": "MODEL/model.safetensors"}, CorpusError, ["a .safetensors file", ".jsonl"]),
+        ({"prompts": "PROVERBS"}, ConceptError, ["2 of 2 prompts", "Haste makes waste.", '"words"']),
         ({"corpus": "nowhere.txt"}, StudyError, ["nowhere.txt"]),
         ({"prompts": "SHORT"}, ConceptError, ["not JSON"]),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_heavy(parts, given, error, says):
     places = {"MODEL": parts / "model", "SAE": parts / "sae", "BROKEN": parts / "broken", "SHORT": parts / "short.txt"}
+    places |= {"ROWS": parts / "rows.jsonl", "LATIN": parts / "latin.txt", "PROVERBS": parts / "proverbs.json"}
     for name, value in given.items():
         for key, path in places.items():
             if isinstance(value, str) and value.startswith(key):
@@ -107,6 +120,29 @@ def test_what_cannot_work_is_refused_before_anything_heavy(parts, given, error, 
     assert "\n" not in message
     for part in says:
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "one.txt"])
+def test_rows_and_one_long_paragraph_are_text(parts, name):
+    study = own(parts, corpus=str(parts / name))
+    assert study.corpus.column == "text"
+    assert study.digest != own(parts, corpus=str(parts / "text.txt")).digest
+
+
+def test_a_study_file_from_before_columns_still_opens(tmp_path):
+    plain = STUDIES["smoke"].as_dict()
+    del plain["corpus"]["column"]
+    (tmp_path / "study.json").write_text(json.dumps(plain))
+    assert resolve_study(str(tmp_path / "study.json")) == STUDIES["smoke"]
+
+
+def test_what_is_left_out_of_a_study_is_said_before_it_runs(parts, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"pets": ["cat", "dog", "The cats slept.", "It rained."]}))
+    study = own(parts, prompts=str(tmp_path / "mine.json"))
+    (remark,) = remarks_on(study)
+    assert "left out 1 of 4 prompts without a known word: 'It rained.'" in remark
+    assert not remarks_on(own(parts, prompts=str(parts / "prompts.json")))
+    assert not remarks_on(STUDIES["smollm2-135m"])
 
 
 def saema(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -150,6 +186,44 @@ def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(
     tables = [name for name in again if name.startswith("tables/")]
     assert len(tables) > 5
     assert all(again[name]["sha256"] == manifest["artifacts"][name]["sha256"] for name in tables)
+
+
+def documented_prompts() -> dict[str, list[str]]:
+    """The example on the page about one's own prompts: one concept of two words, each in one sentence."""
+    page = (ROOT / "book" / "your_own.md").read_text()
+    return json.loads(re.search(r'`(\{"pets": [^`]*\})`', page)[1])
+
+
+def texts_on(notebook: Path) -> Iterator[str]:
+    """What a page shows of its cells: text, tables, and what was printed or warned of."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                yield output.text
+            for kind in ("text/plain", "text/html", "text/markdown"):
+                yield output.get("data", {}).get(kind, "")
+
+
+@pytest.mark.slow
+def test_the_documented_example_runs_through_all_chapters_and_shows_no_number_that_is_missing(parts, tmp_path):
+    """One concept, one sentence a word, one seed: no mean over concepts has an interval."""
+    small = STUDIES["smoke"].changed(**{**SMALL, "n_seeds": 1}, name="documented")
+    (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
+    prompts = documented_prompts()
+    assert len(prompts) == 1
+    (tmp_path / "mine.json").write_text(json.dumps(prompts))
+    own_parts = ["--model", str(parts / "model"), "--layer", "1", "--corpus", str(parts / "text.txt")]
+    own_parts += ["--prompts", str(tmp_path / "mine.json"), "--chapters", "1-9", "--run-dir", str(tmp_path / "run")]
+    done = saema(tmp_path, "run", "--study", str(tmp_path / "small.json"), *own_parts)
+    assert done.returncode == 0, done.stderr[-1500:]
+    pages = sorted((tmp_path / "run" / "notebooks").glob("*.ipynb"))
+    assert len(pages) == 9
+    for page in pages:
+        for text in texts_on(page):
+            assert not re.search(r"\bnan\b", text, re.IGNORECASE), (page.name, text[:500])
+            assert "Warning" not in text, (page.name, text[:500])
+    numbers = (tmp_path / "run" / "numbers.json").read_text()
+    assert "nan" not in numbers.lower()
 
 
 SMALL = {

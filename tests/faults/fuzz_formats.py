@@ -8,6 +8,7 @@ kept in ``_build/fuzz``.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -116,6 +117,11 @@ LOADERS: dict[str, Callable[[Path, bytes], None]] = {
     "study": written("study.json", lambda path: resolve_study(str(path))),
     "prompts": written("prompts.json", read_prompts),
     "corpus": written("corpus.txt", lambda path: list(read_documents(str(path), 0))),
+    "rows": written("corpus.json", lambda path: list(read_documents(str(path), 0))),
+    "lines": written("corpus.jsonl", lambda path: list(read_documents(str(path), 0))),
+    "sheet": written("corpus.csv", lambda path: list(read_documents(str(path), 0))),
+    "parquet": written("corpus.parquet", lambda path: list(read_documents(str(path), 0))),
+    "archive": written("corpus.txt.gz", lambda path: list(read_documents(str(path), 0))),
     "claims": written("claims.yaml", load_claims),
     "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path), path)),
     "notebook": written("notebook.ipynb", parameters),
@@ -136,6 +142,11 @@ def sound_files(folder: Path) -> dict[str, bytes]:
         "study": json.dumps(SMOKE.as_dict()).encode(),
         "prompts": b'{"months": ["May", "June", "In May.", "By June it was over"]}',
         "corpus": "A first paragraph.\n\nA second one, of snow – ☃.\n".encode(),
+        "rows": b'[{"id": 1, "text": "A first row."}, {"text": null}, {"text": "A second."}]',
+        "lines": b'{"id": 1, "text": "A first row."}\n\n{"text": "A second."}\n',
+        "sheet": b'id,text\n1,"A first ""row"",\nof two lines"\n2,A second\n',
+        "parquet": pd.DataFrame({"text": ["A first row.", "A second."]}).to_parquet(),
+        "archive": gzip.compress(b"A first paragraph.\n\nA second one.\n"),
         "claims": CLAIMS_FILE.read_bytes(),
         "sweep": SWEEP,
         "notebook": notebook(PARAMETERS),

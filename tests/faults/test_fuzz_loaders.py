@@ -21,7 +21,7 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-AS_JSON = ("study", "prompts", "notebook", "manifest", "cfg.json")
+AS_JSON = ("study", "prompts", "rows", "notebook", "manifest", "cfg.json")
 NASTY = (
     None,
     True,

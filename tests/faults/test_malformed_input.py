@@ -127,6 +127,9 @@ COMMANDS = {
     "prompts: a concept named like an option": prompts({"--force": ["May", "June"]}),
     "prompts: a concept without a name": prompts({"": ["May", "June"]}),
     "prompts: the same concept twice": prompts(b'{"a": ["May", "June"], "a": ["x", "y"]}'),
+    "prompts: sentences without a word": prompts({"a": ["Haste makes waste.", "Still waters run deep."]}),
+    "prompts: a word that is not in its text": prompts({"a": ["May", {"text": "In June.", "word": "July"}]}),
+    "prompts: a list of words that is empty": prompts({"a": {"words": [], "prompts": ["May", "June"]}}),
     "prompts: half a million": prompts({"a": [f"w{i}" for i in range(500_000)]}),
     "prompts: eleven megabytes": prompts(b'{"a": ["' + b"x" * 11_000_000 + b'"]}'),
     "prompts: deep nesting": prompts(b"[" * 100_000),
@@ -173,6 +176,12 @@ COMMANDS = {
     "corpus: a folder": run("--corpus", "."),
     "corpus: of nobody": run("--corpus", NOBODY),
     "corpus: an empty file": run("--corpus", "empty.txt", files={"empty.txt": b""}),
+    "corpus: another kind of file": run("--corpus", "a.pdf", files={"a.pdf": b"%PDF"}),
+    "corpus: lines that are no JSON": run("--corpus", "a.jsonl", files={"a.jsonl": b"{\"text\": 1"}),
+    "corpus: a column that is not there": run("--corpus", "a.csv", "--column", "b", files={"a.csv": b"a\nx\n"}),
+    "corpus: Parquet that is none": run("--corpus", "a.parquet", files={"a.parquet": b"PAR1"}),
+    "corpus: an archive that is none": run("--corpus", "a.txt.gz", files={"a.txt.gz": b"text"}),
+    "corpus: UTF-16 without its mark": run("--corpus", "a.txt", files={"a.txt": "text".encode("utf-16-le")}),
     # sweeps and comparisons
     "sweep: no such file": command("sweep", "nowhere.yaml", "--serial"),
     "sweep: file of nobody": command("sweep", NOBODY, "--serial"),
@@ -276,7 +285,6 @@ CALLS = {
     # interventions
     "edit: one label": lambda folder: saema.scale_separation(LATENTS, torch.zeros(8, dtype=torch.long), 0.5),
     "edit: NaN latents": lambda folder: saema.scale_separation(with_nan(LATENTS), LABELS, 0.5),
-    "edit: whole numbers": lambda folder: saema.scale_separation(torch.ones(8, 5, dtype=torch.long), LABELS, 0.5),
     "edit: truth values": lambda folder: saema.scale_separation(LATENTS > 0.5, LABELS, 0.5),
     "edit: NaN dose": lambda folder: saema.scale_separation(LATENTS, LABELS, NAN),
     "edit: a huge dose": lambda folder: saema.scale_separation(LATENTS, LABELS, 1e9),
@@ -290,9 +298,17 @@ CALLS = {
         lambda folder: (folder / "binary.txt").write_bytes(bytes(range(128, 256)) * 50),
         lambda folder: list(read_documents(str(folder / "binary.txt"), 0)),
     ),
-    "claims: not a list of claims": folder_with(
-        lambda folder: (folder / "c.yaml").write_text("- {id: x}"), lambda folder: load_claims(folder / "c.yaml")
-    ),
+    **{
+        f"claims: {mistake}": folder_with(
+            lambda folder, text=text: (folder / "c.yaml").write_text(text),
+            lambda folder: load_claims(folder / "c.yaml"),
+        )
+        for mistake, text in {
+            "a list without a version": "- {id: x}",
+            "of other rules": "version: 1\nclaims: []",
+            "an incomplete claim": "version: 2\nclaims: [{id: x}]",
+        }.items()
+    },
 }  # fmt: skip
 
 

@@ -7,13 +7,16 @@ import re
 import shutil
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
+from saema_utils.__main__ import what_to_look_at
 from saema_utils.chapters import declared_results
 from saema_utils.chapters.columns import COMMON
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
+from saema_utils.publishing.readme import ANSWER
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.sweeps.tasks import make_chapter
 
@@ -52,10 +55,15 @@ TABLES = {
     "05_dose_response": {"alpha", "arm", "aedp", "separation_scale_free", "mse", "fvu", "l0", "ce_loss"},
     "05_optimum": {"arm"},
     "06_replay": {"prompts", "coder", "concept", "recipe", "n_local", "mst_weight"},
-    "07_claims": {"claim", "estimate", "low", "high", "verdict"},
+    "07_claims": {"claim", "statement", "reproduces", "holds_up", "estimate", "low", "high", "n", "minimum_n", "margin"}
+    | {"joint_p", "explained_variance_words"},
+    "07_multiverse": {"claim", "estimate", "low", "high", "n"},
+    "07_laboratory": {"rule", "truth"},
     "09_ruler": {"family", "L0", "recovery"},
     "09_families": {"architecture", "seed", "l0", "explained_variance"},
     "09_layers": {"layer", "concept", "representation"},
+    "09_replicates": {"claim", "contrast", "concept", "layer", "seed", "effect"},
+    "09_replication": {"claim", "contrast", "estimate", "low", "high", "new_low", "new_high", "n", "saes", "holds_up"},
 }
 
 
@@ -162,3 +170,31 @@ def test_a_chapter_says_which_chapter_it_misses(tmp_path):
     assert 7 in chapter_notebooks(find_root())
     with pytest.raises(BookError, match=r"chapter 7 .*MissingInputError.*saema run --study smoke --chapters 1-"):
         run_notebooks(run, [7], device="cpu")
+
+
+def test_the_studys_own_autoencoder_is_one_of_the_replicates(smoke_run):
+    """What chapter 9 finds with it is what chapter 7 judged, claim by claim, and its lead as well."""
+    run = smoke_run.run
+    effects, card = run.table("09_replicates"), run.table("07_claims").set_index("claim")
+    own = effects[(effects["layer"] == run.study.layer) & (effects["seed"] == run.study.seed)]
+    means = own.groupby(["claim", "contrast"])["effect"].mean().unstack()
+    judged = card.loc[means.index]
+    np.testing.assert_allclose(means["itself"], judged["estimate"], rtol=1e-6, equal_nan=True)
+    np.testing.assert_allclose(means["lead"], judged["lead"], rtol=1e-6, equal_nan=True)
+    reasons = effects["reason"].fillna("").astype(str)  # a column without any reason is read as one of numbers
+    assert reasons[effects["effect"].isna()].ne("").all(), "a number is missing and nothing says why"
+    assert not reasons.str.contains("again").any()
+    others = effects[(effects["layer"] != run.study.layer) | (effects["seed"] != run.study.seed)]
+    assert set(others["claim"]) == set(means.index)
+    assert others["effect"].notna().mean() > 0.5
+
+
+def test_a_run_ends_with_the_answer_the_verdicts_and_where_everything_is(smoke_run):
+    *answers, verdicts, results, following = what_to_look_at(smoke_run.run, judged=True)
+    assert len(answers) == len(ANSWER)
+    assert all(line.startswith(sentence) for line, (sentence, _) in zip(answers, ANSWER, strict=True))
+    counts = smoke_run.run.table("07_claims")["holds_up"].value_counts()
+    assert all(f"{count} {verdict}" in verdicts for verdict, count in counts.items())
+    assert str(smoke_run.run.path) in results
+    assert following.startswith("Next: saema book --run-dir ")
+    assert list(what_to_look_at(smoke_run.run, judged=False)) == [results, following], "an older scorecard is no answer"

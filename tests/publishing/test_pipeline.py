@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from saema_utils.errors import BookError
 from saema_utils.interactive import PUBLISHING, interactive
 from saema_utils.publishing import address, execution, fragments
-from saema_utils.publishing.build import build_book, prepare_page
+from saema_utils.publishing.build import build_book, last_finished, prepare_page
 from saema_utils.publishing.cleaning import clean_notebook
 from saema_utils.publishing.execution import run_notebooks
 from saema_utils.runs.directory import RunDirectory
@@ -378,6 +379,23 @@ def test_a_chapter_that_was_not_executed_is_named(buildable, run):
         build_book(run, root=buildable)
 
 
+def test_without_a_name_the_run_that_finished_last_is_built(tmp_path):
+    def finished(name: str, when: str, chapters=range(1, 8)) -> RunDirectory:
+        run = RunDirectory(tmp_path / name, STUDIES["smoke"].changed(name=name))
+        for chapter in chapters:
+            run.record_chapter(f"0{chapter}_chapter", finished=when)
+        return run
+
+    with pytest.raises(BookError, match=r"no run in .* has executed chapters 1 to 7\. Run: saema run"):
+        last_finished(tmp_path)
+    finished("older", "2026-01-01T00:00:00")
+    younger = finished("younger", "2026-01-02T00:00:00")
+    finished("unfinished", "2026-01-03T00:00:00", chapters=(1, 2))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text("{")
+    assert last_finished(tmp_path).path == younger.path
+
+
 def test_a_build_is_whole_or_leaves_the_previous_one(buildable, run):
     run_notebooks(run, [1], root=buildable)
     said = []
@@ -429,6 +447,39 @@ def test_an_optional_chapter_is_published_while_it_is_fresh_and_named_when_it_is
     site = build_book(run, root=buildable, say=said.append).parent
     assert not (site / "notebooks/08_more.html").exists()
     assert any("Chapter 8 is left out" in line and "--chapters 8" in line for line in said)
+
+
+def test_kernels_are_this_interpreter_whatever_the_machine_has_set(root, run, monkeypatch, tmp_path):
+    """A kernel of the same name, start-up files, and settings of matplotlib: none of them reaches a run."""
+    own = tmp_path / "own"
+    kernel = own / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "no", "language": "no"}))
+    startup = own / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("raise SystemExit('start-up files are run')")
+    (own / "startup.py").write_text("surprise = 1")
+    (own / "matplotlibrc").write_text("figure.dpi: 7\n")
+    monkeypatch.setenv("JUPYTER_PATH", str(own))
+    monkeypatch.setenv("IPYTHONDIR", str(own / "ipython"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(own / "startup.py"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(own))
+    source = "import sys, matplotlib; print(sys.executable, matplotlib.rcParams['figure.dpi'], 'surprise' in globals())"
+    write_chapter(root, "01_first", source)
+    (done,) = run_notebooks(run, [1], root=root)
+    shown = nbformat.read(done.path, as_version=4).cells[-1].outputs[0].text.split()
+    assert shown == [sys.executable, "100.0", "False"]
+
+
+@pytest.mark.parametrize("name", ["{x}", "{", "a b", "100%", "{run_dir}"])
+def test_folders_may_have_any_name(tmp_path, name):
+    root = tmp_path / name
+    root.mkdir()
+    write_chapter(root, "01_first", "from pathlib import Path; print(Path(run_dir).name)")
+    (root / "_toc.yml").write_text("format: jb-book\n")
+    run = RunDirectory(root / "runs" / name, STUDIES["smoke"], device="cpu")
+    (done,) = run_notebooks(run, [1], root=root)
+    assert nbformat.read(done.path, as_version=4).cells[-1].outputs[0].text.strip() == name
 
 
 def test_environment_of_kernels_does_not_leak(root, run):
