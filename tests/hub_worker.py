@@ -143,7 +143,7 @@ def chapters(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     run = RunDirectory(folder / name, tiny(name), device="cpu")
     tables = {
         "03_noise_rank": stage3_stratification.noise_rank_table(run),
-        "03_stratification": stage3_stratification.stratification_verdicts(run),
+        "03_stratification": stage3_stratification.rank_test_table(run),
         "04_geometry": stage4_geometry.geometry_table(run),
         "04_merging": stage4_geometry.merging_table(run),
         **{made.name: made(run) for place, made in declared_results().items() if place.startswith("tables/05_")},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.evidence.verdicts import lies
+from saema_utils.evidence.verdicts import CONTRADICTED, DEPENDS, SUPPORTED, TOO_FEW, judge_alone
 from saema_utils.statistics import (
     FEW,
     cohens_d_paired,
@@ -93,7 +93,8 @@ def effects(
 
     Columns: effect, control, claimed (sign that the causal claim predicts), estimate, low, high, d (Cohen's,
     paired), n, unit, p (of the same test as the interval), p_holm (adjusted for all rows), verdict (by the
-    interval alone), survives (whether the verdict also stands once the table's number of rows is allowed for).
+    interval alone: :func:`~saema_utils.evidence.verdicts.judge_alone`), survives (whether the verdict also stands once
+    the table's number of rows is allowed for).
     """
     import pandas as pd
 
@@ -104,8 +105,8 @@ def effects(
         rows[3:3] = [_row(name, control, 1, wide["poles"] - wide[control], "concept") for control in CONTROLS]
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy())
-    table["verdict"] = [_verdict(row) for row in table.itertuples()]
-    decided = table["verdict"].isin(["supports", "contradicts"])
+    table["verdict"] = [judge_alone(*sorted(row.claimed * np.array([row.low, row.high]))) for row in table.itertuples()]
+    decided = table["verdict"].isin([SUPPORTED, CONTRADICTED])
     table["survives"] = decided & (table["p_holm"] < 1 - LEVEL)
     return table
 
@@ -136,14 +137,6 @@ def _row(effect: str, control: str, claimed: int, differences: np.ndarray, unit:
         "unit": unit,
         "p": paired_p(d),
     }
-
-
-def _verdict(row) -> str:
-    """By the interval: it leaves zero out on the claimed side, on the other side, or not at all."""
-    if not np.isfinite([row.low, row.high]).all():
-        return "no interval"
-    sign = {"above": 1, "below": -1}.get(lies(row.low, row.high, 0, 0))
-    return "undecided" if sign is None else "supports" if sign == row.claimed else "contradicts"
 
 
 def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -305,8 +298,8 @@ def training_values(trained: pd.DataFrame) -> pd.DataFrame:
 def causal_verdict(table: pd.DataFrame) -> dict[str, str]:
     """What the effects say together, after training, during training, and by itself.
 
-    Each is ``supports`` or ``contradicts`` when all decided rows agree and at least half are decided,
-    ``mixed`` when they disagree, else ``undecided``. The controls count, not the comparison with nothing.
+    Each is *supported* or *contradicted* when all decided rows agree and at least half are decided, *depends on the
+    analysis* when they disagree, else *too few units*. The controls count, not the comparison with nothing.
     """
     parts = {
         "after training": table[(table["unit"] == "concept") & table["control"].isin(CONTROLS)],
@@ -317,7 +310,7 @@ def causal_verdict(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _together(verdicts: list[str]) -> str:
-    decided = [verdict for verdict in verdicts if verdict in ("supports", "contradicts")]
+    decided = [verdict for verdict in verdicts if verdict in (SUPPORTED, CONTRADICTED)]
     if len(set(decided)) > 1:
-        return "mixed"
-    return decided[0] if decided and 2 * len(decided) >= len(verdicts) else "undecided"
+        return DEPENDS
+    return decided[0] if decided and 2 * len(decided) >= len(verdicts) else TOO_FEW

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saema_utils.evidence.verdicts import lies
+from saema_utils.evidence.verdicts import ALPHA, TOO_FEW, lies
 from saema_utils.statistics import holm, mean_interval, paired_permutation_test
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def compare_representations(
     Returns
     -------
     Columns protocol, measure, against, effect (``log ratio`` or ``difference``), estimate, low, high
-    (95 %, over concepts), ratio, p_value, p_holm, n_concepts, verdict (``SAE higher``,
-    ``SAE lower``, ``no clear difference``, or ``too few concepts``: fewer than six cannot reach 0.05).
+    (95 %, over concepts), ratio, p_value, p_holm, n_concepts, change: what the SAE makes of
+    it (``higher``, ``lower``, ``unclear``, or ``too few units``: fewer than six concepts cannot reach 0.05).
     """
     import pandas as pd
 
@@ -66,7 +66,7 @@ def compare_representations(
                 row |= {"p_value": paired_permutation_test(changes, seed=seed), "n_concepts": interval.n}
                 family.append(row)
             for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
-                rows.append(row | {"p_holm": p, "verdict": verdict(row, p)})
+                rows.append(row | {"p_holm": p, "change": direction(row, p)})
     return pd.DataFrame(rows)
 
 
@@ -88,9 +88,9 @@ def paired_changes(
     return (means["sae"] - means[against]).dropna().to_numpy()
 
 
-def verdict(row: dict, p_holm: float) -> str:
-    """One phrase: a direction needs an interval that excludes no change and a corrected p below 0.05."""
+def direction(row: dict, p_holm: float) -> str:
+    """One word: ``higher`` or ``lower`` needs an interval that excludes no change and a corrected p below 0.05."""
     if row["n_concepts"] < LEAST_CONCEPTS:
-        return "too few concepts"
-    where = lies(row["low"], row["high"], 0, 0) if p_holm < 0.05 else "across"
-    return {"above": "SAE higher", "below": "SAE lower"}.get(where, "no clear difference")
+        return TOO_FEW
+    where = lies(row["low"], row["high"], 0, 0) if p_holm < ALPHA else "across"
+    return {"above": "higher", "below": "lower"}.get(where, "unclear")

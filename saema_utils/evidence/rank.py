@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saema_utils.errors import SaemaError
-from saema_utils.evidence.verdicts import lies
-from saema_utils.statistics import Interval, holm, mean_interval, paired_permutation_test, paired_t_test
+from saema_utils.evidence.verdicts import ALPHA, TOO_FEW, judge_alone
+from saema_utils.statistics import holm, mean_interval, paired_permutation_test, paired_t_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,6 @@ TOLERANCES = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 MARGIN = {"excursion": 0.1, "onset": 0.5}
 """Smallest difference worth the name: ten per cent of rank (in logs), and half a step of the noise levels."""
 ONE_RMS = 1.0
-ALPHA = 0.05
 STRONGEST = "strongest control"
 EVERY_CONCEPT = "all concepts"
 _KEYS = ["concept", "representation", "mode"]
@@ -86,7 +85,7 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
     Columns concept, representation, mode, rank_clean, rank_min, rank_max, effective_rank_clean,
     effective_rank_max, first_noise and first_noise_rms (the lowest level at which most seeds' rank differs
     from the clean one, NaN if there is none, in activation units and in RMS),
-    moved (largest share of seeds whose rank differs at one level), n_seeds, verdict: ``stratified`` when the
+    moved (largest share of seeds whose rank differs at one level), n_seeds, called: ``stratified`` when the
     rank changes at some level for most seeds, ``smooth`` when it does not.
     """
     import pandas as pd
@@ -106,10 +105,10 @@ def stratification_table(table: pd.DataFrame, column: str = "rank") -> pd.DataFr
         effective_rank_max=groups["effective_rank"].max(),
         moved=moved.max(axis=1),
         n_seeds=groups["seed"].nunique(),
-        verdict=np.where(first.isna(), "smooth", "stratified"),
+        called=np.where(first.isna(), "smooth", "stratified"),
     )
     order = ["rank_clean", "rank_min", "rank_max", "effective_rank_clean", "effective_rank_max"]
-    return found[[*order, "first_noise", "first_noise_rms", "moved", "n_seeds", "verdict"]].reset_index()
+    return found[[*order, "first_noise", "first_noise_rms", "moved", "n_seeds", "called"]].reset_index()
 
 
 def tolerance_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -162,15 +161,6 @@ def advantage(moves: pd.DataFrame, statistic: str) -> pd.DataFrame:
     return gaps
 
 
-def verdict_of(interval: Interval, p_adjusted: float, margin: float, more: str = "more", less: str = "less") -> str:
-    """``more`` or ``less`` when the interval clears the margin and p agrees, ``no difference`` when it lies
-    within, else ``inconclusive``."""
-    where = lies(interval.low, interval.high, -margin, margin)
-    if where == "within":
-        return "no difference"
-    return {"above": more, "below": less}.get(where if p_adjusted < ALPHA else "across", "inconclusive")
-
-
 def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """The test: does the SAE's rank move more, or sooner, than its controls'?
 
@@ -184,8 +174,9 @@ def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     Columns concept, statistic (excursion, onset), control, difference (positive: SAE more or sooner), low, high
-    (95 %, Student's where units are few), n, p, p_holm, margin, verdict, reason. Excursions are ``inconclusive``
-    where the noise does not span one RMS, and ``reason`` says so (:func:`why_undecided`).
+    (95 %, Student's where units are few), n, p, p_holm, margin, verdict (on the claim that the SAE's rank moves more,
+    or sooner: :func:`~saema_utils.evidence.verdicts.judge_alone`), reason. Excursions are too few units to tell where
+    the noise does not span one RMS, and ``reason`` says so (:func:`why_undecided`).
     """
     import pandas as pd
 
@@ -203,7 +194,7 @@ def controls_table(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     undecided = {c: why_undecided(part) for c, part in table[table["mode"] == 2].groupby("concept", sort=False)}
     undecided[EVERY_CONCEPT] = next(filter(None, undecided.values()), "")
     reason = found["concept"].map(undecided).where(found["statistic"] == "excursion", "")
-    return found.assign(verdict=found["verdict"].where(reason == "", "inconclusive"), reason=reason)
+    return found.assign(verdict=found["verdict"].where(reason == "", TOO_FEW), reason=reason)
 
 
 def concept_rows(
@@ -233,8 +224,7 @@ def _rows(
     p_values, rows = [test(values) for values in units.values()], []
     for ((concept, statistic, control), values), p, p_holm in zip(units.items(), p_values, holm(p_values), strict=True):
         interval, margin = mean_interval(values, seed=seed), MARGIN[statistic]
-        words = ("more", "less") if statistic == "excursion" else ("sooner", "later")
         row = {"concept": concept, "statistic": statistic, "control": control, "difference": interval.estimate}
         row |= {"low": interval.low, "high": interval.high, "n": interval.n, "p": p, "p_holm": p_holm}
-        rows.append(row | {"margin": margin, "verdict": verdict_of(interval, p_holm, margin, *words)})
+        rows.append(row | {"margin": margin, "verdict": judge_alone(interval.low, interval.high, margin, p_holm)})
     return rows

@@ -36,6 +36,24 @@ def lies(low: float, high: float, least: float = -math.inf, most: float = math.i
     return "within" if low >= least and high <= most else "across"
 
 
+def judge_alone(low: float, high: float, margin: float = 0.0, p_value: float = 0.0) -> str:
+    """The verdict (one of :data:`VERDICTS`) of one interval by itself: one analysis, and no lead over a control.
+
+    Parameters
+    ----------
+    low, high
+        The interval, turned so that the claim expects the positive side; NaN where there is none.
+    margin
+        The least effect that counts. At 0 nothing can be *no effect*: an interval that holds 0 is *too few units*.
+    p_value
+        Corrected for all that is read together; an effect needs it below :data:`ALPHA`.
+    """
+    where = lies(low, high, -margin, margin)
+    if where == "within":
+        return NO_EFFECT
+    return {"above": SUPPORTED, "below": CONTRADICTED}.get(where if p_value < ALPHA else "across", TOO_FEW)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What all analyses together say of one contrast, in margins.

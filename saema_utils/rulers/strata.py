@@ -17,6 +17,7 @@ import torch
 
 from saema_utils.errors import SaemaError
 from saema_utils.evidence.rank import MARGIN, STRONGEST, advantage, movement, over_concepts, stratification_table
+from saema_utils.evidence.verdicts import SUPPORTED
 from saema_utils.runtime import generator
 from saema_utils.stratification.noise import Encode
 from saema_utils.stratification.spectra import DEFAULT_RTOL, covariance_spectrum, numerical_rank
@@ -231,10 +232,10 @@ def false_alarm_and_sensitivity(n_seeds: int = 200) -> pd.DataFrame:
             alone = table[(table["representation"] == "sae") & table["concept"].isin(first)]
             distinct = sweep_alike([cloud.distinct for cloud in clouds[:n_seeds]], {"sae": encode})
             for test, part in (("rank changes", alone), ("rank changes, distinct contexts", distinct)):
-                flagged = (stratification_table(part)["verdict"] == "stratified").sum()
+                flagged = (stratification_table(part)["called"] == "stratified").sum()
                 rows.append(_rate(test, worlds[0], int(flagged), n_seeds))
-        verdicts = _against_controls(table, [cloud.concept for cloud in clouds])
-        more, sooner = (np.array([word in found for found in verdicts]) for word in ("more", "sooner"))
+        supported = _against_controls(table, [cloud.concept for cloud in clouds])
+        more, sooner = (np.array([which in found for found in supported]) for which in ("excursion", "onset"))
         shares = {"more": more.mean(), "sooner": sooner.mean()}
         rows.append(_rate("beats its controls", worlds[0], int((more | sooner).sum()), n_seeds) | shares)
     order = ("rank changes", "rank changes, distinct contexts", "beats its controls")
@@ -278,7 +279,8 @@ def sweep_alike(clouds: Sequence[TokenCloud], encoders: Mapping[str, Encode]) ->
 
 
 def _against_controls(table: pd.DataFrame, concepts: Sequence[str]) -> list[set[str]]:
-    """For each nine concepts in turn: the verdicts of the row over all of them against the strongest control."""
+    """For each nine concepts in turn: the statistics that the row over all of them supports, against the strongest
+    control."""
     moves = movement(table)
     gaps = {statistic: advantage(moves, statistic).droplevel("seed").loc[list(concepts)] for statistic in MARGIN}
     found = []
@@ -288,7 +290,8 @@ def _against_controls(table: pd.DataFrame, concepts: Sequence[str]) -> list[set[
             for statistic, wide in gaps.items()
             for control, values in wide.items()
         }
-        found.append({row["verdict"] for row in over_concepts(means) if row["control"] == STRONGEST})
+        strongest = (row for row in over_concepts(means) if row["control"] == STRONGEST)
+        found.append({row["statistic"] for row in strongest if row["verdict"] == SUPPORTED})
     return found
 
 

@@ -76,8 +76,7 @@ def one(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def without_bounds(table: pd.DataFrame) -> pd.DataFrame:
     lost = [name for name in table if BOUNDS.search(name) and name not in PLACES]
     few = {name: 1 for name in ("n", "n_concepts", "n_prompts", "n_seeds") if name in table}
-    verdict = "too few units" if "metric" in table else "no interval"
-    said = {"sign": "no interval", "verdict": verdict, "holds_up": "too few units"}
+    said = {"sign": "no interval", "verdict": "too few units", "holds_up": "too few units"}
     judged = {name: word for name, word in said.items() if name in table and lost}
     return table.assign(**dict.fromkeys(lost, np.nan), **few, **judged)
 

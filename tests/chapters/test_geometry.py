@@ -16,6 +16,7 @@ from saema_utils.chapters.geometry.findings import ClusterAgreement
 from saema_utils.distances import pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.evidence.geometry import RATIOS, compare_representations, paired_changes
+from saema_utils.evidence.verdicts import TOO_FEW
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.geometry import concept as cg
 from saema_utils.geometry import resamples as pr
@@ -372,16 +373,16 @@ def test_a_halving_is_found_and_its_ratio_is_right():
     table = compare_representations(*made_up_tables(0.5)).set_index(["protocol", "measure", "against"])
     row = table.loc[("direct", "intrinsic_dimension", "residual")]
     assert row["ratio"] == pytest.approx(0.5, rel=0.05)
-    assert row["verdict"] == "SAE lower"
-    assert table.loc[("words", "ami", "residual"), "verdict"] == "no clear difference"
+    assert row["change"] == "lower"
+    assert table.loc[("words", "ami", "residual"), "change"] == "unclear"
     assert ("words", "n_local", "residual") not in table.index
 
 
 def test_no_change_is_not_called_one_and_few_concepts_call_nothing():
     same = compare_representations(*made_up_tables(1.0, seed=3))
-    assert same["verdict"].str.startswith("SAE").mean() < 0.1
+    assert same["change"].isin(["higher", "lower"]).mean() < 0.1
     few = compare_representations(*made_up_tables(0.5, n=3))
-    assert set(few["verdict"]) == {"too few concepts"}
+    assert set(few["change"]) == {TOO_FEW}
 
 
 def test_concepts_without_a_value_are_left_out_of_their_pair():

@@ -22,6 +22,7 @@ from saema_utils.evidence.effects import (
     partial_correlation,
     training_values,
 )
+from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED, TOO_FEW
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.intervention.doses import optimum
 from saema_utils.intervention.edits import scale_separation
@@ -257,12 +258,12 @@ def made_tables(best: float, gain_of_training: float, punish: float):
 def test_a_world_in_which_separation_is_the_cause_is_recognised():
     found = effects(*made_tables(best=0.4, gain_of_training=0.05, punish=-0.05))
     verdicts = causal_verdict(found)
-    assert verdicts["after training"] == "supports"
-    assert verdicts["during training"] == "supports"
+    assert verdicts["after training"] == SUPPORTED
+    assert verdicts["during training"] == SUPPORTED
     assert (found["p_holm"].dropna() >= found["p"].dropna() - 1e-12).all()
     seeds = found[(found["unit"] == "seed") & (found["control"] == "coefficient 0")]
     assert seeds["survives"].all(), "three seeds that agree this well stand against the whole table"
-    assert set(found.loc[found["survives"], "verdict"]) <= {"supports", "contradicts"}
+    assert set(found.loc[found["survives"], "verdict"]) <= {SUPPORTED, CONTRADICTED}
     assert (found.loc[found["survives"], "p_holm"] < 0.05).all()
 
 
@@ -270,17 +271,17 @@ def test_a_world_in_which_any_pressure_costs_is_not_mistaken_for_support():
     """Rewarding and punishing separation both lose: the comparison with zero contradicts, the twin decides nothing."""
     found = effects(*made_tables(best=0.0, gain_of_training=-0.03, punish=-0.03))
     verdicts = causal_verdict(found)
-    assert verdicts["during training"] == "contradicts"
+    assert verdicts["during training"] == CONTRADICTED
     twin = found[found["control"] == "coefficient -0.1"]
     assert len(twin) == 3
-    assert (twin["verdict"] == "undecided").all()
-    assert verdicts["after training"] == "undecided"
+    assert (twin["verdict"] == TOO_FEW).all()
+    assert verdicts["after training"] == TOO_FEW
 
 
 def test_separation_that_hurts_is_said_to_contradict():
     found = effects(*made_tables(best=-0.4, gain_of_training=-0.05, punish=0.05))
-    assert causal_verdict(found)["after training"] == "contradicts"
-    assert set(found.loc[found["unit"] == "seed", "verdict"]) == {"contradicts"}
+    assert causal_verdict(found)["after training"] == CONTRADICTED
+    assert set(found.loc[found["unit"] == "seed", "verdict"]) == {CONTRADICTED}
 
 
 # ---- what the page finds, whichever way the tables turn out ----------------------------------------
@@ -345,7 +346,7 @@ def test_an_effect_is_drawn_with_the_two_ends_of_its_own_interval(claimed):
     """In half-widths, turned towards the claim; beyond eight, the whole interval is moved."""
     rows = [("lopsided", 0.25, 0.0, 0.4), ("far", 20.0, 19.0, 21.0), ("none", np.nan, np.nan, np.nan)]
     table = pd.DataFrame(rows, columns=["effect", "estimate", "low", "high"])
-    figure = figures.effect_forest(table.assign(control="zero", claimed=claimed, verdict="undecided"))
+    figure = figures.effect_forest(table.assign(control="zero", claimed=claimed, verdict=TOO_FEW))
     bars = [path.vertices[:, 0] for path in figure.axes[0].collections[0].get_paths()]
     np.testing.assert_allclose(bars[:2], claimed * np.array([[0, 2], [7, 9]]))
     assert all(np.isnan(bar).all() for bar in bars[2:])
@@ -430,9 +431,10 @@ def test_the_largest_coefficient_is_that_of_the_most_reward():
 
 
 def test_counts_are_of_verdicts_and_of_those_that_survive():
-    rows = [("concept", "random_direction", "supports", True), ("concept", "permuted_labels", "supports", False)]
-    rows += [("seed", "coefficient 0", "contradicts", True), ("degrees of freedom", "no relation", "undecided", False)]
-    text = findings.verdict_counts(pd.DataFrame(rows, columns=["unit", "control", "verdict", "survives"]))
+    rows = [("concept", "random_direction", SUPPORTED, True), ("concept", "permuted_labels", SUPPORTED, False)]
+    rows += [("seed", "coefficient 0", CONTRADICTED, True), ("degrees of freedom", "no relation", TOO_FEW, False)]
+    effects = pd.DataFrame(rows, columns=["unit", "control", "verdict", "survives"]).assign(low=0.0, high=1.0)
+    text = findings.verdict_counts(effects)
     assert [int(number) for number in re.findall(r"\d+", text)] == [4, 2, 1, 1]
 
 

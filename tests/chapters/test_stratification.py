@@ -22,6 +22,7 @@ from saema_utils.evidence.rank import (
     tolerance_table,
     why_undecided,
 )
+from saema_utils.evidence.verdicts import NO_EFFECT, SUPPORTED, TOO_FEW
 from saema_utils.rulers.strata import random_topk, rank_recovery, toy_tokens, tucker_tensor
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.stratification.anatomy import subspace_drift, where_rank_moves
@@ -99,7 +100,7 @@ def test_leading_subspace_of_features_is_that_of_a_plain_svd():
 def test_the_overall_row_has_concepts_as_units(small_study):
     overall = small_study["controls"].query("concept == 'all concepts'")
     assert (overall["n"] == 2).all()
-    assert (overall["verdict"] != "more").all()  # two concepts can support nothing
+    assert (overall["verdict"] != SUPPORTED).all()  # two concepts can support nothing
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
@@ -170,9 +171,9 @@ def test_what_is_asked_about_one_rms_is_refused_where_noise_does_not_span_it(rms
     controls = controls_table(swept)
     excursions = controls[controls["statistic"] == "excursion"]
     assert excursions["reason"].str.startswith(says).all()
-    assert (excursions["verdict"] == "inconclusive").all()
+    assert (excursions["verdict"] == TOO_FEW).all()
     against = found.advantages(controls)["random_dictionary"]
-    assert against.says("no difference") is None
+    assert against.says(NO_EFFECT) is None
     assert says in str(against)
     assert found.keeps_its_place(swept.assign(angle_mean=1.0, support_kept=1.0)) == (None, why_undecided(swept))
     text = [label.get_text() for axis in plots.advantage_forest(controls).axes for label in axis.texts]
@@ -201,7 +202,7 @@ def test_levels_of_concepts_are_paired_step_by_step_though_their_sizes_differ():
 def test_the_spread_of_first_levels_is_that_of_one_concept_over_tolerances():
     first = {"a": (0.1, 0.1), "b": (4.0, 8.0), "c": (float("nan"), 1.0)}
     table = pd.DataFrame(
-        {"concept": c, "representation": "sae", "mode": 2, "first_noise_rms": v, "verdict": str(v == v)}
+        {"concept": c, "representation": "sae", "mode": 2, "first_noise_rms": v, "called": str(v == v)}
         for c, values in first.items()
         for v in values
     )
@@ -222,7 +223,7 @@ def test_a_place_where_nothing_repeats_and_nothing_moves_agrees_with_nothing():
 def test_concepts_are_counted_by_representation_in_the_feature_mode():
     rows = [("sae", 2, "stratified"), ("residual", 2, "smooth"), ("residual", 2, "stratified")]
     rows += [("sae", 0, "smooth"), ("residual", 1, "stratified")]
-    counts = found.stratified_concepts(pd.DataFrame(rows, columns=["representation", "mode", "verdict"]))
+    counts = found.stratified_concepts(pd.DataFrame(rows, columns=["representation", "mode", "called"]))
     assert counts == {"sae": found.Count(1, 1), "residual": found.Count(1, 2)}
     assert counts["sae"].all
     assert not counts["residual"].all
@@ -236,12 +237,12 @@ def test_advantages_are_those_of_the_row_over_all_concepts(small_study):
         rows = controls.query("concept == 'all concepts' and statistic == @statistic").set_index("control")
         for name, advantage in against.items():
             row = rows.loc[name]
-            assert (advantage.estimate, advantage.verdict or "inconclusive") == (row["difference"], row["verdict"])
+            assert (advantage.estimate, advantage.verdict or TOO_FEW) == (row["difference"], row["verdict"])
             assert advantage.low <= advantage.estimate <= advantage.high
 
 
 def test_an_undecided_comparison_neither_holds_nor_fails():
-    assert [found.Effect(0.0, -1.0, 1.0, v).says("less") for v in ("less", "more", None)] == [True, False, None]
+    assert [found.Effect(0.0, -1.0, 1.0, v).says("lower") for v in ("lower", "higher", None)] == [True, False, None]
 
 
 def test_drift_is_read_at_the_largest_level_within_one_rms():

@@ -48,6 +48,7 @@ from saema_utils.evidence.verdicts import (
     VERDICTS,
     Evidence,
     judge,
+    judge_alone,
     lies,
 )
 
@@ -161,6 +162,19 @@ def test_an_interval_lies_above_below_within_or_across(low, high, where):
 def test_one_bound_leaves_one_side_open():
     assert (lies(-9, 1, most=1), lies(1.5, 9, most=1)) == ("within", "above")
     assert (lies(1, 9, least=1), lies(-9, 0.5, least=1)) == ("within", "below")
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.5, 2), (-0.5, 0.5), (-2, -1.5), (0.5, 1.5), (-3, 3), (np.nan, np.nan)])
+def test_one_interval_alone_is_judged_as_with_all_analyses_that_agree(low, high):
+    agreed = judge(evidence(low, high), None, MINIMUM)
+    assert judge_alone(low, high, 1.0) == agreed
+    assert judge_alone(2 * low, 2 * high, 2.0, p_value=0.04) == agreed, "margins are a unit"
+    unsure = TOO_FEW if agreed in (SUPPORTED, CONTRADICTED) else agreed
+    assert judge_alone(low, high, 1.0, p_value=0.06) == unsure, "an effect needs its p as well"
+
+
+def test_without_a_margin_nothing_can_be_no_effect():
+    assert [judge_alone(*ends) for ends in ((0.1, 1), (-1, -0.1), (-1, 1))] == [SUPPORTED, CONTRADICTED, TOO_FEW]
 
 
 # ---- every analysis -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from saema_utils.__main__ import what_to_look_at
 from saema_utils.chapters import declared_results
 from saema_utils.chapters.columns import COMMON
+from saema_utils.evidence.verdicts import VERDICTS
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
 from saema_utils.publishing.readme import ANSWER
@@ -82,6 +83,16 @@ def test_every_table_is_there_with_its_columns(smoke_run, name):
     table = smoke_run.run.table(name)
     assert len(table) > 0
     assert TABLES[name] <= set(table.columns), TABLES[name] - set(table.columns)
+
+
+def test_every_table_judges_in_one_set_of_words(smoke_run):
+    judged = {}
+    for path in smoke_run.run.path.glob("tables/*.csv"):
+        found = pd.read_csv(path)
+        for column in {"verdict", "holds_up"} & set(found):
+            judged[path.stem] = set(found[column].dropna())
+    assert {"03_controls", "05_effects", "07_claims", "09_replication"} <= set(judged)
+    assert {name: words - set(VERDICTS) for name, words in judged.items() if words - set(VERDICTS)} == {}
 
 
 def test_every_declared_table_is_made_and_every_column_has_a_meaning(smoke_run):

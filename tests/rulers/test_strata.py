@@ -73,7 +73,7 @@ def test_repeats_alone_change_the_rank_and_distinct_contexts_do_not():
     world = WORLDS["repeated"](2)
     for cloud, verdict in ((world.cloud, "stratified"), (world.cloud.distinct, "smooth")):
         table = sweep_clouds([cloud], {"sae": world.encode}, noise_levels=LEVELS, seeds=(0,), modes=(2,))
-        assert stratification_table(table)["verdict"].tolist() == [verdict]
+        assert stratification_table(table)["called"].tolist() == [verdict]
 
 
 def test_the_flat_map_is_linear_and_no_token_repeats():

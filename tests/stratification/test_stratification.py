@@ -21,12 +21,11 @@ from saema_utils.evidence.rank import (
     over_concepts,
     seeds_needed,
     stratification_table,
-    verdict_of,
 )
+from saema_utils.evidence.verdicts import CONTRADICTED, NO_EFFECT, SUPPORTED, TOO_FEW, judge_alone
 from saema_utils.rulers.strata import tucker_tensor
 from saema_utils.runtime import PROGRESS_FILE
 from saema_utils.saes.coders import RandomDictionary
-from saema_utils.statistics import Interval
 from saema_utils.stratification import grams as token_grams
 from saema_utils.stratification import noise as noise_engine
 from saema_utils.stratification.anatomy import only_distinct, principal_angles, shuffle_latents, where_rank_moves
@@ -520,7 +519,7 @@ def test_the_first_noise_is_the_lowest_level_at_which_most_seeds_moved():
 def test_stratification_table_reads_range_onset_and_verdict():
     table = pd.concat([rows("sae", (5, 4, 7, 7), (3, 3, 4, 6)), rows("residual", (9, 9, 9, 9), (2, 2, 2, 2))])
     found = stratification_table(table).set_index("representation")
-    assert found.loc["sae", ["rank_clean", "rank_min", "rank_max", "first_noise", "verdict"]].tolist() == [
+    assert found.loc["sae", ["rank_clean", "rank_min", "rank_max", "first_noise", "called"]].tolist() == [
         5,
         4,
         7,
@@ -528,7 +527,7 @@ def test_stratification_table_reads_range_onset_and_verdict():
         "stratified",
     ]
     assert found.loc["sae", "first_noise_rms"] == pytest.approx(0.1)
-    assert found.loc["residual", "verdict"] == "smooth"
+    assert found.loc["residual", "called"] == "smooth"
     assert math.isnan(found.loc["residual", "first_noise"])
 
 
@@ -541,7 +540,7 @@ def test_excursion_stops_at_one_rms_and_onset_counts_levels():
 
 @pytest.mark.parametrize(
     ("sae", "more", "sooner"),
-    [((2, 3, 9, 9), "more", "sooner"), ((2, 2, 3, 9), "no difference", "no difference"), ((2, 2, 2, 2), "less", None)],
+    [((2, 3, 9, 9), SUPPORTED, SUPPORTED), ((2, 2, 3, 9), NO_EFFECT, NO_EFFECT), ((2, 2, 2, 2), CONTRADICTED, None)],
 )
 def test_the_test_against_controls_says_what_the_numbers_say(sae, more, sooner):
     ranks = (5, 6, 6, 6) if sae[1] == 3 else (5, 5, 6, 6)
@@ -559,24 +558,23 @@ def test_the_test_against_controls_says_what_the_numbers_say(sae, more, sooner):
 def test_the_rows_over_concepts_are_corrected_for_their_number():
     gaps = np.full(9, 2.0) + np.arange(9)
     (alone,) = over_concepts({("excursion", "pca"): gaps})
-    assert (alone["p"], alone["p_holm"], alone["verdict"]) == (2 / 512, 2 / 512, "more")
+    assert (alone["p"], alone["p_holm"], alone["verdict"]) == (2 / 512, 2 / 512, SUPPORTED)
     many = over_concepts({(s, c): gaps for s in ("excursion", "onset") for c in map(str, range(7))})
     assert [row["p_holm"] for row in many] == pytest.approx([14 * 2 / 512] * 14)
-    assert {row["verdict"] for row in many} == {"inconclusive"}
+    assert {row["verdict"] for row in many} == {TOO_FEW}
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_less_and_later_need_a_small_p_as_more_and_sooner_do(sign):
-    interval = Interval(sign * 1.0, sign * 1.0 - 0.1, sign * 1.0 + 0.1, 4)
-    assert verdict_of(interval, 0.2, 0.5, "sooner", "later") == "inconclusive"
-    assert verdict_of(interval, 0.01, 0.5, "sooner", "later") == ("sooner" if sign > 0 else "later")
+def test_contradicted_needs_a_small_p_as_supported_does(sign):
+    assert judge_alone(sign - 0.1, sign + 0.1, 0.5, 0.2) == TOO_FEW
+    assert judge_alone(sign - 0.1, sign + 0.1, 0.5, 0.01) == (SUPPORTED if sign > 0 else CONTRADICTED)
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5, 10])
 @pytest.mark.parametrize("statistic", ["excursion", "onset"])
 def test_false_differences_are_rare_over_all_concepts_of_a_study(statistic, n_seeds):
     """Representations that differ by chance only: of 150 studies of nine concepts at most 5 % (and the chance of a
-    count) may call any concept more, less, sooner or later."""
+    count) may support or contradict it for any concept."""
     rng = np.random.default_rng(n_seeds)
     where = pd.MultiIndex.from_product([range(9), range(n_seeds), ("sae", "other")])
     wrong = 0
@@ -586,7 +584,7 @@ def test_false_differences_are_rare_over_all_concepts_of_a_study(statistic, n_se
         moves = pd.DataFrame({"value": drawn}, index=where.set_names(["concept", "seed", "representation"]))
         gaps = advantage(moves.reset_index().rename(columns={"value": statistic}), statistic)["other"]
         found = concept_rows(statistic, "other", {c: part.to_numpy() for c, part in gaps.groupby("concept")})
-        wrong += any(row["verdict"] in ("more", "less", "sooner", "later") for row in found)
+        wrong += any(row["verdict"] in (SUPPORTED, CONTRADICTED) for row in found)
     assert wrong / 150 <= 0.05 + 2 * (0.05 * 0.95 / 150) ** 0.5
 
 

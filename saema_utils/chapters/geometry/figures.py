@@ -219,7 +219,7 @@ def persistence_diagrams(table: pd.DataFrame, concept: str) -> Figure:
 def comparison_forest(comparison: pd.DataFrame, against: str = "residual") -> Figure:
     """SAE relative to one representation: ratio or difference per measure, 95 % intervals over concepts."""
     rows = comparison[(comparison["against"] == against) & comparison["estimate"].notna()]
-    rows = rows.assign(centre=rows["estimate"], clear=rows["verdict"].str.startswith("SAE"))
+    rows = rows.assign(centre=rows["estimate"], clear=rows["change"].isin(["higher", "lower"]))
     if rows.empty:
         return nothing_to_draw("No concept has a value on both sides.")
     rows["name"] = rows["measure"].map(MEASURES) + " (" + rows["protocol"] + ")"

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import NOTHING, Effect, Found, how_many
+from saema_utils.evidence.verdicts import TOO_FEW
 from saema_utils.statistics import holm
 
 LEVEL = 0.05
 FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same
-DIRECTIONS = {"SAE higher": "higher", "SAE lower": "lower", "no clear difference": "unclear"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str =
     row = rows.iloc[0]
     is_ratio = row["effect"] == "log ratio"
     values = (float(np.exp(row[end]) if is_ratio else row[end]) for end in ("estimate", "low", "high"))
-    return Effect(*values, DIRECTIONS.get(row["verdict"]), is_ratio, how_many(row["n_concepts"]))
+    return Effect(*values, None if row["change"] == TOO_FEW else row["change"], is_ratio, how_many(row["n_concepts"]))
 
 
 @dataclass(frozen=True)

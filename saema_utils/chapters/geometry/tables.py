@@ -206,6 +206,7 @@ persistence_table = measured_concepts.whole(
         "p_value": "p-value of a sign-flip test over concepts",
         "p_holm": "the same after Holm's correction within protocol and control",
         "n_concepts": "concepts that have a value on both sides",
+        "change": "what the SAE makes of it: higher or lower where interval and corrected p agree, else unclear",
     },
 )
 def comparison_table(run: RunDirectory) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from saema_utils.chapters.intervention.findings import CHANGES, SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
 from saema_utils.evidence.effects import within_levels
+from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
 from saema_utils.figures import (
     COLORS,
     NAMES,
@@ -256,7 +257,7 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     centre = (table["estimate"] * scale).clip(-8, 8)
     # The interval of a correlation does not have its estimate in the middle.
     ends = [centre + (table[side] - table["estimate"]) * scale for side in ("low", "high")]
-    colors = table["verdict"].map({"supports": COLORS["sae"], "contradicts": COLORS["accent"]}).fillna(COLORS["muted"])
+    colors = table["verdict"].map({SUPPORTED: COLORS["sae"], CONTRADICTED: COLORS["accent"]}).fillna(COLORS["muted"])
     rows = np.arange(len(table))
     ax.hlines(rows, *ends, colors, linewidth=2)
     ax.scatter(centre, rows, color=colors, s=25)

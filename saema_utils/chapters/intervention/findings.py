@@ -7,6 +7,7 @@ import pandas as pd
 
 from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
+from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import NO_INTERVAL
@@ -132,12 +133,11 @@ def verdict_counts(effects: pd.DataFrame) -> str:
 
     Where none of these has an interval, that alone.
     """
-    if effects["verdict"].eq(NO_INTERVAL).all():
+    if effects[["low", "high"]].isna().all(axis=None):
         return f"{NO_INTERVAL} of {len(effects)} effects: one concept, one seed"
     votes = "; ".join(f"{kind}: {verdict}" for kind, verdict in causal_verdict(effects).items())
-    counts = effects["verdict"].value_counts()
-    firm = int((effects["survives"] & effects["verdict"].eq("supports")).sum())
+    supported, contradicted = (effects["verdict"].eq(verdict) for verdict in (SUPPORTED, CONTRADICTED))
     return (
-        f"{votes}. Of {len(effects)} effects {counts.get('supports', 0)} support it ({firm} after correction), "
-        f"{counts.get('contradicts', 0)} contradict it"
+        f"{votes}. Of {len(effects)} effects {supported.sum()} support it "
+        f"({(supported & effects['survives']).sum()} after correction), {contradicted.sum()} contradict it"
     )

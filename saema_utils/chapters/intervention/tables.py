@@ -396,7 +396,7 @@ TESTED = {
         "effect": "what is compared",
         "control": "with what",
         "claimed": "sign that the causal claim predicts",
-        "verdict": "whether the interval leaves zero out on the claimed side, on the other, or not",
+        "verdict": "what the interval decides of the claim: which side of zero it lies on; no margin is set here",
         "survives": "whether that also stands after the adjustment",
     },
 )

@@ -13,6 +13,7 @@ import pandas as pd
 from saema_utils.chapters.found import Count, Effect, Found, how_many
 from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.rank import EVERY_CONCEPT, ONE_RMS, why_undecided
+from saema_utils.evidence.verdicts import TOO_FEW
 
 
 def recovered_by_noise(recovered: pd.DataFrame) -> dict[float, Count]:
@@ -37,7 +38,7 @@ def stratified_concepts(verdicts: pd.DataFrame) -> dict[str, Count]:
     """Concepts whose rank noise changes, by representation (rows of ``stratification_table``)."""
     rows = verdicts[verdicts["mode"] == 2]
     return {
-        name: Count.true(part == "stratified") for name, part in rows.groupby("representation", sort=False)["verdict"]
+        name: Count.true(part == "stratified") for name, part in rows.groupby("representation", sort=False)["called"]
     }
 
 
@@ -59,7 +60,7 @@ def tolerances_matter(verdicts: pd.DataFrame, representation: str = "sae") -> tu
     """
     rows = verdicts[(verdicts["mode"] == 2) & (verdicts["representation"] == representation)].groupby("concept")
     first = rows["first_noise_rms"]
-    return Count.true(rows["verdict"].nunique() > 1), float((first.max() / first.min()).fillna(1.0).max())
+    return Count.true(rows["called"].nunique() > 1), float((first.max() / first.min()).fillna(1.0).max())
 
 
 def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str, Effect]:
@@ -72,8 +73,7 @@ def advantages(verdicts: pd.DataFrame, statistic: str = "excursion") -> dict[str
     )
     found = {}
     for row in rows.itertuples():
-        decided = np.isfinite([row.low, row.high]).all() and not row.reason and row.verdict != "inconclusive"
-        verdict = row.verdict if decided else None
+        verdict = None if row.verdict == TOO_FEW else row.verdict
         found[row.control] = Effect(row.difference, row.low, row.high, verdict, reason=row.reason or how_many(row.n))
     return found
 

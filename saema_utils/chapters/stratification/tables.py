@@ -53,6 +53,7 @@ TESTED = {
     "first_noise_rms": "the same over the stream's RMS",
     "moved": "largest share of seeds whose rank is another at one noise level",
     "n_seeds": "noise seeds",
+    "called": "what the paper's test calls it: stratified where most seeds' rank changes at some level, else smooth",
 }
 COMPARED = {
     "statistic": "excursion (how far the effective rank moves) or onset (how soon)",
@@ -149,7 +150,7 @@ def ranks_by_tolerance(run: RunDirectory) -> pd.DataFrame:
 
 
 @table("03_stratification", needs=(noise_rank_table,), columns=TESTED)
-def stratification_verdicts(run: RunDirectory) -> pd.DataFrame:
+def rank_test_table(run: RunDirectory) -> pd.DataFrame:
     """The paper's rank test: how far each rank moves, the first noise level that changes it, and the verdict."""
     return stratification_table(noise_rank_table(run))
 
