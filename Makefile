@@ -97,6 +97,7 @@ linkcheck:  ## Ask every external address in pages and notebooks whether it stil
 
 address: install  ## Move the book to REPOSITORY=OWNER/NAME: badges, launch buttons, setup cells, citation
 	$(BIN)/python -m saema_utils.publishing.address $(REPOSITORY)
+	$(BIN)/python -m saema_utils.publishing.readme
 
 release-check: install  ## Refuse to publish from REPOSITORY what was not committed for it, and tagged
 	$(BIN)/python -m saema_utils.publishing.address --release $(REPOSITORY)

@@ -1,6 +1,7 @@
 """Runs one notebook the way Colab would: every code cell in order, in a fresh process, with no earlier artefacts.
 
-``python colab_host.py NOTEBOOK`` in an empty folder; SAEMA_COLAB_STUDY may name a smaller study. ``google.colab``
+``python colab_host.py NOTEBOOK`` in an empty folder; SAEMA_COLAB_STUDY may name a smaller study, and SAEMA_COLAB_COPY
+whose copy of a book without an address this is. ``google.colab``
 exists (as a stand-in, for detection only), the installs of the setup cell are recorded instead of run, and what the
 cells leave is printed as one JSON object.
 """
@@ -39,6 +40,8 @@ def main(path: Path) -> dict:
         source = cell.source
         if "parameters" in cell.metadata.get("tags", []) and "SAEMA_COLAB_STUDY" in os.environ:
             source = source.replace('study = "auto"', f"study = {os.environ['SAEMA_COLAB_STUDY']!r}")
+        if "setup" in cell.metadata.get("tags", []) and "SAEMA_COLAB_COPY" in os.environ:
+            source = source.replace("/OWNER/", f"/{os.environ['SAEMA_COLAB_COPY']}/", 1)
         done = shell.run_cell(source, store_history=False)
         if done.error_in_exec or done.error_before_exec:
             return {"failed": cell.id, "error": repr(done.error_in_exec or done.error_before_exec)}

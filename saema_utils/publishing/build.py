@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 TIME, BADGES = "<!-- time -->", "<!-- badges -->"
 OPENING = re.compile(r"<!-- opening: (\w+) -->")
-COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
+RULES = "saema_utils/evidence/claims.yaml"
+COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", RULES)
 NO_NUMBER = "(not measured in this run)"
 # Cells that the page shows on demand: how they fold, and what the fold says.
 FOLDED = {
@@ -146,7 +147,7 @@ def stage(run: RunDirectory, root: Path, staging: Path, *, allow_stale: bool, sa
         if source.is_dir():
             shutil.copytree(source, staging / name, dirs_exist_ok=True)
         elif source.exists():
-            staging.mkdir(parents=True, exist_ok=True)
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, staging / name)
     for name in ("figures", "tables"):
         if (run.path / name).is_dir():
@@ -168,7 +169,11 @@ def stage(run: RunDirectory, root: Path, staging: Path, *, allow_stale: bool, sa
     missing = sorted(quoted - set(numbers))
     config = yaml.safe_load((root / "_config.yml").read_text("utf-8"))
     config.setdefault("parse", {})["myst_substitutions"] = {**dict.fromkeys(missing, NO_NUMBER), **numbers}
-    config["repository"] = {"url": address.repository_url(), "branch": address.BRANCH, "path_to_book": ""}
+    if address.is_set():
+        config["repository"] = {"url": address.repository_url(), "branch": address.BRANCH, "path_to_book": ""}
+    else:
+        config["html"] |= {"use_repository_button": False, "use_issues_button": False}
+        config["launch_buttons"] = {}
     (staging / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return missing
 
@@ -232,7 +237,7 @@ def prepare_page(
     """Make a cleaned chapter a page: badge, times and opening figure filled in, first uses of glossary terms
     linked, plumbing and solutions folded.
     """
-    badge = address.colab_badge(f"notebooks/{name}.ipynb", "../book/static/colab.svg")
+    badge = address.colab_badge(f"notebooks/{name}.ipynb", "../book/static/colab.svg") if address.is_set() else ""
     record = run.manifest().get("chapters", {}).get(name)
     words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
     time_line = fragments.time_needed(words, record)

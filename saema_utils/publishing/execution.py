@@ -50,7 +50,8 @@ def find_root() -> Path:
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise BookError(
-        f"no notebooks/ and _toc.yml at or above {here}. Clone {address.repository_url()} and run from there."
+        f"no notebooks/ and _toc.yml at or above {here}. "
+        f"Clone {address.repository_url() if address.is_set() else 'the book'} and run from there."
     )
 
 

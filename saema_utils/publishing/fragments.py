@@ -64,7 +64,6 @@ def numbers(run: RunDirectory) -> dict[str, str]:
         "peak_gib": max((r.get("peak_memory", 0) for r in records), default=0) / 2**30,
         "hardware": ", ".join(sorted({r.get("hardware", "") for r in records})),
         "version": address.VERSION,
-        "repository": address.repository_url(),
     }
     return {name: format_number(value) for name, value in {**chosen, **run.numbers()}.items()}
 
@@ -186,11 +185,11 @@ def chapter_list(run: RunDirectory, notebooks: Path) -> str:
         [
             f"[{title}](../notebooks/{name}.ipynb)",
             duration(chapters[name]["seconds"]) if name in chapters else "",
-            f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})",
+            *([f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})"] if address.is_set() else []),
         ]
         for name, title in chapter_titles(notebooks).items()
     ]
-    return markdown_table(["Chapter", "Runs in", "Open"], rows)
+    return markdown_table(["Chapter", "Runs in", *(["Open"] if address.is_set() else [])], rows)
 
 
 def hero(staging: Path) -> str:
@@ -377,9 +376,10 @@ def write_api_pages(folder: Path, root: Path) -> list[str]:
         text = [place, "=" * len(place), "", *([summary, ""] if path.is_dir() else [])]
         for module in modules:
             name = ".".join(module.relative_to(PACKAGE_DIR.parent).with_suffix("").parts)
-            link = f"`On the web <{address.source_url(module.relative_to(PACKAGE_DIR.parent).as_posix())}>`__"
+            source = address.source_url(module.relative_to(PACKAGE_DIR.parent).as_posix())
+            link = [f"`On the web <{source}>`__", ""] if address.is_set() else []
             heading = [module.stem, "-" * len(module.stem), ""] if path.is_dir() else []
-            text += [*heading, link, "", f".. automodule:: {name}", "   :members:"]
+            text += [*heading, *link, f".. automodule:: {name}", "   :members:"]
             text += ["   :ignore-module-all:", ""]
         (folder / f"{page}.rst").write_text("\n".join(text), encoding="utf-8")
     fragments = folder.parent / "fragments"

@@ -1,8 +1,9 @@
 """The generated parts of the README: the answer, the chapters with their times, and the scorecard.
 
 ``python -m saema_utils.publishing.readme RUN_DIR`` copies the scorecard of a finished run to ``book/`` (that of the
-confirmatory study beside the default's) and rewrites the text between the markers from both; a test holds them
-together. The sentences of the answer were written by a person, and the run checks them.
+confirmatory study beside the default's) and rewrites the text between the markers from both; without a run it rewrites
+it from what is committed. A test holds them together. The sentences of the answer were written by a person, and the run
+checks them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from saema_utils.errors import BookError, SaemaError
 from saema_utils.notebook import finding
-from saema_utils.publishing.address import colab_url
+from saema_utils.publishing import address
 from saema_utils.publishing.confirmation import CLAIMS, CONFIRMATORY, on_a_second_model, read_card
 from saema_utils.publishing.execution import chapter_notebooks, read_notebook
 from saema_utils.statistics import with_interval
@@ -153,12 +154,14 @@ def scorecard_lines(card: pd.DataFrame) -> str:
 
 
 def chapter_lines(root: Path, seconds: dict[str, float]) -> str:
-    """The table of chapters: title, Colab link, measured time."""
-    lines = ["| chapter | what it shows | rerun | measured |", "| --- | --- | --- | --- |"]
+    """The table of chapters: title, Colab link where the book has an address, measured time."""
+    rerun = " rerun |" if address.is_set() else ""
+    lines = [f"| chapter | what it shows |{rerun} measured |", f"| --- | --- |{' --- |' if rerun else ''} --- |"]
     for number, path in chapter_notebooks(root).items():
         title = read_notebook(path).cells[0].source.splitlines()[0].removeprefix("# ")
         took = f"{seconds[path.stem]:.0f} s" if seconds.get(path.stem) else "optional"
-        lines.append(f"| {number} | {title} | [Colab]({colab_url(f'notebooks/{path.name}')}) | {took} |")
+        rerun = f" [Colab]({address.colab_url(f'notebooks/{path.name}')}) |" if address.is_set() else ""
+        lines.append(f"| {number} | {title} |{rerun} {took} |")
     total = sum(seconds.values()) / 60
     return "\n".join([*lines, "", f"Together {total:.0f} minutes on the machine that made the tables below."])
 
@@ -233,6 +236,6 @@ def rewrite(root: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        refresh(Path.cwd(), Path(sys.argv[1] if len(sys.argv) > 1 else "runs/smollm2-135m"))
+        refresh(Path.cwd(), Path(sys.argv[1])) if len(sys.argv) > 1 else rewrite(Path.cwd())
     except (SaemaError, OSError) as error:
         sys.exit(f"saema: {error}")

@@ -226,6 +226,14 @@ def test_every_link_and_anchor_inside_the_site_resolves(visits, site):
     assert not dangling
 
 
+def test_no_link_leads_to_an_address_that_the_book_does_not_have(visits):
+    links = [(name, link) for name, visit in visits.items() for link in visit.facts["links"]]
+    assert [(name, link) for name, link in links if "OWNER" in link] == []
+    if not address.is_set():
+        assert [(name, link) for name, link in links if "colab.research" in link] == []
+
+
+@pytest.mark.skipif(not address.is_set(), reason="the book has no address")
 def test_every_chapter_links_its_source_notebook_in_colab(visits):
     chapters = [name for name in visits if name.startswith("notebooks/")]
     assert len(chapters) == len(CHAPTERS)

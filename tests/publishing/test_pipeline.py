@@ -270,7 +270,10 @@ def test_every_follower_quotes_the_one_address():
     for path in followers:
         found = {a or b for a, b in quoted.findall(path.read_text(encoding="utf-8"))}
         assert found <= {address.REPOSITORY}, f"{path.name} quotes {found}"
-    assert f'repository-code: "{address.repository_url()}"' in (ROOT / "CITATION.cff").read_text()
+        if not address.is_set() and path.suffix != ".ipynb":
+            assert "OWNER/saema-book" not in path.read_text(encoding="utf-8"), f"{path.name} leads nowhere"
+    cited = f'repository-code: "{address.repository_url()}"' in (ROOT / "CITATION.cff").read_text()
+    assert cited == address.is_set()
     assert f"version: {address.VERSION}" in (ROOT / "CITATION.cff").read_text()
 
 
@@ -287,18 +290,21 @@ def test_badges_point_at_notebooks_that_exist():
         assert (ROOT / inside).exists()
 
 
-def test_a_fork_moves_every_follower(tmp_path):
-    (tmp_path / "saema_utils" / "publishing").mkdir(parents=True)
-    (tmp_path / "notebooks").mkdir()
-    names = [address.HERE, "CITATION.cff"] + [f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb")]
+def test_a_fork_moves_every_follower_and_a_fork_of_it_again(tmp_path, monkeypatch):
+    names = [address.HERE, *address.CITED, *(f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("0*.ipynb"))]
     for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    moved = address.move_repository(tmp_path, "ada/saema-fork")
-    assert {p.relative_to(tmp_path).as_posix() for p in moved} == set(names)
-    for path in moved:
-        text = path.read_text()
-        assert "ada/saema-fork" in text
-        assert address.REPOSITORY not in text
+    for new in ("ada/saema-fork", "grace/saema-book"):
+        old = address.REPOSITORY
+        moved = address.move_repository(tmp_path, new)
+        assert {p.relative_to(tmp_path).as_posix() for p in moved} == set(names)
+        for path in moved:
+            text = path.read_text()
+            assert text.count(new) == 1
+            assert old not in text
+        monkeypatch.setattr(address, "REPOSITORY", new)
+        assert address.move_repository(tmp_path, new) == []
     with pytest.raises(BookError, match="allowed: OWNER/NAME"):
         address.move_repository(tmp_path, "not a repository")
 
@@ -315,13 +321,16 @@ def test_numbers_are_formatted_for_reading(value, shown):
     assert fragments.format_number(value) == shown
 
 
-def test_placeholders_are_filled_from_the_manifest(root, run):
+@pytest.mark.parametrize("repository", ["OWNER/saema-book", "ada/saema-fork"])
+def test_placeholders_are_filled_from_the_manifest(root, run, repository, monkeypatch):
+    monkeypatch.setattr(address, "REPOSITORY", repository)
     notebook = nbformat.read(root / "notebooks/01_first.ipynb", as_version=4)
     run.record_chapter("01_first", seconds=72.4, peak_memory=2**31, hardware="2 CPU cores (x86_64)")
     prepare_page(notebook, run, "01_first")
     text = notebook.cells[0].source
     assert "72 s to run on 2 CPU cores (x86_64), peak memory 2.0 GiB (measured)" in text
-    assert address.colab_url("notebooks/01_first.ipynb") in text
+    assert (address.colab_url("notebooks/01_first.ipynb") in text) == (repository != "OWNER/saema-book")
+    assert "OWNER" not in text
     assert "<!--" not in text
 
 
