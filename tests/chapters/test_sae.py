@@ -30,8 +30,8 @@ from saema_utils.errors import SaeError
 from saema_utils.exercises import EXERCISES, Wrong, check
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.coders import PcaCoder
-from saema_utils.saes.fidelity import explained_variance
-from saema_utils.saes.training import TrainedSae
+from saema_utils.saes.fidelity import explained_variance, recovered_features
+from saema_utils.saes.training import TrainedSae, train_sae
 from saema_utils.study import get_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_sae_training.ipynb"
@@ -40,6 +40,10 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_sae_training.ipynb"
 def cells(tag):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     return {cell["id"]: cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", [])}
+
+
+def cell(name):
+    return next(c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c["id"] == name)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,23 @@ def test_the_autoencoder_of_the_page_is_sae_lens_own(page):
 def test_explained_variance_of_the_page_is_the_package_own(page):
     x, noise = torch.randn(40, 7), torch.randn(40, 7)
     assert page["explained_variance_by_hand"](x, x + noise) == pytest.approx(explained_variance(x, x + noise), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_loop_of_the_page_finds_what_the_package_finds(page, seed):
+    names = {"torch": torch, "seed": seed}
+    exec(cell("toy-world"), names)
+    truth, (x, unseen) = names["truth"], names["x"].split((11_000, 1_000))
+    weights = page["train_by_hand"](x, n_latents=96, k=3, seed=seed)
+    again = page["train_by_hand"](x, n_latents=96, k=3, seed=seed)
+    assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+    recipe = dataclasses.replace(get_study("smoke").sae, d_sae=96, k=3, epochs=8, batch=256, learning_rate=5e-3)
+    packaged = train_sae(x, unseen, recipe, seed).sae
+    found = [int((recovered_features(truth, rows) > 0.9).sum()) for rows in (weights[2], packaged.W_dec.detach())]
+    assert min(found) >= 45
+    _, rebuilt = page["sae_by_hand"](unseen, *weights, k=3)
+    with torch.no_grad():
+        assert explained_variance(unseen, rebuilt) > explained_variance(unseen, packaged(unseen)) - 0.05
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])
