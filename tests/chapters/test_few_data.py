@@ -36,6 +36,7 @@ from saema_utils.chapters.intervention import figures as figures_5
 from saema_utils.chapters.intervention import findings as findings_5
 from saema_utils.chapters.replay import figures as figures_6
 from saema_utils.chapters.replay import findings as findings_6
+from saema_utils.chapters.sae import contexts as contexts_2
 from saema_utils.chapters.sae import figures as figures_2
 from saema_utils.chapters.sae import findings as findings_2
 from saema_utils.chapters.scorecard import figures as figures_7
@@ -210,6 +211,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "sae.findings.frontier": lambda t: findings_2.frontier(t["02_sparsity_curve"], t.read("02_sae_eval")),
     "sae.findings.workload": lambda t: findings_2.workload(t["02_latent_density"]),
     "sae.findings.telling_latents": lambda t: findings_2.telling_latents(t["02_concept_latents"], t.concept),
+    "sae.contexts.meaning_of_latents": lambda t: contexts_2.meaning_of_latents(t["02_contexts"], t.concept),
     # 3
     "stratification.figures.rank_against_noise": lambda t: figures_3.rank_against_noise(t["03_noise_rank"]),
     "stratification.figures.noise_kinds": lambda t: figures_3.noise_kinds(t["03_on_manifold"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import nbformat
@@ -16,8 +17,10 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from saema_utils.chapters.activations.concepts import concept_activations
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
+from saema_utils.chapters.found import NOTHING
 from saema_utils.chapters.sae import figures, tables
 from saema_utils.chapters.sae.coders import study_coders, study_sae, training_history
+from saema_utils.chapters.sae.contexts import latent_contexts, meaning_of_latents
 from saema_utils.chapters.sae.findings import (
     cost_to_the_model,
     frontier,
@@ -232,8 +235,18 @@ def test_a_latent_marks_a_concept_by_its_words_alone(of_words, of_text, marked):
     table = pd.DataFrame(rows * 2, columns=names)
     for concept, latent in (("months", 7), ("days", 8)):
         found = telling_latents(table, concept)
-        assert numbers(found.shows)[0] == latent
+        assert numbers(found.shows)[:3] == [1 + marked, 2, latent]
         assert found.holds is marked
+
+
+@pytest.mark.parametrize(("clear", "unclear", "holds"), [(0.6, 0.0, True), (0.2, 0.0, False), (0.6, 0.2, False)])
+def test_a_latent_means_its_concept_by_text_that_did_not_choose_it(clear, unclear, holds):
+    rows = [("months", 1, 0.1, unclear), ("days", 2, 0.7, clear), ("days", 2, 0.7, clear), ("color", 3, 0.6, 1.0)]
+    table = pd.DataFrame(rows, columns=["concept", "latent", "share_rated", "share"])
+    found = meaning_of_latents(table, "months")
+    assert found.holds is holds
+    assert numbers(found.shows) == [100 * clear, 100 * unclear]
+    assert meaning_of_latents(table, "planets") == meaning_of_latents(table[:0], "months") == (None, NOTHING)
 
 
 # ---- the stage, on the embedded model ----------------------------------------------------------
@@ -311,6 +324,29 @@ def test_a_coder_that_loses_nothing_costs_nothing(run):
     assert losses["zero"][0] > losses["clean"][0] + 1
     hooks = [name for name, point in language_model(run).hook_dict.items() if point.fwd_hooks]
     assert hooks == []
+
+
+@pytest.mark.model
+def test_passages_show_where_a_latent_is_strongest_in_text_that_did_not_choose_it(run):
+    contexts, corpus = latent_contexts(run), corpus_activations(run)
+    best = tables.concept_latents(run).query("rank == 0").drop_duplicates("concept").set_index("concept")["latent"]
+    (_, _), (shown, tokens) = tables.halves(corpus)
+    sequence = corpus.heldout_mask.nonzero()[-len(tokens) :, 0]
+    with torch.no_grad():
+        latents = study_sae(run).encode(shown.float())
+    assert len(contexts)
+    for concept, rows in contexts.groupby("concept"):
+        values = latents[:, best[concept]]
+        by_sequence = sorted((float(values[sequence == s].max()) for s in sequence.unique()), reverse=True)
+        strongest = [value for value in by_sequence if value > 0][:6]
+        assert rows["activation"].tolist() == pytest.approx(strongest, rel=1e-4)
+        marked = [re.search("«(.*)»", passage)[1] for passage in rows["passage"]]
+        where = [int((values - value).abs().argmin()) for value in rows["activation"]]
+        assert marked == [language_model(run).tokenizer.decode([int(tokens[i])]).strip() for i in where]
+        found = concept_activations(run)[concept]
+        own = {int(token) for token in found.tokens[found.word_mask]}
+        at_own = sum(float(v) for v, token in zip(values, tokens.tolist(), strict=True) if token in own)
+        assert rows["share"].iloc[0] == pytest.approx(at_own / float(values.sum()), abs=1e-5)
 
 
 @pytest.mark.model

@@ -110,18 +110,19 @@ def workload(density: pd.DataFrame) -> Found:
 
 @of_rows
 def telling_latents(latents: pd.DataFrame, concept: str) -> Found:
-    """Whether each concept's most telling latent (``02_concept_latents``) marks it.
+    """Whether the most telling latent (``02_concept_latents``) of most concepts marks its concept.
 
     It fires on more than half of the occurrences of the concept's words then, and on few tokens of running text. The
-    line tells of the latent of one concept.
+    line counts these concepts and tells of the latent of one.
     """
     rows = latents[latents["rank"] == 0].drop_duplicates("concept").set_index("concept")
     if concept not in rows.index or rows["score"].isna().all():
         return Found(None, NOTHING)
     best, score = rows.loc[concept], rows["score"]
+    marked = Count.true((rows["concept_rate"] > 0.5) & (rows["text_rate"] < 0.05))
     return Found(
-        bool((rows["concept_rate"] > 0.5).all() and (rows["text_rate"] < 0.05).all()),
-        f"{concept}: latent {best['latent']} fires on {best['concept_rate']:.0%} of the words' occurrences and on "
+        2 * marked.n > marked.of,
+        f"{marked} concepts · {concept}: latent {best['latent']} fires on {best['concept_rate']:.0%} of the words' occurrences and on "
         f"{best['text_rate']:.1%} of running text · scores from {score.min():.2f} ({score.idxmin()}) to "
         f"{score.max():.2f} ({score.idxmax()})",
     )
