@@ -147,6 +147,12 @@ def test_opens_with_a_figure_of_its_own(notebook):
     assert any(f'show(run, "{opening[1]}"' in cell.source for cell in code(notebook)), opening[1]
 
 
+def test_asks_for_a_guess_before_the_figure_that_answers_it(notebook):
+    before, _, _ = notebook.cells[0].source.partition("<!-- opening:")
+    guess = re.search(r"^\*\*Guess first\.\*\* .*\?.* Most people .+\.$", before, re.M)
+    assert guess, "the opening asks a question and says what most people guess, before its figure"
+
+
 def test_no_section_starts_with_code(notebook):
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         bare_heading = before.cell_type == "markdown" and re.fullmatch(r"#+ [^\n]+\n*", before.source)

@@ -122,7 +122,7 @@ def telling_latents(latents: pd.DataFrame, concept: str) -> Found:
     marked = Count.true((rows["concept_rate"] > 0.5) & (rows["text_rate"] < 0.05))
     return Found(
         2 * marked.n > marked.of,
-        f"{marked} concepts · {concept}: latent {best['latent']} fires on {best['concept_rate']:.0%} of the words' occurrences and on "
-        f"{best['text_rate']:.1%} of running text · scores from {score.min():.2f} ({score.idxmin()}) to "
-        f"{score.max():.2f} ({score.idxmax()})",
+        f"{marked} concepts · {concept}: latent {best['latent']} fires on {best['concept_rate']:.0%} of the words' "
+        f"occurrences and on {best['text_rate']:.1%} of running text · scores from {score.min():.2f} ({score.idxmin()}) "
+        f"to {score.max():.2f} ({score.idxmax()})",
     )
