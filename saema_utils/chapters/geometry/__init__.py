@@ -5,4 +5,4 @@ A run's concepts go in; tables of local and global geometry, their pictures, and
 
 from saema_utils.chapters import face
 
-__getattr__, __dir__ = face(__name__, "tables", "figures", "findings")
+__getattr__, __dir__ = face(__name__, "tables", "figures", "findings", "sketch")

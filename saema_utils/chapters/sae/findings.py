@@ -123,6 +123,6 @@ def telling_latents(latents: pd.DataFrame, concept: str) -> Found:
     return Found(
         2 * marked.n > marked.of,
         f"{marked} concepts · {concept}: latent {best['latent']} fires on {best['concept_rate']:.0%} of the words' "
-        f"occurrences and on {best['text_rate']:.1%} of running text · scores from {score.min():.2f} ({score.idxmin()}) "
+        f"occurrences and on {best['text_rate']:.1%} of running text · scores {score.min():.2f} ({score.idxmin()}) "
         f"to {score.max():.2f} ({score.idxmax()})",
     )

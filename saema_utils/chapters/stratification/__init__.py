@@ -2,4 +2,4 @@
 
 from saema_utils.chapters import face
 
-__getattr__, __dir__ = face(__name__, "tables", "figures", "findings")
+__getattr__, __dir__ = face(__name__, "tables", "figures", "findings", "sketch")
