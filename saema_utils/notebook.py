@@ -13,6 +13,7 @@ from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
+from saema_utils.wording import format_number, heading, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Libraries ask for a widget toolkit when they are imported; published pages have no widgets and no warnings.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+NUMBERED = ("latent", "seed")  # columns whose numbers name something: no thousands are set apart
 CHAPTERS = range(1, 10)  # 8 and 9 are run when asked for: make book-full
 
 
@@ -152,22 +154,30 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
 
 
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
-    """A small table of the page, rounded for reading; the CSV keeps every digit.
+    """A small table of the page, rounded for reading and in words; the CSV keeps every digit and its own names.
 
-    Text is escaped, except in ``html_columns``, which the package itself has written.
+    Text is escaped, except in ``html_columns``, which the package itself has written. Over a heading stands the name
+    that the column has in the data.
     """
     from html import escape
 
     from IPython.display import HTML
 
-    def shown(value: Any) -> Any:
-        if isinstance(value, float):
-            return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
-        return escape(value).replace("_", "_<wbr>") if isinstance(value, str) else value
+    def shown(value: Any) -> str:
+        value = getattr(value, "item", lambda: value)()
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, float) and abs(value) < 1e-12:
+            return "0"
+        return escape(in_words(value) if isinstance(value, str) else format_number(value, digits))
+
+    def above(column: str) -> str:
+        return f"<span title='{escape(column)}'>{escape(heading(column))}</span>"
 
     numeric = [f"tr > :nth-child({n})" for n, kind in enumerate(frame.dtypes, 1) if kind.kind in "iuf"]
-    styler = frame.reset_index(drop=True).style.hide(axis="index").format_index(shown, axis="columns")
-    styler = styler.format({name: None if name in html_columns else shown for name in frame}, na_rep="–")
+    styler = frame.reset_index(drop=True).style.hide(axis="index").format_index(above, axis="columns")
+    how = dict.fromkeys(frame, shown) | dict.fromkeys(NUMBERED, str) | dict.fromkeys(html_columns)
+    styler = styler.format({name: how[name] for name in frame}, na_rep="–")
     to_the_right = "text-align: right !important; white-space: nowrap; min-width: 0"
     styler = styler.set_table_styles([{"selector": place, "props": to_the_right} for place in numeric])
     styler.cell_ids = False

@@ -25,6 +25,7 @@ from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts
 from saema_utils.statistics import with_interval
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
+from saema_utils.wording import format_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEROES = ("04_circles", "01_word_circles")
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
 
@@ -76,28 +76,6 @@ def _sae_in_words(study: Study, sae: SaeFacts) -> str:
 
 def _model_name(source: str) -> str:
     return EMBEDDED[source].title if source in EMBEDDED else name_of(source)
-
-
-def format_number(value: Any) -> str:
-    """A number as prose shows it: three significant digits, thousands separated, never an exponent near one.
-
-    >>> format_number(0.79312), format_number(160000), format_number(-12.0)
-    ('0.793', '160,000', '−12')
-    """
-    if value is None or value != value:
-        return "undefined"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if abs(value) == float("inf"):
-        return "infinity" if value > 0 else "−infinity"
-    if isinstance(value, int) or float(value).is_integer() or abs(value) >= 1000:
-        text = f"{value:,.0f}"
-    elif abs(value) >= 1e-3:
-        text = f"{value:.3g}"
-    else:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
-    return text.replace("-", "−")
 
 
 def duration(seconds: float) -> str:

@@ -129,6 +129,19 @@ def test_the_tree_of_a_run_is_complete(smoke_run):
     assert list((path / "sae").rglob("*.safetensors"))
 
 
+def test_tables_of_pages_have_words_above_them_and_numbers_for_reading(executed):
+    faults = []
+    for cell in (cell for notebook in executed.values() for cell in notebook.cells):
+        for html in (o.get("data", {}).get("text/html", "") for o in cell.get("outputs", [])):
+            if "class='saema-table'" not in html:
+                continue
+            above = [re.sub("<[^>]+>", "", x) for x in re.findall(r"<th [^>]*>(.*?)</th>", html, re.S)]
+            inside = [re.sub("<[^>]+>", "", x) for x in re.findall(r"<td[^>]*>(.*?)</td>", html, re.S)]
+            faults += [(cell["id"], name) for name in above if "_" in name or above.count(name) > 1]
+            faults += [(cell["id"], value) for value in inside if re.fullmatch(r"-.*\d|[\d.]+e[-+]?\d+", value)]
+    assert faults == []
+
+
 def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed):
     assert set(executed) == set(CHAPTERS)
     for number, notebook in executed.items():

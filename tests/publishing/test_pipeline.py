@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from saema_utils.errors import BookError
 from saema_utils.interactive import PUBLISHING, interactive
-from saema_utils.publishing import address, execution, fragments
+from saema_utils.publishing import address, execution
 from saema_utils.publishing.build import build_book, last_finished, prepare_page
 from saema_utils.publishing.cleaning import clean_notebook
 from saema_utils.publishing.execution import run_notebooks
@@ -310,15 +310,6 @@ def test_a_fork_moves_every_follower_and_a_fork_of_it_again(tmp_path, monkeypatc
 
 
 # ---- pieces of pages -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.79312, "0.793"), (160_000, "160,000"), (-12.0, "−12"), (1e-5, "1.0 × 10⁻⁵"), (float("nan"), "undefined"),
-     ("months", "months"), (True, "True"), (12345.6, "12,346"), (0.0, "0"), (float("inf"), "infinity")],
-)  # fmt: skip
-def test_numbers_are_formatted_for_reading(value, shown):
-    assert fragments.format_number(value) == shown
 
 
 @pytest.mark.parametrize("repository", ["OWNER/saema-book", "ada/saema-fork"])

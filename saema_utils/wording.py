@@ -1,0 +1,105 @@
+"""Numbers, columns and names as pages show them: one way for all, and words that a person would use."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: Columns whose own name says too little; of all others the underscores become spaces.
+HEADINGS = {
+    "alpha": "dose",
+    "alpha_beyond": "best dose beyond scaling",
+    "alpha_high": "to",
+    "alpha_low": "from",
+    "alpha_star": "best dose",
+    "aedp": "pole distance",
+    "ami": "agreement with words",
+    "ami_family": "agreement with families",
+    "betti1": "holes",
+    "ce_clean": "loss, untouched",
+    "ce_recovered": "recovered",
+    "ce_spliced": "loss, rebuilt",
+    "ce_tokens": "predictions",
+    "ce_zero_ablated": "loss, zeros",
+    "circularity_p": "p of circularity",
+    "cyclic_order": "neighbours in order",
+    "d_sae": "latents",
+    "dead_fraction": "share dead",
+    "explained_variance": "variance explained",
+    "fvu": "unexplained",
+    "gain": "gain at best dose",
+    "gain_beyond": "gain beyond scaling",
+    "gain_scaling": "gain of scaling",
+    "high": "to",
+    "homogeneity_truth": "homogeneity of the truth",
+    "i_squared": "I²",
+    "intrinsic_dimension": "dimension",
+    "kl": "KL divergence",
+    "l0": "active latents",
+    "low": "from",
+    "mse": "squared error",
+    "n_latents": "latents",
+    "n_local": "clusters",
+    "n_prompts": "prompts",
+    "n_tokens": "tokens",
+    "noise_rms": "noise / RMS",
+    "p_holm": "p, corrected",
+    "p_value": "p",
+    "plane_share": "variance in the plane",
+    "q": "Q",
+    "rms": "RMS",
+    "separation_scale_free": "separation",
+    "variance_share": "variance in the plane",
+}
+#: Values whose identifier says too little.
+VALUES = {
+    "ami": "agreement with words",
+    "ami_token": "agreement with token texts",
+    "geodesic_scale_free": "way between poles, scale-free",
+    "mst_weight_scale_free": "tree weight, scale-free",
+    "n_local": "clusters",
+    "pca": "PCA",
+    "sae": "SAE",
+}
+_IDENTIFIER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+
+
+def heading(column: str) -> str:
+    """What stands above a column of that name.
+
+    >>> heading("p_holm"), heading("median_norm"), heading("alpha*")
+    ('p, corrected', 'median norm', 'alpha*')
+    """
+    return HEADINGS.get(column, column.replace("_", " "))
+
+
+def in_words(value: str) -> str:
+    """A name that the code uses, in words; other texts as they are.
+
+    >>> in_words("random_dictionary"), in_words("mst_weight_scale_free"), in_words("New_York is big")
+    ('random dictionary', 'tree weight, scale-free', 'New_York is big')
+    """
+    return VALUES.get(value, value.replace("_", " ") if _IDENTIFIER.fullmatch(value) else value)
+
+
+def format_number(value: Any, digits: int = 3) -> str:
+    """A number as prose and tables show it: thousands separated, a true minus, never an exponent near one.
+
+    >>> format_number(0.79312), format_number(160000), format_number(-12.0), format_number(-0.0)
+    ('0.793', '160,000', '−12', '0')
+    """
+    if value is None or value != value:
+        return "undefined"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if abs(value) == float("inf"):
+        return "infinity" if value > 0 else "−infinity"
+    if isinstance(value, int) or float(value).is_integer() or abs(value) >= 1000:
+        text = f"{value or 0:,.0f}"
+    elif abs(value) >= 1e-3:
+        text = f"{value:.{digits}g}"
+    else:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return text.replace("-", "−")
