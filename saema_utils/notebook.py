@@ -169,7 +169,9 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
             return "yes" if value else "no"
         if isinstance(value, float) and abs(value) < 1e-12:
             return "0"
-        return escape(in_words(value) if isinstance(value, str) else format_number(value, digits))
+        if isinstance(value, str):
+            return escape(in_words(value)).replace("_", "_<wbr>")  # a long name may break
+        return escape(format_number(value, digits))
 
     def above(column: str) -> str:
         return f"<span title='{escape(column)}'>{escape(heading(column))}</span>"
