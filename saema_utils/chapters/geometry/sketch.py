@@ -15,21 +15,21 @@ TREE = ((0, 1), (1, 2), (2, 3))
 
 def local_and_global() -> Figure:
     """Clusters and their poles; the poles alone; and what sparse coding is said to make of both."""
-    figure, axes = panels(3, 1, width=9.2, height=2.9)
+    figure, axes = panels(3, 1, width=7.4, height=2.7)
     for axis in axes:
         axis.set_axis_off()
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.1, 1.05))
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.2, 1.05))
     spread = np.random.default_rng(0).normal(size=(len(PLACES), 14, 2)) * 0.045
     _clusters(axes[0], PLACES, spread)
     _poles(axes[0], PLACES)
-    _say(axes[0], "local: clusters", "of each its pole, the centre")
+    _say(axes[0], "local: clusters", "of each its pole,\nthe centre")
     _tree(axes[1], PLACES)
     _poles(axes[1], PLACES)
-    _say(axes[1], "global: poles", "how far apart, in what shape")
+    _say(axes[1], "global: poles", "how far apart,\nin what shape")
     _clusters(axes[2], SAID, spread * 1.5)
     _tree(axes[2], SAID)
     _poles(axes[2], SAID)
-    _say(axes[2], "after sparse coding, it is said", "fewer, of more dimensions, closer")
+    _say(axes[2], "sparse, it is said", "fewer, closer,\nof more dimensions")
     return figure
 
 
@@ -49,4 +49,4 @@ def _tree(axis: Axes, places: np.ndarray) -> None:
 
 def _say(axis: Axes, title: str, below: str) -> None:
     axis.set_title(title)
-    axis.text(0.5, -0.08, below, ha="center", color=GREY, fontsize=9)
+    axis.text(0.5, -0.2, below, ha="center", color=GREY, fontsize=10)

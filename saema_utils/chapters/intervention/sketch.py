@@ -18,7 +18,7 @@ SAID = {
 
 def four_arms() -> Figure:
     """How the tokens of three clusters move in each arm: pushed apart with their poles, and three controls."""
-    figure, axes = panels(4, 1, width=9.2, height=2.7, sharex=True, sharey=True)
+    figure, axes = panels(2, 2, width=7.0, height=2.1, sharex=True, sharey=True)
     random = np.random.default_rng(3)
     tokens = PLACES[:, None] + 0.09 * random.normal(size=(3, 6, 2))
     apart = np.broadcast_to(0.5 * PLACES[:, None], tokens.shape)
@@ -31,15 +31,15 @@ def four_arms() -> Figure:
         "permuted_labels": apart.reshape(-1, 2)[order].reshape(tokens.shape),
         "global_scaling": 0.5 * tokens,
     }
-    for axis, (arm, said) in zip(axes, SAID.items(), strict=True):
+    for axis, (arm, said) in zip(axes.flat, SAID.items(), strict=True):
         axis.set_axis_off()
-        axis.set(xlim=(-1.15, 1.15), ylim=(-1.35, 0.95))
+        axis.set(xlim=(-1.6, 1.6), ylim=(-1.35, 0.95))
         axis.quiver(
             *tokens.reshape(-1, 2).T, *steps[arm].reshape(-1, 2).T,
-            angles="xy", scale_units="xy", scale=1, color=COLORS[arm], width=0.008, alpha=0.8,
+            angles="xy", scale_units="xy", scale=1, color=COLORS[arm], width=0.006, alpha=0.8,
         )  # fmt: skip
         for cluster, color in zip(tokens, CLASS_COLORS, strict=False):
             axis.scatter(*cluster.T, s=16, color=color, linewidth=0, zorder=3)
         axis.set_title(NAMES[arm], color=COLORS[arm])
-        axis.text(0, -1.3, said, ha="center", color=GREY, fontsize=9)
+        axis.text(0, -1.3, said, ha="center", color=GREY, fontsize=10)
     return figure

@@ -15,7 +15,7 @@ AXES = (("prompts", COLORS["accent"]), ("positions", COLORS["random_dictionary"]
 
 def strata_and_unfolding() -> Figure:
     """A smooth and a stratified set of points, and a tensor laid flat in its three ways."""
-    figure, axes = panels(3, 1, width=9.2, height=2.9, width_ratios=(1, 1, 1.7))
+    figure, axes = panels(3, 1, width=7.4, height=2.7, width_ratios=(1, 1, 2))
     for axis in axes:
         axis.set_axis_off()
     _smooth(axes[0])
@@ -32,8 +32,8 @@ def _smooth(axis: Axes) -> None:
         axis.plot(x, bottom + share * (top - bottom), color=COLORS["sae"], linewidth=0.8)
     for at in range(0, 60, 10):
         axis.plot([x[at], x[at]], [bottom[at], top[at]], color=COLORS["sae"], linewidth=0.8)
-    axis.set(xlim=(-0.05, 1.05), ylim=(-0.12, 1.05), title="smooth")
-    axis.text(0.5, -0.1, "two directions everywhere", ha="center", color=GREY, fontsize=9)
+    axis.set(xlim=(-0.05, 1.05), ylim=(-0.22, 1.05), title="smooth")
+    axis.text(0.5, -0.2, "two directions\neverywhere", ha="center", color=GREY, fontsize=10)
 
 
 def _strata(axis: Axes) -> None:
@@ -42,9 +42,9 @@ def _strata(axis: Axes) -> None:
     axis.plot([0.5, 0.5], [0.34, 0.95], color=COLORS["sae"], linewidth=2.5)
     axis.plot([0.5, 0.5], [0.02, 0.15], color=COLORS["sae"], linewidth=2.5)
     axis.scatter([0.5], [0.34], s=36, color=COLORS["accent"], zorder=3)
-    axis.annotate("here they meet", (0.5, 0.34), xytext=(0.55, 0.28), fontsize=9, color=COLORS["accent"])
-    axis.set(xlim=(-0.05, 1.05), ylim=(-0.12, 1.05), title="stratified")
-    axis.text(0.5, -0.1, "two directions, or one, or none", ha="center", color=GREY, fontsize=9)
+    axis.annotate("they meet", (0.5, 0.34), xytext=(0.55, 0.28), fontsize=10, color=COLORS["accent"])
+    axis.set(xlim=(-0.05, 1.05), ylim=(-0.22, 1.05), title="stratified")
+    axis.text(0.5, -0.2, "two directions,\nor one, or none", ha="center", color=GREY, fontsize=10)
 
 
 def _unfoldings(axis: Axes) -> None:
@@ -57,15 +57,15 @@ def _unfoldings(axis: Axes) -> None:
     side = [front[1], front[1] + slant, front[2] + slant, front[2]]
     for face in (front, top, side):
         axis.add_patch(Polygon(face, **PAPER))
-    axis.text(-0.05, 0.51, "prompts", rotation=90, ha="right", va="center", color=colors["prompts"], fontsize=9)
-    axis.text(0.42, 0.27, "latents", ha="center", va="top", color=colors["latents"], fontsize=9)
-    axis.text(0.99, 0.35, "positions", ha="left", va="center", color=colors["positions"], fontsize=9)
+    axis.text(-0.05, 0.51, "prompts", rotation=90, ha="right", va="center", color=colors["prompts"], fontsize=10)
+    axis.text(0.42, 0.27, "latents", ha="center", va="top", color=colors["latents"], fontsize=10)
+    axis.text(0.99, 0.35, "positions", ha="left", va="center", color=colors["positions"], fontsize=10)
     for number, (name, color) in enumerate(AXES):
         bottom = 0.8 - 0.36 * number
         axis.add_patch(Rectangle((2.0, bottom), 1.15, 0.15, **PAPER))
-        axis.text(1.96, bottom + 0.075, name, ha="right", va="center", color=color, fontsize=9)
+        axis.text(1.96, bottom + 0.075, name, ha="right", va="center", color=color, fontsize=10)
         one, other = (each for each, _ in AXES if each != name)
-        under = {"y": bottom - 0.03, "va": "top", "fontsize": 9}
+        under = {"y": bottom - 0.03, "va": "top", "fontsize": 10}
         axis.text(2.52, s=one, ha="right", color=colors[one], **under)
         axis.text(2.575, s="×", ha="center", color=GREY, **under)
         axis.text(2.63, s=other, ha="left", color=colors[other], **under)
