@@ -172,7 +172,7 @@ def stage(run: RunDirectory, root: Path, staging: Path, *, allow_stale: bool, sa
     if address.is_set():
         config["repository"] = {"url": address.repository_url(), "branch": address.BRANCH, "path_to_book": ""}
     else:
-        config["html"] |= {"use_repository_button": False, "use_issues_button": False}
+        config["html"] = config.get("html", {}) | {"use_repository_button": False, "use_issues_button": False}
         config["launch_buttons"] = {}
     (staging / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return missing

@@ -195,8 +195,10 @@ def test_unknown_chapters_and_unfit_parameters_are_refused(root, run):
 def test_without_sources_the_message_says_where_to_get_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(execution, "PACKAGE_DIR", tmp_path / "site-packages" / "saema_utils")
-    with pytest.raises(BookError, match=f"Clone {re.escape(address.repository_url())}"):
-        execution.find_root()
+    for repository, book in (("OWNER/saema-book", "the book"), ("ada/fork", r"https://github\.com/ada/fork")):
+        monkeypatch.setattr(address, "REPOSITORY", repository)
+        with pytest.raises(BookError, match=rf"Clone {book} and run from there"):
+            execution.find_root()
 
 
 # ---- cleaning ------------------------------------------------------------------------------------
