@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import BookError
+from saema_utils.figures import NAMES
 from saema_utils.model.embedded import EMBEDDED
+from saema_utils.notebook import finding
 from saema_utils.publishing import address
 from saema_utils.publishing.confirmation import both_cards, read_card
 from saema_utils.publishing.readme import answer, read_signs
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import name_of
+from saema_utils.runs.files import name_of, write_figure
 from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts
 from saema_utils.statistics import with_interval
@@ -29,10 +31,16 @@ from saema_utils.wording import format_number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
 WORDS_PER_MINUTE = 180
 ROWS_SHOWN = 8
+ROUND, BEFORE_AND_AFTER = ("months", "days"), ("residual", "sae", "random_dictionary")
+CIRCULARITY = (
+    "Circularity is 1 for words that stand in their order at equal angles; p is the share of shuffled orders that "
+    "score as high. From [chapter 4](../notebooks/04_local_and_global_geometry.ipynb), which has the other concepts."
+)
 HEROES = ("04_circles", "01_word_circles")
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?([^`]+)`")
 
@@ -101,7 +109,7 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "results": lambda: results_tables(staging),
         "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
-        "answer": lambda: opening_answer(staging / "tables", run.study),
+        "answer": lambda: in_a_box(opening_answer(staging / "tables", run.study)),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
         "both_cards": lambda: both_cards(staging),
@@ -170,10 +178,40 @@ def chapter_list(run: RunDirectory, notebooks: Path) -> str:
     return markdown_table(["Chapter", "Runs in", *(["Open"] if address.is_set() else [])], rows)
 
 
+def circles_large(tables: Path) -> tuple[Figure, str] | None:
+    """Months and days drawn large, and what becomes of their circles in one sentence; None without both."""
+    import pandas as pd
+
+    from saema_utils.chapters.geometry import circle_grid, significant_circles
+
+    points, circles = pd.read_csv(tables / "04_circle_points.csv"), pd.read_csv(tables / "04_circles.csv")
+    points = points[points["concept"].isin(ROUND) & points["representation"].isin(BEFORE_AND_AFTER)]
+    if set(points["concept"]) != set(ROUND):
+        return None
+    found = significant_circles(circles)
+    kept = {name: set(ROUND) & found.kept(name) for name in BEFORE_AND_AFTER[1:]}
+    says = finding(
+        "The year stays closed, and so does the week: in the latents, and in directions drawn at random as well.",
+        holds=all(names == set(ROUND) for names in kept.values()),
+        shows=" · ".join(f"{NAMES[name]} {len(names)} of {len(ROUND)}" for name, names in kept.items()),
+    )
+    return circle_grid(points, circles), says.data
+
+
 def hero(staging: Path) -> str:
-    """The opening figure: the first of ``HEROES`` that the run made, captioned as in its chapter."""
+    """The opening figure with its answer; where the study has no months or no days, a figure of :data:`HEROES`."""
     import nbformat
 
+    tables = staging / "tables"
+    if (tables / "04_circle_points.csv").exists() and (large := circles_large(tables)):
+        figure, says = large
+        write_figure(staging / "figures" / "opening.svg", figure, "opening")
+        return (
+            "```{figure} ../figures/opening.svg\n:name: fig-hero\n"
+            ":alt: Months above, days below, as dots joined in their order, in the plane where they differ most: in "
+            "the residual stream, in the latents of the autoencoder, and in a random dictionary; below each, how round "
+            f"it is.\n:class: saema-hero\n\nMonths and days before and after. {CIRCULARITY}\n```\n\n{says}"
+        )
     made = [name for name in HEROES if (staging / "figures" / f"{name}.svg").exists()]
     for path in sorted((staging / "notebooks").glob("*.ipynb")) if made else []:
         facts = figure_facts(nbformat.read(path, as_version=4), made[0])
@@ -224,6 +262,10 @@ def opening_answer(tables: Path, study: Study) -> str:
     if strict:
         check_rules(tables / "07_laboratory.csv")
     return answer(read_card(path), read_signs(tables), strict)
+
+
+def in_a_box(lines: str) -> str:
+    return f":::{{admonition}} The answer, in three sentences\n:class: saema-answer\n\n{lines}\n:::"
 
 
 def check_rules(laboratory: Path) -> None:

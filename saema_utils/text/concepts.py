@@ -6,12 +6,14 @@ at the start, in the middle and at the end, so that what the prompts of a word s
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from saema_utils.errors import ConceptError, one_line, unknown_name
 from saema_utils.runs.files import user_path
@@ -240,9 +242,11 @@ def authors_prompts() -> dict[str, list[str]]:
     return plain["prompts"]
 
 
-def authors_concepts() -> dict[str, ConceptPrompts]:
+@functools.cache  # keys of results ask for it dozens of times a run, and finding words takes a fifth of a second
+def authors_concepts() -> Mapping[str, ConceptPrompts]:
     """The authors' prompts with the word that each is about, as :func:`read_prompts` finds it."""
-    return {name: _concept_from_file(name, prompts, AUTHORS_FILE) for name, prompts in authors_prompts().items()}
+    found = {name: _concept_from_file(name, prompts, AUTHORS_FILE) for name, prompts in authors_prompts().items()}
+    return MappingProxyType(found)
 
 
 def _from_templates(concept: str, n_templates: int) -> ConceptPrompts:

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saema_utils.errors import BookError
 from saema_utils.interactive import PUBLISHING, interactive
-from saema_utils.publishing import address, execution
+from saema_utils.publishing import address, execution, fragments
 from saema_utils.publishing.build import build_book, last_finished, prepare_page
 from saema_utils.publishing.cleaning import clean_notebook
 from saema_utils.publishing.execution import run_notebooks
@@ -325,6 +326,33 @@ def test_placeholders_are_filled_from_the_manifest(root, run, repository, monkey
     assert (address.colab_url("notebooks/01_first.ipynb") in text) == (repository != "OWNER/saema-book")
     assert "OWNER" not in text
     assert "<!--" not in text
+
+
+@pytest.mark.parametrize(("random", "holds"), [(0.001, True), (0.5, False)])
+def test_the_opening_shows_months_and_days_alone_and_what_becomes_of_them(tmp_path, random, holds):
+    places = [(c, n) for c, n in (("months", 12), ("days", 7), ("planets", 8)) for _ in fragments.BEFORE_AND_AFTER]
+    rows = list(zip(places, fragments.BEFORE_AND_AFTER * 3, strict=True))
+    circles = pd.DataFrame({"concept": c, "representation": r, "period": n, "score": 0.9} for (c, n), r in rows)
+    circles = circles.assign(p_value=np.where(circles["representation"] == "random_dictionary", random, 0.001))
+    points = [
+        {"concept": c, "representation": r, "word": f"w{k}", "place": k}
+        | {"x": np.cos(2 * np.pi * k / n), "y": np.sin(2 * np.pi * k / n)}
+        for (c, n), r in rows
+        for k in range(n)
+    ]
+    for folder in ("tables", "figures", "notebooks"):
+        (tmp_path / folder).mkdir()
+    circles.assign(distance_score=0.5).to_csv(tmp_path / "tables" / "04_circles.csv", index=False)
+    pd.DataFrame(points).to_csv(tmp_path / "tables" / "04_circle_points.csv", index=False)
+    shown = fragments.hero(tmp_path)
+    assert "figures/opening.svg" in shown
+    assert ("**The year stays closed" in shown) == holds
+    assert f"random dictionary {2 if holds else 0} of 2" in shown
+    figure = (tmp_path / "figures" / "opening.svg").read_text()
+    assert figure.count('id="axes_') == 6
+    only_days = pd.DataFrame(points).query("concept != 'months'")
+    only_days.to_csv(tmp_path / "tables" / "04_circle_points.csv", index=False)
+    assert "opening.svg" not in fragments.hero(tmp_path), "without months the chapter's own figure stands there"
 
 
 # ---- interactive figures -------------------------------------------------------------------------
