@@ -7,6 +7,7 @@ import torch
 
 from saema_utils.errors import SaemaError
 from saema_utils.evidence.rank import stratification_table
+from saema_utils.evidence.verdicts import SUPPORTED
 from saema_utils.rulers.strata import (
     CODED,
     LEVELS,
@@ -125,7 +126,7 @@ def test_a_map_that_moves_at_the_first_level_is_found_sooner_than_controls_that_
     moves = movement(sweep_alike(clouds, {"sae": trigger(0.0), "waits": trigger(0.9)}))
     gaps = advantage(moves, "onset")["strongest control"].to_numpy()
     (row,) = over_concepts({("onset", "strongest control"): gaps})
-    assert row["verdict"] == "sooner"
+    assert row["verdict"] == SUPPORTED
 
 
 def test_wilson_interval_is_the_textbook_one():
