@@ -13,7 +13,7 @@ from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
-from saema_utils.wording import format_number, heading, in_words
+from saema_utils.wording import format_number, heading, in_words, true_minus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +170,7 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
         if isinstance(value, float) and abs(value) < 1e-12:
             return "0"
         if isinstance(value, str):
-            return escape(in_words(value)).replace("_", "_<wbr>")  # a long name may break
+            return escape(true_minus(in_words(value))).replace("_", "_<wbr>")  # a long name may break
         return escape(format_number(value, digits))
 
     def above(column: str) -> str:

@@ -62,6 +62,7 @@ VALUES = {
     "pca": "PCA",
     "sae": "SAE",
 }
+_NEGATIVE = re.compile(r"(?<![\w.-])-(?=\.?\d)")
 _IDENTIFIER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
@@ -81,6 +82,15 @@ def in_words(value: str) -> str:
     ('random dictionary', 'tree weight, scale-free', 'New_York is big')
     """
     return VALUES.get(value, value.replace("_", " ") if _IDENTIFIER.fullmatch(value) else value)
+
+
+def true_minus(text: str) -> str:
+    """A text whose negative numbers begin with a minus sign instead of a hyphen.
+
+    >>> true_minus("-0.3 to 0.2, 1990-05, orange-yellow")
+    '−0.3 to 0.2, 1990-05, orange-yellow'
+    """
+    return _NEGATIVE.sub("−", text)
 
 
 def format_number(value: Any, digits: int = 3) -> str:

@@ -11,7 +11,7 @@ import pytest
 from saema_utils.chapters import declared_results
 from saema_utils.chapters.columns import COMMON
 from saema_utils.notebook import table
-from saema_utils.wording import HEADINGS, format_number, heading, in_words
+from saema_utils.wording import HEADINGS, format_number, heading, in_words, true_minus
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def test_no_heading_is_for_a_column_that_no_table_has():
     columns = set(COMMON) | {name for result in declared_results().values() for name in result.columns}
     by_pages = {"ami_family", "gain", "homogeneity_truth", "n_tokens", "q", "alpha", "i_squared"}
     assert set(HEADINGS) - columns - by_pages == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("-0.3 (-.5 to 2)", "−0.3 (−.5 to 2)"), ("1990-05, x-2, --3", "1990-05, x-2, --3"), ("[-1, -2]", "[−1, −2]")],
+)
+def test_a_hyphen_is_a_minus_where_a_number_begins(text, shown):
+    assert true_minus(text) == shown
 
 
 def test_words_are_words():

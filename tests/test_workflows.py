@@ -144,8 +144,11 @@ def test_a_book_that_names_another_repository_is_not_published(published):
     assert "make address REPOSITORY" in check(published, address.REPOSITORY), "moved here, but not committed"
 
 
-def test_a_committed_address_is_published_once_its_tag_is_pushed(published):
+def test_a_committed_address_is_published_once_its_tag_is_pushed(published, monkeypatch):
+    address.move_repository(published, "ada/saema-fork")
+    git(published, "commit", "-am", "Its new home")
     git(published, "tag", address.BRANCH)
+    monkeypatch.setattr(address, "REPOSITORY", "ada/saema-fork")
     assert f"git push origin {address.BRANCH}" in check(published, address.REPOSITORY)
     git(published, "push", "origin", address.BRANCH)
     assert check(published, address.REPOSITORY) == ""
