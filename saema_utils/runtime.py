@@ -99,6 +99,8 @@ def in_processes(work: Callable[..., T], jobs: Sequence[tuple], description: str
     if workers < 2:
         results = (on_one_thread(work, *job) for job in jobs)
     else:
+        # loky replaces a worker whose memory grew, and says so; no job is lost, and a page has no warnings.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator")
         results = parallel(joblib.delayed(on_one_thread)(work, *job) for job in jobs)
     yield from progress(results, description, len(jobs))

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,35 @@ def test_jobs_come_back_in_order_and_each_had_one_thread(threads):
     finally:
         torch.set_num_threads(before)
     assert found == [(1, n * n) for n in range(5)]
+
+
+LEAKS = """
+import time
+import numpy as np
+kept = []
+def grow(n):
+    kept.append(np.ones(20_000_000))
+    time.sleep(0.6)
+    return n
+"""
+RUN = """
+import leaks, torch
+from saema_utils.runtime import in_processes
+print(list(in_processes(leaks.grow, [(n,) for n in range(10)], "", torch.device("cpu"))))
+"""
+
+
+def test_a_worker_that_is_replaced_since_it_grew_loses_no_job_and_is_not_heard_of(tmp_path):
+    (tmp_path / "leaks.py").write_text(LEAKS)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(runtime.__file__).parents[1])]),
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split("\n")[0] == str(list(range(10)))
+    assert "worker stopped" not in done.stderr
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
