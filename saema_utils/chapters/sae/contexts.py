@@ -12,7 +12,7 @@ from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.found import NOTHING, Found, of_rows
 from saema_utils.chapters.sae.coders import study_sae
-from saema_utils.chapters.sae.tables import concept_latents, halves
+from saema_utils.chapters.sae.tables import concept_latents, halves, values_on
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import table
 from saema_utils.saes.coders import SaeCoder
@@ -38,12 +38,8 @@ def latent_contexts(run: RunDirectory) -> pd.DataFrame:
     """
     coder, corpus, tokenizer = SaeCoder(study_sae(run)), corpus_activations(run), language_model(run).tokenizer
     best = concept_latents(run).query("rank == 0").drop_duplicates("concept").set_index("concept")["latent"]
-    latents = torch.tensor(best.to_list(), device=run.device)
     (rated, rated_tokens), (shown, tokens) = halves(corpus)
-    before, values = (
-        torch.cat([coder.encode(part.to(run.device).float())[:, latents].cpu() for part in x.split(2048)])
-        for x in (rated, shown)
-    )
+    before, values = (values_on(coder, x, best.to_list(), run.device) for x in (rated, shown))
     places, rows = corpus.heldout_mask.nonzero()[len(rated) :], []
     for number, (concept, latent) in enumerate(best.items()):
         found = concept_activations(run)[str(concept)]

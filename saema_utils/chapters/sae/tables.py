@@ -220,10 +220,15 @@ def halves(corpus: CorpusActivations) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     return (corpus.heldout[:middle], tokens[:middle]), (corpus.heldout[middle:], tokens[middle:])
 
 
+def values_on(coder: SaeCoder, x: Tensor, latents: list[int], device: torch.device) -> Tensor:
+    """Values of some latents on vectors, ``[N, len(latents)]`` on the CPU; never all latents of all vectors at once."""
+    at = torch.tensor(latents, device=device)
+    return torch.cat([coder.encode(part.to(device).float())[:, at].cpu() for part in x.split(2048)])
+
+
 def _strongest_tokens(run: RunDirectory, coder: SaeCoder, x: Tensor, tokens: Tensor, latents: list[int]) -> dict:
     """For each latent the distinct tokens on which it is strongest, as text."""
-    at = torch.tensor(latents, device=run.device)
-    values = torch.cat([coder.encode(part.to(run.device).float())[:, at].cpu() for part in x.split(2048)])
+    values = values_on(coder, x, latents, run.device)
     tokenizer = language_model(run).tokenizer
     out = {}
     for column, latent in enumerate(latents):
