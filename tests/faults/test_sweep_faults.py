@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -202,15 +202,22 @@ def test_a_sweep_and_a_run_of_one_folder_keep_out_of_each_others_way(workplace, 
     log = workplace / "out.txt"
     with log.open("w") as out:
         sweeping = subprocess.Popen(
-            command(workplace, "--serial", "--workers", "2", "--chapters", "1"), stdout=out, stderr=out, cwd=workplace
+            command(workplace, "--serial", "--workers", "2", "--chapters", "1"),
+            stdout=out,
+            stderr=out,
+            cwd=workplace,
+            start_new_session=True,
         )
     try:
         wait_for((plan.folder / name / "logs/chapter-1.txt").exists)
+        os.killpg(sweeping.pid, signal.SIGSTOP)  # however fast the machine, it is there while the run asks
         run = [sys.executable, "-m", "saema_utils", "run", *where]
         refused = subprocess.run(run, capture_output=True, text=True, cwd=workplace)
+        os.killpg(sweeping.pid, signal.SIGCONT)
         assert sweeping.wait(timeout=400) == 0, log.read_text()
     finally:
-        sweeping.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(sweeping.pid, signal.SIGKILL)
     assert refused.returncode == 2
     assert refused.stderr.startswith("saema: ")
     assert refused.stderr.count("\n") == 1
