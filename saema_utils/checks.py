@@ -24,6 +24,7 @@ from saema_utils.runs.files import cache_dir, user_path
 from saema_utils.study import Study
 
 if TYPE_CHECKING:
+    from sae_lens import SAE
     from transformer_lens.model_bridge import TransformerBridge
 
     from saema_utils.saes.trial import SaeTrial
@@ -158,35 +159,39 @@ def try_study(study: Study, path: Path | None, device: str = "auto") -> SaeTrial
         return None
     from saema_utils.model.loading import load_language_model
     from saema_utils.runtime import give_back_memory
+    from saema_utils.saes.loading import load_sae
 
     try:
         model = load_language_model(study, device)
-        return None if study.sae.source == "train" else try_sae(model, study.sae.source, study.model, study.hook_name)
+        if study.sae.source == "train":
+            return None
+        return try_sae(model, load_sae(study.sae.source), study.sae.source, study.model, study.hook_name)
     finally:
         model = None
         give_back_memory()
 
 
-def try_sae(model: TransformerBridge, source: str, name: str, hook_name: str, say: Any = None) -> SaeTrial:
+def try_sae(model: TransformerBridge, sae: SAE, source: str, name: str, hook_name: str, say: Any = None) -> SaeTrial:
     """How well an autoencoder reconstructs a hundred tokens of a model; refused where the mean would do as well.
 
     Parameters
     ----------
     source, name, hook_name
-        Where the autoencoder is, what the reader calls the model, and where in it the vectors are read.
+        Where the autoencoder was found, what the reader calls the model, and where in it the vectors are read.
     say
         Called with each line that a reader should know of the autoencoder.
     """
     from saema_utils.model.fit import has_rms_norm
-    from saema_utils.saes.loading import load_sae
-    from saema_utils.saes.meaning import check_model
+    from saema_utils.saes.loading import check_reads
+    from saema_utils.saes.meaning import check_model, hook_of
     from saema_utils.saes.trial import check_reconstructs, try_out
 
-    which = f"SAE {source!r}"
-    sae = load_sae(source, next(model.parameters()).device, model.cfg.d_model, hook_name, say=say)
-    for remark in check_model(sae.cfg.to_dict(), name, which, has_rms_norm(model)):
+    which, config = f"SAE {source!r}", sae.cfg.to_dict()
+    check_reads(sae.cfg.d_in, hook_of(config), model.cfg.d_model, hook_name, source)
+    for remark in check_model(config, name, which, has_rms_norm(model)):
         if say is not None:
             say(remark)
+    sae.to(next(model.parameters()).device)
     trial = try_out(model, sae, hook_name)
     check_reconstructs(trial, model, sae, hook_name, which)
     return trial
@@ -218,12 +223,11 @@ def describe_sae(source: str, model: str = "", layer: int | None = None, device:
     yield f"width: reads {config['d_in']} dimensions, {config['d_sae']} latents"
     yield f"numbers: {f'stored in {sae.stored_as}, ' if sae.stored_as else ''}computed in float32"
     yield from remarks
-    yield from _reconstruction(
-        source, model or _if_here(named), residual_layer(hook) if layer is None else layer, device
-    )
+    layer = residual_layer(hook) if layer is None else layer
+    yield from _reconstruction(sae, source, model or _if_here(named), layer, device)
 
 
-def _reconstruction(source: str, model: str, layer: int | None, device: str) -> Iterator[str]:
+def _reconstruction(sae: SAE, source: str, model: str, layer: int | None, device: str) -> Iterator[str]:
     if not model or layer is None:
         missing = " and ".join(
             name for name, known in (("--model", model), ("--layer", layer is not None)) if not known
@@ -234,7 +238,7 @@ def _reconstruction(source: str, model: str, layer: int | None, device: str) -> 
 
     loaded = load_language_model(model, device)
     check_layer(layer, loaded.cfg.n_layers, model)
-    trial = try_sae(loaded, source, model, f"blocks.{layer}.hook_resid_post")
+    trial = try_sae(loaded, sae, source, model, f"blocks.{layer}.hook_resid_post")
     yield f"here: {trial} after block {layer} of {model!r}"
 
 

@@ -287,6 +287,45 @@ class ConceptActivations:
         return float(self.points().double().square().mean().sqrt())
 
 
+@dataclass(frozen=True)
+class LargestPart:
+    """What of the squared length of vectors is the same for all of them, and what one coordinate holds."""
+
+    shared: float
+    coordinate: float
+    varying: float
+
+
+def largest_part(points: Float[Tensor, "N D"]) -> LargestPart:
+    r"""How much of the vectors' squared length is their mean's, and the largest shares of one coordinate.
+
+    .. math::
+
+        \text{shared} = \frac{N \lVert \bar x \rVert^2}{\sum_i \lVert x_i \rVert^2}, \quad
+        \text{coordinate} = \max_d \frac{\sum_i x_{id}^2}{\sum_i \lVert x_i \rVert^2}, \quad
+        \text{varying} = \max_d \frac{\sum_i (x_{id} - \bar x_d)^2}{\sum_i \lVert x_i - \bar x \rVert^2}
+
+    Returns
+    -------
+    Shares from 0 to 1; NaN where there is no length, or nothing varies, to be shared out.
+
+    Notes
+    -----
+    Coordinates that are large at every token are known as massive activations [1]_.
+
+    References
+    ----------
+    .. [1] M. Sun, X. Chen, J. Z. Kolter, Z. Liu, "Massive Activations in Large Language Models", 2024.
+    """
+    x = points.double()
+    mean = x.mean(0)
+    squares, variances = x.square().mean(0), (x - mean).square().mean(0)
+    length, varying = squares.sum(), variances.sum()
+    return LargestPart(
+        float(mean.square().sum() / length), float(squares.max() / length), float(variances.max() / varying)
+    )
+
+
 def capture_concept(
     model: TransformerBridge, prompts: ConceptPrompts, hook_name: str | Sequence[str], description: str = ""
 ) -> ConceptActivations | dict[str, ConceptActivations]:

@@ -19,7 +19,13 @@ from reading import numbers
 from saema_utils.chapters.activations import concepts, corpus, figures, model, tables
 from saema_utils.chapters.activations.concepts import concept_activations
 from saema_utils.chapters.activations.corpus import corpus_activations
-from saema_utils.chapters.activations.findings import first_components, neighbours_and_others, rings, sink_gap
+from saema_utils.chapters.activations.findings import (
+    first_components,
+    neighbours_and_others,
+    rings,
+    shared_part,
+    sink_gap,
+)
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.errors import ActivationError, ConceptError, ModelError
 from saema_utils.geometry.circles import (
@@ -178,6 +184,15 @@ def test_a_sink_spoils_a_variance_that_was_spread_before(with_sink, masked, spoi
     found = first_components(pd.DataFrame(rows, columns=["tokens", "components", "share"]))
     assert numbers(found.shows) == pytest.approx([100 * with_sink, 100 * masked])
     assert found.holds is spoilt
+
+
+@pytest.mark.parametrize(("shared", "varying", "holds"), [(0.6, 0.4, True), (0.4, 0.4, False), (0.6, 0.6, False)])
+def test_the_shared_part_is_most_of_the_length_and_no_coordinate_most_of_what_varies(shared, varying, holds):
+    rows = [("days", 0.9, 0.3, 0.1), ("months", shared, 0.3, varying)]
+    parts = pd.DataFrame(rows, columns=["concept", "shared", "largest_coordinate", "largest_varying"])
+    found = shared_part(parts)
+    assert found.holds is holds
+    assert numbers(found.shows) == pytest.approx([100 * shared, 90, 30, 10, 100 * varying])
 
 
 def maps_with(p_value: float, concepts: tuple[str, ...] = ("months", "days")) -> pd.DataFrame:

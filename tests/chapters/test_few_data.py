@@ -198,6 +198,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "activations.figures.similarity_matrices": lambda t: figures_1.similarity_matrices(similarities(t)),
     "activations.findings.sink_gap": lambda t: findings_1.sink_gap(t["01_norms"]),
     "activations.findings.first_components": lambda t: findings_1.first_components(t["01_sink_variance"]),
+    "activations.findings.shared_part": lambda t: findings_1.shared_part(t["01_shared_part"]),
     "activations.findings.rings": lambda t: findings_1.rings(t["01_word_maps"], LAYER, prompts(t), {"months", "days"}),
     "activations.findings.neighbours_and_others": lambda t: findings_1.neighbours_and_others(similarities(t)),
     # 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import unicodedata
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from saema_utils.errors import ActivationError, HookNeverFiredError
 from saema_utils.model import residual_stream as act
 from saema_utils.model.loading import load_language_model
-from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks
+from saema_utils.model.residual_stream import capture_concept, capture_residual_stream, find_sinks, largest_part
 from saema_utils.runtime import quietly
 from saema_utils.text.concepts import ConceptPrompts, Prompt, read_prompts
 from saema_utils.text.tokens import tokenize
@@ -347,3 +348,32 @@ def test_packing_keeps_everything(model, tmp_path):
         for field in dataclasses.fields(before):
             ours, theirs = getattr(before, field.name), getattr(after, field.name)
             assert ours.equal(theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+# ---- what all tokens share ---------------------------------------------------------------------
+
+
+def test_the_parts_of_vectors_about_a_known_mean():
+    """Mean (3, 1), differences (0, 2) and (0, -2): squared lengths 9 + 1 + 4 a token, of which 10 is the mean's."""
+    part = largest_part(torch.tensor([[3.0, 3.0], [3.0, -1.0]]))
+    assert (part.shared, part.coordinate, part.varying) == pytest.approx((10 / 14, 9 / 14, 1.0))
+
+
+@given(st.integers(0, 2**16), st.floats(1e-3, 1e3))
+def test_parts_do_not_see_scale_or_order_and_the_shared_one_no_turn(seed, scale):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(20, 5, generator=random) + 2 * torch.randn(5, generator=random)
+    part, order = largest_part(x), torch.randperm(20, generator=random)
+    coordinates = torch.randperm(5, generator=random)
+    other = largest_part(scale * x[order][:, coordinates])
+    assert (other.shared, other.coordinate, other.varying) == pytest.approx(
+        (part.shared, part.coordinate, part.varying), rel=1e-5
+    )
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=random))[0]
+    assert largest_part(x @ turn).shared == pytest.approx(part.shared, rel=1e-4)
+
+
+def test_where_nothing_varies_no_coordinate_varies_most():
+    part = largest_part(torch.ones(4, 3, dtype=torch.int64))
+    assert part.shared == 1
+    assert math.isnan(part.varying)

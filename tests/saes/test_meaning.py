@@ -277,9 +277,10 @@ def test_an_sae_of_a_centred_stream_explains_ours_as_well(streams, sae_of_centre
 
 def test_a_model_with_rms_norms_cannot_have_been_centred(checkpoints, models, tmp_path):
     folder = kept(tmp_path / "sae", {"hook_name": HOOK, "model_from_pretrained_kwargs": CENTRED})
+    sae = load_sae(folder)
     with pytest.raises(SaeError, match="centred writing weights, which changes what a model with RMS norms computes"):
-        try_sae(models["llama"], str(folder), str(checkpoints["llama"]), HOOK)
-    assert try_sae(models["gpt2-small"], str(folder), str(checkpoints["gpt2-small"]), HOOK).explained_variance > 0
+        try_sae(models["llama"], sae, str(folder), str(checkpoints["llama"]), HOOK)
+    assert try_sae(models["gpt2-small"], sae, str(folder), str(checkpoints["gpt2-small"]), HOOK).explained_variance > 0
 
 
 # ---- remarks -----------------------------------------------------------------------------------

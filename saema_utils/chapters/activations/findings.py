@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
-from saema_utils.chapters.found import Found
+from saema_utils.chapters.found import Found, of_rows
 from saema_utils.geometry.circles import same_sentences
 from saema_utils.text.concepts import ConceptPrompts
 
@@ -35,6 +35,20 @@ def first_components(shares: pd.DataFrame) -> Found:
     return Found(
         bool(spoilt > 0.9 and masked < 0.5),
         f"share of the first direction: {spoilt:.1%} with one sink let in, {masked:.1%} without",
+    )
+
+
+@of_rows
+def shared_part(parts: pd.DataFrame) -> Found:
+    """Whether more than half of the length in ``01_shared_part`` is common to all tokens of each concept, and no
+    coordinate holds half of what varies."""
+    shares = {column: parts[column] for column in ("shared", "largest_coordinate", "largest_varying")}
+    low, high = ({name: f"{end(share):.0%}" for name, share in shares.items()} for end in (min, max))
+    common, of_length, of_variance = (low[n] if low[n] == high[n] else f"{low[n]} to {high[n]}" for n in shares)
+    return Found(
+        bool((shares["shared"] > 0.5).all() and (shares["largest_varying"] < 0.5).all()),
+        f"common to all tokens of a concept: {common} of the squared length · the largest coordinate: {of_length} of "
+        f"the length, {of_variance} of what varies",
     )
 
 

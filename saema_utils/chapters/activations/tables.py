@@ -17,7 +17,7 @@ from saema_utils.geometry.circles import (
     variance_shares,
     word_means,
 )
-from saema_utils.model.residual_stream import SINK_FACTOR, ConceptActivations, capture_concept
+from saema_utils.model.residual_stream import SINK_FACTOR, ConceptActivations, capture_concept, largest_part
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import table
 from saema_utils.runtime import progress
@@ -56,6 +56,29 @@ def concept_table(run: RunDirectory) -> pd.DataFrame:
             "rms": found.rms,
         }
         for concept, found in concept_activations(run).items()
+    )
+
+
+@table(
+    "01_shared_part",
+    needs=(concept_tensors,),
+    columns={
+        "shared": "share of the tokens' squared length that is the same for all of them",
+        "largest_coordinate": "share of the squared length in the coordinate that holds most of it",
+        "largest_varying": "share of the variance about the mean in the coordinate that varies most",
+    },
+)
+def shared_part_table(run: RunDirectory) -> pd.DataFrame:
+    """What the tokens of a concept have in common, and how much of it one coordinate holds."""
+    parts = {concept: largest_part(found.points()) for concept, found in concept_activations(run).items()}
+    return pd.DataFrame(
+        {
+            "concept": concept,
+            "shared": part.shared,
+            "largest_coordinate": part.coordinate,
+            "largest_varying": part.varying,
+        }
+        for concept, part in parts.items()
     )
 
 
