@@ -252,9 +252,6 @@ def prepare_page(
             folding, prompt = FOLDED[tag]
             cell.metadata["tags"] = [*tags, *({folding} - set(tags))]
             cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = prompt
-        if {"exercise", "solution"} & set(tags):
-            # What check() returns is for programs; what it prints is for readers.
-            cell.outputs = [o for o in cell.outputs if o.get("data", {}).get("text/plain") not in ("True", "False")]
 
 
 def _sphinx(staging: Path, work: Path, log: Path) -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from symtable import symtable
 
 import nbformat
 import pytest
@@ -206,13 +207,14 @@ def test_names_of_figures_are_unique_in_the_book():
     assert len(set(names)) == len(names)
 
 
-def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
-    assert re.search(r"^## Exercises$", markdown(notebook), re.M), "exercises have a section of their own"
+def test_has_three_exercises_each_with_a_hint_a_check_and_a_solution(number, notebook):
     headings = re.findall(rf"^### Exercise ({number}\.\d+) \((easy|medium|hard), (\d+) min\)", markdown(notebook), re.M)
     assert len(headings) >= 3
     all_of_them = re.findall(rf"^#+ Exercise ({number}\.\d+)", markdown(notebook), re.M)
     assert [name for name, _, _ in headings] == all_of_them, "an exercise is easy, medium or hard, and says its minutes"
     for name, _, _ in headings:
+        (text,) = (c.source for c in notebook.cells if f"### Exercise {name} " in c.source)
+        assert re.search(r"^<details><summary>A hint</summary>\n\n.+\n\n</details>$", text, re.M | re.S), name
         call = f'check("{name}", '
         for tag in ("exercise", "solution"):
             cells = [c for c in code(notebook, tag) if call in c.source]
@@ -220,6 +222,28 @@ def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
         assert "answer = None" in next(c for c in code(notebook, "exercise") if call in c.source).source
     for cell in code(notebook, "solution"):
         assert "hide-cell" in cell.metadata["tags"], f"{cell['id']}: a solution is hidden until asked for"
+
+
+def test_exercises_stand_beside_their_idea(notebook):
+    """Not in a heap before the end; only one that asks for all of a chapter stands there alone."""
+    kinds = [c.source for c in notebook.cells if re.search(r"^##+ ", c.source, re.M) and c.cell_type == "markdown"]
+    sections = [i for i, source in enumerate(kinds) if source.startswith("## ")]
+    last = kinds.index(next(source for source in kinds if source.startswith("## What we learned")))
+    heap = [s for s in kinds[sections[sections.index(last) - 1] : last] if "### Exercise" in s]
+    assert len(heap) <= 1
+
+
+def test_exercises_leave_the_names_of_the_chapter_alone(notebook):
+    """A chapter runs on whatever a reader makes of its exercises, and when they are skipped."""
+
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for cell in code(notebook):
+        python = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
+        parts[bool({"exercise", "solution"} & set(cell.metadata.get("tags", [])))].append(python)
+    exercises, chapter = (symtable("\n".join(parts[kind]), "", "exec").get_symbols() for kind in (True, False))
+    left = {s.get_name() for s in exercises if s.is_assigned() and not s.is_imported()}
+    assert {"answer", "solution"} <= left
+    assert not left & {s.get_name() for s in chapter}
 
 
 def test_shows_its_core_formula_as_a_function(notebook):
