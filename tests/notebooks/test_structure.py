@@ -14,13 +14,14 @@ import pytest
 from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import BookError
 from saema_utils.notebook import CHAPTERS
-from saema_utils.publishing import address
+from saema_utils.publishing import address, fragments
 from saema_utils.publishing.execution import chapter_notebooks, check_parameters, parameter_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = chapter_notebooks(ROOT)
 NOTEBOOK_METADATA = {"kernelspec", "language_info", "colab"}
-CELL_METADATA = {"tags", "mystnb"}
+CELL_METADATA = {"tags", "mystnb", "cellView", "jupyter"}
+WORDS_A_MINUTE = {"five": 5, "ten": 10}
 TAGS = {
     "parameters",
     "setup",
@@ -205,6 +206,24 @@ def test_names_of_figures_are_unique_in_the_book():
         if "figure" in cell.metadata.get("mystnb", {})
     ]
     assert len(set(names)) == len(names)
+
+
+def test_what_is_plumbing_folds_everywhere(notebook):
+    """Colab folds a form under its title, JupyterLab a hidden source, the page by its tag."""
+    for cell in code(notebook):
+        folded = {"setup", "hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))
+        assert bool(folded) == (cell.metadata.get("cellView") == "form"), cell["id"]
+        assert bool(folded) == (cell.metadata.get("jupyter") == {"source_hidden": True}), cell["id"]
+        assert bool(folded) == bool(re.match(r"# @title \w[^\n]+\n", cell.source)), cell["id"]
+
+
+def test_text_reads_as_well_where_there_is_no_sphinx(notebook):
+    assert not re.findall(r"\{[a-z:]+\}`[^`]*`|^(?:```|:::)\{.*$", markdown(notebook), re.M), (
+        "a role is raw text in Colab"
+    )
+    (said,) = re.findall(r"<!-- time --> about (\w+) minutes to read", notebook.cells[0].source)
+    minutes = len(markdown(notebook).split()) / fragments.WORDS_PER_MINUTE
+    assert WORDS_A_MINUTE[said] / 1.5 < minutes < WORDS_A_MINUTE[said] * 1.5
 
 
 def test_has_three_exercises_each_with_a_hint_a_check_and_a_solution(number, notebook):
