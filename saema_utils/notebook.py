@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import StudyError
+from saema_utils.interactive import publishing
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
 from saema_utils.runs.freshness import digest
@@ -23,6 +24,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 NUMBERED = ("latent", "seed")  # columns whose numbers name something: no thousands are set apart
 CHAPTERS = range(1, 10)  # 8 and 9 are run when asked for: make book-full
+_study: Study | None = None  # that of the run which this notebook has opened: findings are about the book's
 
 
 def in_colab() -> bool:
@@ -78,13 +80,37 @@ def parse_chapters(text: str) -> tuple[int, ...]:
 def open_run(study: str = "auto", run_dir: str = "", device: str = "auto", seed: int | None = None) -> RunDirectory:
     """The run that a notebook works in; ``run_dir`` defaults to ``runs/<study>`` of the project.
 
-    Every name is checked before anything heavy happens.
+    Every name is checked before anything heavy happens. Outside the book it says in a line which study this is.
     """
+    global _study
     for name, value, kind in (("study", study, str), ("run_dir", run_dir, str | Path), ("device", device, str)):
         if not isinstance(value, kind):
             raise StudyError(f"parameter {name} is {value!r}; allowed: text. Put it in quotes and run again.")
     resolved = resolve_study(study, seed)
-    return RunDirectory(run_dir or default_run_dir(resolved), resolved, device=device)
+    run = RunDirectory(run_dir or default_run_dir(resolved), resolved, device=device)
+    _study = resolved
+    if not publishing():
+        print(opening_line(run, chosen=study == "auto"))
+    return run
+
+
+def opening_line(run: RunDirectory, chosen: bool = False) -> str:
+    """Which study a notebook runs, on what, and what that means for its numbers."""
+    if is_the_books(run.study):
+        return (
+            f"Study {run.study.name}, the book's, on {run.device}. "
+            "Numbers will differ from the book's a little, as they do between machines."
+        )
+    why = " ('auto' chooses it where there is no GPU)" if chosen and run.study.name != DEFAULT_STUDY else ""
+    return (
+        f"Study {run.study.name} on {run.device}{why}: not the book's. "
+        "Numbers will differ from the book's, and some findings with them; those say so."
+    )
+
+
+def is_the_books(study: Study) -> bool:
+    """Whether it is the default study, with all its choices."""
+    return study.digest == STUDIES[DEFAULT_STUDY].digest
 
 
 def default_run_dir(study: Study) -> Path:
@@ -146,11 +172,13 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
 
     holds, shows = as_told(holds, shows)
     numbers = f" *{shows}*" if shows else ""
+    if holds:
+        return Markdown(f"**{sentence}**{numbers}")
+    if _study is not None and not is_the_books(_study):
+        numbers += f" (The sentence is about the book's study; this one is {_study.name}.)"
     if holds is None:
         return Markdown(f"*This run cannot tell whether:* {sentence}{numbers}")
-    return Markdown(
-        f"**{sentence}**{numbers}" if holds else f"*Here this run differs from the sentence* “{sentence}”{numbers}"
-    )
+    return Markdown(f"*Here this run differs from the sentence* “{sentence}”{numbers}")
 
 
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:

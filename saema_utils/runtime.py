@@ -222,13 +222,52 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
+_busy_with: list[tuple[Any, str]] = []  # the line of an open notebook, with what each task says in it, innermost last
+
+
+def _in_a_kernel() -> bool:
+    """Whether this is a notebook that somebody may be looking at: its kernel was not started by ``saema run``."""
+    ipython = sys.modules.get("IPython")
+    return PROGRESS_FILE not in os.environ and hasattr(ipython and ipython.get_ipython(), "kernel")
+
+
+@contextlib.contextmanager
+def a_line(text: str) -> Iterator[Callable[[str], None]]:
+    """Say what an open notebook is busy with, in a line that is gone afterwards; elsewhere nothing.
+
+    Yields what changes the line. What is done within it uses the same line. It is no stream, so that nothing of it
+    stays in a notebook that is saved.
+    """
+    if not _in_a_kernel():
+        yield lambda text: None
+        return
+    from IPython.display import display
+
+    if _busy_with:
+        line = _busy_with[-1][0]
+        line.update({"text/plain": text}, raw=True)
+    else:
+        line = display({"text/plain": text}, raw=True, display_id=True)
+    _busy_with.append((line, text))
+
+    def tell(text: str) -> None:
+        _busy_with[-1] = (line, text)
+        line.update({"text/plain": text}, raw=True)
+
+    try:
+        yield tell
+    finally:
+        _busy_with.pop()
+        line.update({"text/plain": _busy_with[-1][1] if _busy_with else ""}, raw=True)
+
+
 @contextlib.contextmanager
 def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
     """A progress bar as a context: call what it yields with the number of finished items.
 
     On a terminal it is a bar on standard error. Under ``saema run`` it is written to the file that
-    the parent process shows. In a notebook that is published it stays silent: pages carry results,
-    not bars.
+    the parent process shows, and the page stays silent: pages carry results, not bars. In a notebook
+    that somebody has open it is a line that goes when the work is done.
     """
     target = os.environ.get(PROGRESS_FILE)
     if not description:
@@ -245,6 +284,19 @@ def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]
                 Path(target).write_text(f"{description}\t{done}\t{total}")
 
         yield advance
+    elif _in_a_kernel():
+        with a_line(f"{description} ...") as tell:
+            done, last = 0, time.monotonic()
+
+            def advance(n: int) -> None:
+                nonlocal done, last
+                done += n
+                now = time.monotonic()
+                if now - last > 1:
+                    last = now
+                    tell(f"{description}: {done:,} of {total:,}")
+
+            yield advance
     else:
         from tqdm import tqdm
 

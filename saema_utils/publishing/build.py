@@ -30,7 +30,9 @@ from saema_utils.runs.files import write_json
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-TIME, BADGES = "<!-- time -->", "<!-- badges -->"
+BADGES = "<!-- badges -->"
+# What a notebook says of its time, for those who open it elsewhere; a page says what was measured.
+TIME = re.compile(r"<!-- time -->[^\n]*")
 OPENING = re.compile(r"<!-- opening: (\w+) -->")
 RULES = "saema_utils/evidence/claims.yaml"
 COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", RULES)
@@ -41,6 +43,8 @@ FOLDED = {
     "setup": ("hide-input", "Setup"),
     "solution": ("hide-cell", "Show the solution"),
 }
+# What Colab writes over a cell that it folds; a page folds it in its own way.
+FORM_TITLE = re.compile(r"\A# @title .*\n+")
 SUBSTITUTION = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 
 
@@ -244,17 +248,15 @@ def prepare_page(
     terms.link_first_uses(notebook, glossary or {})  # before the opening figure, whose caption comes again below
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace(BADGES, badge).replace(TIME, time_line)
+            cell.source = TIME.sub(lambda _: time_line, cell.source.replace(BADGES, badge))
             cell.source = OPENING.sub(lambda found: fragments.opening_figure(notebook, found[1], run), cell.source)
             continue
+        cell.source = FORM_TITLE.sub("", cell.source)
         tags = cell.metadata.get("tags", [])
         for tag in set(tags) & set(FOLDED):
             folding, prompt = FOLDED[tag]
             cell.metadata["tags"] = [*tags, *({folding} - set(tags))]
             cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = prompt
-        if {"exercise", "solution"} & set(tags):
-            # What check() returns is for programs; what it prints is for readers.
-            cell.outputs = [o for o in cell.outputs if o.get("data", {}).get("text/plain") not in ("True", "False")]
 
 
 def _sphinx(staging: Path, work: Path, log: Path) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.freshness import digest, source_digest
+from saema_utils.runtime import a_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +73,12 @@ class Result:
         RESULTS[place] = self
 
     def __call__(self, run: RunDirectory, **options: Any) -> Any:
+        def make() -> Any:
+            with a_line(f"making {self.place} ..."):
+                return self._make(run, **options)
+
         with run.making(self):
-            return self._keep(run, self.name, self.key(run, **options), lambda: self._make(run, **options))
+            return self._keep(run, self.name, self.key(run, **options), make)
 
     def __repr__(self) -> str:
         return f"<result {self.name}>"

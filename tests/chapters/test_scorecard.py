@@ -362,7 +362,7 @@ def test_every_verdict_has_a_colour_and_a_sign_of_its_own():
 def solution(name: str, names: dict) -> list:
     (source,) = (source for source in tagged(NOTEBOOK, "solution") if f'check("{name}"' in source)
     judged = []
-    exec(source, names | {"check": lambda name, answer: judged.append(EXERCISES[name].judge(answer))})
+    exec(source, names | {"check": lambda name, answer, ours: judged.append(EXERCISES[name].judge(answer))})
     return judged
 
 
@@ -376,11 +376,11 @@ def test_the_solutions_are_accepted(name, world):
 def test_the_verdicts_that_hang_on_the_lead_are_asked_for_in_order():
     large, none = Evidence(1.5, 2.5, 9, 2.0, 0.004), Evidence(-0.5, 0.5, 9, 0.0, 0.9)
     evidence = {"merging": (large, none), "pieces": (large, large), "compression": (large, none)}
-    assert EXERCISES["7.1"].judge((evidence, ["compression", "merging"])) is None
+    assert EXERCISES["7.2"].judge((evidence, ["compression", "merging"])) is None
     with pytest.raises(Wrong, match="not sorted"):
-        EXERCISES["7.1"].judge((evidence, ["merging", "compression"]))
+        EXERCISES["7.2"].judge((evidence, ["merging", "compression"]))
     with pytest.raises(Wrong, match="verdicts change"):
-        EXERCISES["7.1"].judge((evidence, ["merging"]))
+        EXERCISES["7.2"].judge((evidence, ["merging"]))
 
 
 # ---- the card on a page -------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed)
         names = set(re.findall(rf'check\("({number}\.\d+)"', "\n".join(c.source for c in notebook.cells)))
         assert len(names) >= 3, f"chapter {number}"
         for name in names:
-            assert f"{name}: correct." in text, f"the solution of {name} is not accepted"
+            assert f"{name}: why this is right." in text, f"the solution of {name} is not accepted"
             assert f"{name}: not answered yet" in text, name
 
 

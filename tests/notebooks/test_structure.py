@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from symtable import symtable
 
 import nbformat
 import pytest
@@ -13,13 +14,14 @@ import pytest
 from saema_utils.chapters import SUBJECTS
 from saema_utils.errors import BookError
 from saema_utils.notebook import CHAPTERS
-from saema_utils.publishing import address
+from saema_utils.publishing import address, fragments
 from saema_utils.publishing.execution import chapter_notebooks, check_parameters, parameter_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = chapter_notebooks(ROOT)
 NOTEBOOK_METADATA = {"kernelspec", "language_info", "colab"}
-CELL_METADATA = {"tags", "mystnb"}
+CELL_METADATA = {"tags", "mystnb", "cellView", "jupyter"}
+WORDS_A_MINUTE = {"five": 5, "ten": 10}
 TAGS = {
     "parameters",
     "setup",
@@ -206,13 +208,32 @@ def test_names_of_figures_are_unique_in_the_book():
     assert len(set(names)) == len(names)
 
 
-def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
-    assert re.search(r"^## Exercises$", markdown(notebook), re.M), "exercises have a section of their own"
+def test_what_is_plumbing_folds_everywhere(notebook):
+    """Colab folds a form under its title, JupyterLab a hidden source, the page by its tag."""
+    for cell in code(notebook):
+        folded = {"setup", "hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))
+        assert bool(folded) == (cell.metadata.get("cellView") == "form"), cell["id"]
+        assert bool(folded) == (cell.metadata.get("jupyter") == {"source_hidden": True}), cell["id"]
+        assert bool(folded) == bool(re.match(r"# @title \w[^\n]+\n", cell.source)), cell["id"]
+
+
+def test_text_reads_as_well_where_there_is_no_sphinx(notebook):
+    assert not re.findall(r"\{[a-z:]+\}`[^`]*`|^(?:```|:::)\{.*$", markdown(notebook), re.M), (
+        "a role is raw text in Colab"
+    )
+    (said,) = re.findall(r"<!-- time --> about (\w+) minutes to read", notebook.cells[0].source)
+    minutes = len(markdown(notebook).split()) / fragments.WORDS_PER_MINUTE
+    assert WORDS_A_MINUTE[said] / 1.5 < minutes < WORDS_A_MINUTE[said] * 1.5
+
+
+def test_has_three_exercises_each_with_a_hint_a_check_and_a_solution(number, notebook):
     headings = re.findall(rf"^### Exercise ({number}\.\d+) \((easy|medium|hard), (\d+) min\)", markdown(notebook), re.M)
     assert len(headings) >= 3
     all_of_them = re.findall(rf"^#+ Exercise ({number}\.\d+)", markdown(notebook), re.M)
     assert [name for name, _, _ in headings] == all_of_them, "an exercise is easy, medium or hard, and says its minutes"
     for name, _, _ in headings:
+        (text,) = (c.source for c in notebook.cells if f"### Exercise {name} " in c.source)
+        assert re.search(r"^<details><summary>A hint</summary>\n\n.+\n\n</details>$", text, re.M | re.S), name
         call = f'check("{name}", '
         for tag in ("exercise", "solution"):
             cells = [c for c in code(notebook, tag) if call in c.source]
@@ -220,6 +241,28 @@ def test_has_three_exercises_each_with_a_check_and_a_solution(number, notebook):
         assert "answer = None" in next(c for c in code(notebook, "exercise") if call in c.source).source
     for cell in code(notebook, "solution"):
         assert "hide-cell" in cell.metadata["tags"], f"{cell['id']}: a solution is hidden until asked for"
+
+
+def test_exercises_stand_beside_their_idea(notebook):
+    """Not in a heap before the end; only one that asks for all of a chapter stands there alone."""
+    kinds = [c.source for c in notebook.cells if re.search(r"^##+ ", c.source, re.M) and c.cell_type == "markdown"]
+    sections = [i for i, source in enumerate(kinds) if source.startswith("## ")]
+    last = kinds.index(next(source for source in kinds if source.startswith("## What we learned")))
+    heap = [s for s in kinds[sections[sections.index(last) - 1] : last] if "### Exercise" in s]
+    assert len(heap) <= 1
+
+
+def test_exercises_leave_the_names_of_the_chapter_alone(notebook):
+    """A chapter runs on whatever a reader makes of its exercises, and when they are skipped."""
+
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for cell in code(notebook):
+        python = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
+        parts[bool({"exercise", "solution"} & set(cell.metadata.get("tags", [])))].append(python)
+    exercises, chapter = (symtable("\n".join(parts[kind]), "", "exec").get_symbols() for kind in (True, False))
+    left = {s.get_name() for s in exercises if s.is_assigned() and not s.is_imported()}
+    assert {"answer", "solution"} <= left
+    assert not left & {s.get_name() for s in chapter}
 
 
 def test_shows_its_core_formula_as_a_function(notebook):

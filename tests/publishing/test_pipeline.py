@@ -328,6 +328,17 @@ def test_placeholders_are_filled_from_the_manifest(root, run, repository, monkey
     assert "<!--" not in text
 
 
+def test_a_page_has_its_own_time_and_folds_and_not_those_of_an_open_notebook(run):
+    folded = new_code_cell("# @title Solution\nx = 1  # @title is no title here", metadata={"tags": ["solution"]})
+    title = new_markdown_cell("**Time:** <!-- time --> about ten minutes to read\n\nMore")
+    notebook = new_notebook(cells=[title, folded])
+    prepare_page(notebook, run, "01_first")
+    assert "about ten minutes" not in title.source
+    assert title.source.endswith("not run yet\n\nMore")
+    assert folded.source == "x = 1  # @title is no title here"
+    assert {"solution", "hide-cell"} <= set(folded.metadata["tags"])
+
+
 @pytest.mark.parametrize(("random", "holds"), [(0.001, True), (0.5, False)])
 def test_the_opening_shows_months_and_days_alone_and_what_becomes_of_them(tmp_path, random, holds):
     places = [(c, n) for c, n in (("months", 12), ("days", 7), ("planets", 8)) for _ in fragments.BEFORE_AND_AFTER]
