@@ -109,6 +109,7 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "results": lambda: results_tables(staging),
         "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
+        "path": lambda: path_figure(staging / "figures"),
         "answer": lambda: in_a_box(opening_answer(staging / "tables", run.study)),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
@@ -222,6 +223,18 @@ def hero(staging: Path) -> str:
                 f":class: saema-hero\n\n{facts['figure']['caption']} From {link}.\n```"
             )
     return ""
+
+
+def path_figure(figures: Path) -> str:
+    """The way through the book, for its first page."""
+    from saema_utils.publishing.path import path_of_the_book, said_of_the_path
+
+    write_figure(figures / "path.svg", path_of_the_book(), "path")
+    caption = (
+        "Which way leads through the book, and who may skip what? From text to latents, what is asked of them, and the "
+        "verdicts. A chapter needs what stands before it in its line below the boxes, and no other."
+    )
+    return f"```{{figure}} ../figures/path.svg\n:name: fig-path\n:alt: {said_of_the_path()}\n\n{caption}\n```"
 
 
 def figure_facts(notebook: NotebookNode, name: str) -> Mapping[str, Any]:
