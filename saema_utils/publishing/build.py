@@ -107,6 +107,7 @@ def build_book(
     _sphinx(staging, work, build / "sphinx.log")
     fresh, site, old = work / "_build" / "html", build / "html", build / "html.old"
     _mend_roles(fresh)
+    terms.explain_on_hover(fresh)
     shutil.rmtree(old, ignore_errors=True)
     if site.exists():
         os.replace(site, old)
