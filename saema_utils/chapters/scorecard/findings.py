@@ -9,6 +9,7 @@ import pandas as pd
 
 from saema_utils.chapters.found import NOTHING, Count, Found, in_short, of_rows
 from saema_utils.chapters.geometry.findings import significant_circles
+from saema_utils.chapters.geometry.tables import circles_table as circles_table
 from saema_utils.evidence.claims import Claim
 from saema_utils.evidence.multiverse import ITSELF, LEAD, evidence_of
 from saema_utils.evidence.multiverse import joint_test as joint_test

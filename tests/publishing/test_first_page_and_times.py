@@ -1,4 +1,4 @@
-"""The picture of the way through the book says what the chapters say of themselves, and is large enough to read."""
+"""The way through the book, as its first page draws it, and the times that chapters state: both as chapters are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.text import Text
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saema_utils.publishing import fragments
 from saema_utils.publishing.execution import chapter_notebooks, read_notebook
@@ -51,3 +52,25 @@ def test_the_page_has_it_with_words_for_one_who_cannot_see_it(tmp_path):
     alt = re.search(r"^:alt: (.+)$", text, re.MULTILINE)[1]
     for name, *_ in (*MATERIAL, LATENTS, *ASKED):
         assert name in alt
+
+
+def test_reading_counts_words_wherever_they_stand_and_figures_and_exercises_apart():
+    prose = new_markdown_cell("word " * fragments.WORDS_PER_MINUTE * 3)
+    assert fragments.reading_time(new_notebook(cells=[prose])) == (3, 0)
+    said = new_output("execute_result", {"text/markdown": prose.source})
+    tables = [new_output("display_data", {"text/html": "<table></table>", "text/plain": "many words"})] * 4
+    cells = [prose, new_code_cell("uncounted " * 900, outputs=[said, *tables])]
+    assert fragments.reading_time(new_notebook(cells=cells)) == (8, 0)
+    tasks = [new_markdown_cell("### Exercise 7.1 (easy, 5 min)"), new_markdown_cell("### Exercise 7.2 (hard, 15 min)")]
+    minutes, doing = fragments.reading_time(new_notebook(cells=[prose, *tasks]))
+    assert (minutes, doing) == (3, 20)
+
+
+@pytest.mark.parametrize("number", sorted(chapter_notebooks(ROOT)))
+def test_every_exercise_says_how_long_it_takes(number):
+    notebook = read_notebook(chapter_notebooks(ROOT)[number])
+    headings = re.findall(
+        r"^### Exercise", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M
+    )
+    minutes = [m for c in notebook.cells if c.cell_type == "markdown" for m in fragments.EXERCISE.findall(c.source)]
+    assert len(minutes) == len(headings) > 0
