@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -215,12 +216,29 @@ def with_interval(estimate: float, low: float, high: float, form: str = ".2g", n
 
     >>> with_interval(1.0, 0.5, 1.5), with_interval(1.0, float("nan"), float("nan"), note="one concept")
     ('1 (0.5 to 1.5)', '1 (no interval: one concept)')
+
+    On which side of nought an end lies is what an interval is read for, so no end that is not nought is rounded to it:
+
+    >>> with_interval(-0.04, -0.09, -0.003, "+.2f"), with_interval(0.0, -0.5, 0.5, "+.1f")
+    ('-0.04 (-0.09 to -0.003)', '0.0 (-0.5 to +0.5)')
     """
     if math.isnan(estimate):
         return f"{NO_VALUE} ({note})" if note else NO_VALUE
     bounded = math.isfinite(low) and math.isfinite(high)
-    said = f"{low:{form}} to {high:{form}}" if bounded else NO_INTERVAL
-    return f"{estimate:{form}} ({said}{(': ' if not bounded else '; ') + note if note else ''})"
+    said = f"{_told_from_nought(low, form)} to {_told_from_nought(high, form)}" if bounded else NO_INTERVAL
+    return f"{_told_from_nought(estimate, form)} ({said}{(': ' if not bounded else '; ') + note if note else ''})"
+
+
+def _told_from_nought(value: float, form: str) -> str:
+    """A number in a format with as many digits more as tell it from 0; 0 itself without a sign."""
+    text = f"{value:{form}}"
+    digits = re.fullmatch(r"(\+?)\.(\d)([f%])", form)
+    if text.strip("+-0.%"):
+        return text
+    if value == 0 or digits is None or abs(value) < 1e-12:
+        return text.lstrip("+-")
+    more = math.ceil(-math.log10(abs(value))) - (2 if digits[3] == "%" else 0)
+    return f"{value:{digits[1]}.{more}{digits[3]}}"
 
 
 # ---- agreement -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from saema_utils.evidence.verdicts import TOO_FEW
 from saema_utils.figures import NAMES
 from saema_utils.notebook import as_told
 from saema_utils.statistics import with_interval, written
@@ -66,7 +67,8 @@ class Count:
 class Effect:
     """A difference or a ratio, its 95 % interval, and what the rule decides: no verdict where it decides nothing.
 
-    ``reason`` says why it does not, where there is something to say.
+    ``reason`` says why it does not, or why the interval alone does not tell the verdict; without one, no verdict reads
+    as too few units.
     """
 
     estimate: float
@@ -82,7 +84,8 @@ class Effect:
 
     def __str__(self) -> str:
         sign, form = ("× ", ".2f") if self.is_ratio else ("", "+.2f")
-        return sign + with_interval(self.estimate, self.low, self.high, form, self.reason)
+        reason = self.reason or (TOO_FEW if self.verdict is None else "")
+        return sign + with_interval(self.estimate, self.low, self.high, form, reason)
 
 
 def in_short(values: Mapping[str, object], form: str = "") -> str:

@@ -111,6 +111,7 @@ def build_book(
     _sphinx(staging, work, build / "sphinx.log")
     fresh, site, old = work / "_build" / "html", build / "html", build / "html.old"
     _mend_roles(fresh)
+    terms.explain_on_hover(fresh)
     shutil.rmtree(old, ignore_errors=True)
     if site.exists():
         os.replace(site, old)
@@ -243,8 +244,7 @@ def prepare_page(
     """
     badge = address.colab_badge(f"notebooks/{name}.ipynb", "../book/static/colab.svg") if address.is_set() else ""
     record = run.manifest().get("chapters", {}).get(name)
-    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
-    time_line = fragments.time_needed(words, record)
+    time_line = fragments.time_needed(notebook, record)
     terms.link_first_uses(notebook, glossary or {})  # before the opening figure, whose caption comes again below
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

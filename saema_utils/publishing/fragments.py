@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
-WORDS_PER_MINUTE = 180
+WORDS_PER_MINUTE, MINUTES_A_FIGURE = 180, 0.5
+EXERCISE = re.compile(r"^### Exercise .*\((?:\w+, )?(\d+) min\)", re.MULTILINE)
 ROWS_SHOWN = 8
 ROUND, BEFORE_AND_AFTER = ("months", "days"), ("residual", "sae", "random_dictionary")
 CIRCULARITY = (
@@ -91,9 +92,28 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def time_needed(words: int, record: Mapping[str, Any] | None) -> str:
-    """How long a chapter takes to read and took to run, from its words and its record in the manifest."""
-    reading = f"{max(1, round(words / WORDS_PER_MINUTE))} min to read"
+def reading_time(notebook: NotebookNode) -> tuple[int, int]:
+    """Minutes that a chapter takes to read, and those that its exercises say of themselves.
+
+    What a run wrote is read as well: its findings, the captions, and half a minute for each figure or table.
+    """
+    words, shown, exercises = 0, 0, 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            words += len(cell.source.split())
+            exercises += sum(map(int, EXERCISE.findall(cell.source)))
+            continue
+        words += len(cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "").split())
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            words += len(data.get("text/markdown", "").split())
+            shown += bool({"image/svg+xml", "image/png", "text/html"} & set(data))
+    return max(1, round(words / WORDS_PER_MINUTE + shown * MINUTES_A_FIGURE)), exercises
+
+
+def time_needed(notebook: NotebookNode, record: Mapping[str, Any] | None) -> str:
+    """How long a chapter takes to read and to do, and took to run, from what it holds and its record."""
+    minutes, exercises = reading_time(notebook)
+    reading = f"{minutes} min to read" + (f", {exercises} min for all exercises" if exercises else "")
     if not record:
         return f"{reading}; not run yet"
     memory = f"{record['peak_memory'] / 2**30:.1f} GiB"
@@ -109,6 +129,7 @@ def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:
         "results": lambda: results_tables(staging),
         "graph": lambda: graph_figure(staging / "figures"),
         "hero": lambda: hero(staging),
+        "path": lambda: path_figure(staging / "figures"),
         "answer": lambda: in_a_box(opening_answer(staging / "tables", run.study)),
         "scorecard": lambda: scorecard(staging / "tables"),
         "chapters": lambda: chapter_list(run, staging / "notebooks"),
@@ -222,6 +243,18 @@ def hero(staging: Path) -> str:
                 f":class: saema-hero\n\n{facts['figure']['caption']} From {link}.\n```"
             )
     return ""
+
+
+def path_figure(figures: Path) -> str:
+    """The way through the book, for its first page."""
+    from saema_utils.publishing.path import path_of_the_book, said_of_the_path
+
+    write_figure(figures / "path.svg", path_of_the_book(), "path")
+    caption = (
+        "Which way leads through the book, and who may skip what? From text to latents, what is asked of them, and the "
+        "verdicts. A chapter needs what stands before it in its line below the boxes, and no other."
+    )
+    return f"```{{figure}} ../figures/path.svg\n:name: fig-path\n:alt: {said_of_the_path()}\n\n{caption}\n```"
 
 
 def figure_facts(notebook: NotebookNode, name: str) -> Mapping[str, Any]:

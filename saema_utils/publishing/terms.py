@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ EVERYDAY = {
     "prompt",
     "rank",
     "run",
+    "score",
     "study",
 }
 # What is no running text: a role in there would show, or break what it stands in.
@@ -52,6 +54,11 @@ PROTECTED = re.compile(
     """,
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
+
+# Of a built glossary: one or more terms and what explains them; and a link to one from any page.
+ENTRY = re.compile(r'(?P<terms>(?:<dt id="term-[^"]+".*?</dt>\s*)+)<dd>(?P<text>.*?)</dd>', re.DOTALL)
+LINK_TO_TERM = re.compile(r'<a class="reference internal" href="[^"]*#(?P<term>term-[^"]+)"(?! title)')
+TAG = re.compile(r"<[^>]*>")
 
 
 def read_terms(page: Path) -> dict[str, str]:
@@ -76,6 +83,8 @@ def read_terms(page: Path) -> dict[str, str]:
 def link_first_uses(notebook: NotebookNode, terms: Mapping[str, str]) -> None:
     """Link the first use of each entry's terms in the notebook's text, and no later one.
 
+    Text is also what a run wrote, the findings, and the captions of figures: a term is linked where it is read first.
+
     Plurals count as uses. Code, formulas, headings, links, other roles and HTML are left as they are. An
     everyday word (``EVERYDAY``) counts only where it is emphasised.
     """
@@ -98,11 +107,42 @@ def link_first_uses(notebook: NotebookNode, terms: Mapping[str, str]) -> None:
         linked.add(terms[term])
         return f"{{term}}`{shown}`" if shown == term else f"{{term}}`{shown} <{term}>`"
 
-    for cell in notebook.cells:
-        if cell.cell_type != "markdown":
-            continue
+    def link_all(text: str) -> str:
         pieces, end = [], 0
-        for kept in PROTECTED.finditer(cell.source):
-            pieces += [use.sub(link, cell.source[end : kept.start()]), kept[0]]
+        for kept in PROTECTED.finditer(text):
+            pieces += [use.sub(link, text[end : kept.start()]), kept[0]]
             end = kept.end()
-        cell.source = "".join([*pieces, use.sub(link, cell.source[end:])])
+        return "".join([*pieces, use.sub(link, text[end:])])
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = link_all(cell.source)
+            continue
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = link_all(output["data"]["text/markdown"])
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if "caption" in figure:
+            figure["caption"] = link_all(figure["caption"])
+
+
+def explain_on_hover(site: Path) -> None:
+    """Give every link to a term of the glossary its explanation, which a browser shows under the pointer."""
+    page = site / "book" / "glossary.html"
+    if not page.exists():
+        return
+    said: dict[str, str] = {}
+    for entry in ENTRY.finditer(page.read_text(encoding="utf-8")):
+        # Under the pointer no formula is set: what is left of one are its letters.
+        text = re.sub(r"\\mathrm\{(\w+)\}|\\[()]|\\", r"\1", unescape(TAG.sub("", entry["text"])))
+        names = re.findall(r'<dt id="([^"]+)"', entry["terms"])
+        said |= dict.fromkeys(names, escape(" ".join(text.split())))
+
+    def explained(found: re.Match[str]) -> str:
+        return f'{found[0]} title="{said[found["term"]]}"' if found["term"] in said else found[0]
+
+    for path in site.rglob("*.html"):
+        before = path.read_text(encoding="utf-8")
+        after = LINK_TO_TERM.sub(explained, before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")

@@ -379,7 +379,7 @@ def test_effects_part_where_runs_point_both_ways():
     table = claim_rows({"same": {"a": 1.0, "b": 0.1}, "apart": {"a": 1.0, "b": -0.1}, "alone": {"a": 1.0}})
     assert pointing_apart(table) == (True, "1 of 2: apart")
     assert pointing_apart(table[table["metric"] == "same"]) == (False, "0 of 1")
-    assert pointing_apart(table[table["run"] == "a"]) == (None, "0 of 0")
+    assert pointing_apart(table[table["run"] == "a"]) == (None, "no two runs measured the same")
 
 
 def test_runs_disagree_beyond_their_errors_or_not_at_all():

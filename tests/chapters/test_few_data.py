@@ -275,6 +275,10 @@ CASES: dict[str, Callable[[Tables], Any]] = {
         t["05_coefficient_effects"]
     ),
     "intervention.findings.gaming_ratios": lambda t: findings_5.gaming_ratios(t["05_gaming"]),
+    "intervention.findings.size_was_bought": lambda t: findings_5.size_was_bought(t["05_gaming"]),
+    "intervention.findings.reward_buys_separation": lambda t: findings_5.reward_buys_separation(
+        t["05_coefficient_effects"]
+    ),
     "intervention.findings.natural_relation": lambda t: findings_5.natural_relation(t["05_natural_variation"]),
     "intervention.findings.reversed_changes": lambda t: findings_5.reversed_changes(t["05_reversed_cause"]),
     "intervention.findings.verdict_counts": lambda t: findings_5.verdict_counts(t["05_effects"]),
@@ -304,6 +308,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "scorecard.findings.rules_ask_what_was_learned": lambda t: findings_7.rules_ask_what_was_learned(
         t["07_laboratory"]
     ),
+    "scorecard.findings.circle_stays": lambda t: findings_7.circle_stays(t["04_circles"], t["07_claims"]),
     "scorecard.findings.agreement": lambda t: findings_7.agreement(cut_specs(t)),
     "scorecard.findings.hang_most_and_least": lambda t: findings_7.hang_most_and_least(cut_specs(t)),
     "scorecard.findings.analyses_agree": lambda t: findings_7.analyses_agree(cut_specs(t)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -423,6 +424,8 @@ def test_circles_are_kept_only_if_they_were_there_and_p_values_are_corrected():
     assert found.most_faded() == "months"  # color falls further, but was no circle
     assert found.there == {"months"}  # 0.03 is not enough where three were tried
     assert (found.kept(), found.kept("pca"), found.kept("random_dictionary")) == (set(), {"months"}, set())
+    assert re.findall(r"\w+(?= \d.* →)", found.in_short()) == ["months"]  # of what was no circle nothing is told
+    assert "p = 0.4" in found.in_short()  # 0.2, the second of three
     assert found.scores.loc["months"].to_dict() == pytest.approx({"residual": 0.999, "sae": 0.8, "pca": 0.999})
 
 
@@ -441,8 +444,19 @@ def test_a_change_knows_its_direction_and_is_a_ratio_where_it_was_one(ratio, dir
     assert found.low < found.estimate < found.high
     assert [d for d in ("lower", "higher", "unclear") if found.says(d)] == [direction]
     assert abs(chapter4.change(comparison, "words", "ami").estimate) < 0.05  # a difference, not a ratio
+    assert "p =" not in str(found), "an interval that says the same needs no more"
     few = chapter4.change(compare_representations(*made_up_tables(ratio, n=3)), "direct", "intrinsic_dimension")
     assert few.says(direction) is None
+    assert TOO_FEW in str(few)
+
+
+def test_an_interval_clear_of_nought_that_the_correction_undoes_says_so():
+    row = {"protocol": "words", "measure": "purity", "against": "residual", "effect": "difference", "n_concepts": 9}
+    row |= {"estimate": -0.04, "low": -0.09, "high": -0.003, "p_holm": 0.31, "change": "unclear"}
+    assert str(chapter4.change(pd.DataFrame([row]), "words", "purity")).endswith(
+        "(-0.09 to -0.003; p = 0.31 among all measures)"
+    )
+    assert "p =" not in str(chapter4.change(pd.DataFrame([row | {"high": 0.02}]), "words", "purity"))
 
 
 @pytest.mark.parametrize(

@@ -394,6 +394,33 @@ def test_ratios_tell_units_from_separation():
     assert findings.gaming_ratios(pd.DataFrame(rows)).to_numpy().tolist() == [[2, 2, 1, 1]]
 
 
+@pytest.mark.parametrize(("size", "unexplained", "holds"), [(3, 0.4, True), (3, 0.2, False), (1, 0.4, False)])
+def test_size_is_bought_where_reward_beats_the_same_training_without(size, unexplained, holds):
+    before = {"aedp": 1.0, "latent_rms": 1.0, "separation": 0.4, "ev_train": 0.5}
+    rows = [
+        {"autoencoder": "before", **before},
+        {"autoencoder": "trained on AEDP", **before, "latent_rms": size, "ev_train": 1 - unexplained},
+        {"autoencoder": "trained on neither", **before, "latent_rms": 2.0, "ev_train": 0.7},
+    ]
+    found = findings.size_was_bought(pd.DataFrame(rows).groupby("autoencoder", sort=False).last().reset_index())
+    assert found.holds is holds
+    assert all(number in found.shows for number in (f"{size:.2f} against 2.00", f"{2 * unexplained:.2f} against 0.60"))
+    assert findings.size_was_bought(pd.DataFrame(rows[:1])).holds is None
+
+
+def test_reward_buys_separation_where_no_reconstruction_gains_beyond_its_interval():
+    lows = dict(zip(findings.REWARDED, (0.1, -0.2, -0.3, -0.001), strict=True))
+    rows = [
+        {"coefficient": 0.1, "measure": m, "estimate": low + 0.1, "low": low, "high": 1.0} for m, low in lows.items()
+    ]
+    effects = pd.DataFrame(rows)
+    found = findings.reward_buys_separation(effects)
+    assert found.holds is True
+    assert found.shows.count(" to ") == len(lows), "a gain that may be none shows its interval"
+    assert findings.reward_buys_separation(effects.assign(low=0.05)).holds is False
+    assert findings.reward_buys_separation(effects.assign(low=np.nan)).holds is None
+
+
 def test_time_makes_a_relation_over_all_checkpoints_only():
     r = findings.natural_relation(course(8, 6, slope_between=-1, slope_along=5, noise=0.05))
     assert r["over all checkpoints"] > 0.8

@@ -183,6 +183,8 @@ def test_findings_tell_what_comes_back_for_whom_and_what_makes_it():
     assert findings.makes_the_sign(signs, "n_local", "mask").holds is False
     assert findings.makes_the_sign(signs, "intrinsic_dimension", "copies", coder="pca").holds is False, "it stays"
     assert findings.makes_the_sign(signs, "n_local", "mask", coder="untrained_sae").holds is None
+    turned = signs.assign(sign=signs["sign"].where(signs["recipe"] != "as published", SIGNS[1]))
+    assert findings.makes_the_sign(turned, "n_local", "copies").holds is None, "no step makes a sign that is not there"
     assert findings.what_a_step_moves(signs, "n_local")["copies"] == pytest.approx(np.log(4))
     alone = replay_signs(table[table["concept"] == "a"])
     assert findings.come_back(alone, "sae", PAPER_SIGNS).holds is None
@@ -220,7 +222,9 @@ def test_the_choice_relates_where_kept_records_correlate_more_than_all_steps():
         **head
     )
     assert findings.choice_relates(made).holds is True
+    assert findings.choice_relates(made.assign(r_all=[-0.6, -0.3])).holds is True, "not asked: it hangs on the clusters"
     assert findings.choice_relates(made.assign(r_kept=made["r_all"])).holds is False
+    assert findings.choice_relates(made.assign(r_null=[-0.3, 0.0])).holds is False, "shuffled errors must have one"
     assert findings.choice_relates(made[:1]).holds is None
     assert findings.choice_relates(made, prompts="ours").holds is None
 

@@ -17,7 +17,7 @@ from saema_utils.chapters.scorecard import figures, findings
 from saema_utils.chapters.scorecard.tables import card_in_brief
 from saema_utils.evidence.claims import load_claims
 from saema_utils.evidence.multiverse import contrasts_of, in_short, specifications
-from saema_utils.evidence.verdicts import NO_EFFECT, NOT_LEARNED, SUPPORTED, VERDICTS, Evidence, judge
+from saema_utils.evidence.verdicts import NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW, VERDICTS, Evidence, judge
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.notebook import table
 from saema_utils.rulers.rules import AS_LARGE, NOTHING_THERE
@@ -420,3 +420,28 @@ def test_tables_escape_what_they_did_not_write():
 def test_long_names_in_tables_may_break():
     shown = table(pd.DataFrame({"p_holm": ["A_Name_of_Somebody"]})).data
     assert "A_<wbr>Name_<wbr>of_<wbr>Somebody" in shown
+
+
+@pytest.mark.parametrize(
+    ("latents", "random", "verdict", "holds"),
+    [
+        ({"months", "days"}, {"months", "days"}, TOO_FEW, True),
+        ({"months", "days"}, {"months", "days"}, SUPPORTED, False),
+        ({"months"}, {"months", "days"}, TOO_FEW, False),
+        ({"months", "days"}, {"days"}, NO_EFFECT, False),
+    ],
+)
+def test_the_circle_stays_where_every_code_keeps_it_and_no_claim_bends_it(latents, random, verdict, holds):
+    row = {"claim": "circle-lost", "holds_up": verdict, "n": 4, "estimate": -0.1, "low": -0.3, "high": 0.1}
+    card = pd.DataFrame([row | {"margin": -0.1}])
+    there = {"residual": {"months", "days"}, "sae": latents, "random_dictionary": random}
+    circles = pd.DataFrame(
+        {"concept": name, "representation": code, "p_value": 0.001 if name in names else 0.5}
+        for code, names in there.items()
+        for name in ("months", "days")
+    ).assign(score=0.9, distance_score=0.5)
+    found = findings.circle_stays(circles, card)
+    assert found.holds is holds
+    assert verdict in found.shows
+    assert findings.circle_stays(circles[circles["concept"] == "days"], card).holds is None
+    assert findings.circle_stays(circles, card[:0]).holds is None

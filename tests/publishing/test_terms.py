@@ -7,10 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saema_utils.publishing.execution import chapter_notebooks
-from saema_utils.publishing.terms import EVERYDAY, link_first_uses, read_terms
+from saema_utils.publishing.terms import EVERYDAY, explain_on_hover, link_first_uses, read_terms
 
 ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = ROOT / "book" / "glossary.md"
@@ -67,6 +67,35 @@ def test_code_cells_are_not_touched():
     notebook = new_notebook(cells=[new_code_cell("# a latent")])
     link_first_uses(notebook, TERMS)
     assert notebook.cells[0].source == "# a latent"
+
+
+def test_what_a_run_wrote_and_captions_are_linked_where_they_are_read_first():
+    written = new_output("execute_result", {"text/markdown": "**Latents fire.** *SAE 1.2*", "text/plain": "latent"})
+    figure = {"mystnb": {"figure": {"caption": "Does a latent stay in TopK? See `latent`.", "name": "fig"}}}
+    cells = [new_code_cell("x", outputs=[written]), new_code_cell("y", metadata=figure), new_markdown_cell("An SAE.")]
+    notebook = new_notebook(cells=cells)
+    link_first_uses(notebook, TERMS)
+    said, drawn, prose = notebook.cells
+    assert said.outputs[0].data["text/markdown"] == "**{term}`Latents <latent>` fire.** *{term}`SAE` 1.2*"
+    assert said.outputs[0].data["text/plain"] == "latent"
+    assert drawn.metadata.mystnb.figure.caption == "Does a latent stay in {term}`TopK`? See `latent`."
+    assert prose.source == "An SAE.", "it was read before"
+
+
+def test_a_link_to_a_term_explains_it_under_the_pointer(tmp_path):
+    (tmp_path / "book").mkdir()
+    entry = '<dt id="term-AEDP">AEDP<a class="headerlink" href="#term-AEDP" title="Link">#</a></dt>'
+    entry += '<dt id="term-way">way<a href="#term-way">#</a></dt><dd><p>A <em>mean</em> &lt; "all"\n of it.</p></dd>'
+    (tmp_path / "book" / "glossary.html").write_text(f"<dl>{entry}</dl>")
+    link = '<a class="reference internal" href="book/glossary.html#term-{}">'
+    page = tmp_path / "page.html"
+    page.write_text(link.format("AEDP") + link.format("way") + link.format("unknown"))
+    explain_on_hover(tmp_path)
+    known = link.replace(">", ' title="A mean &lt; &quot;all&quot; of it.">')
+    assert page.read_text() == known.format("AEDP") + known.format("way") + link.format("unknown")
+    first = page.read_text()
+    explain_on_hover(tmp_path)
+    assert page.read_text() == first
 
 
 def test_a_glossary_lists_its_terms_and_their_other_names(tmp_path):

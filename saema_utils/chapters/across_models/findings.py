@@ -28,7 +28,8 @@ def all_beyond_chance(compared: pd.DataFrame) -> Found:
     learnt = beyond_chance(compared)
     if learnt.dropna().empty:
         return Found(None, NOTHING)
-    shows = f"by {learnt.min():.2f} ({learnt.idxmin()}) to {learnt.max():.2f} ({learnt.idxmax()}) of the variance"
+    ends = [f"{learnt[name]:.2f} ({name})" for name in dict.fromkeys((learnt.idxmin(), learnt.idxmax()))]
+    shows = f"by {' to '.join(ends)} of the variance"
     return Found((learnt > 0).all(), shows)
 
 
@@ -50,5 +51,7 @@ def disagreeing(agreed: pd.DataFrame, level: float = 0.05) -> Found:
 
 def _apart(parts: pd.Series) -> Found:
     """Whether there is a claim on which runs part; None where no two runs measured the same."""
+    if parts.empty:
+        return Found(None, "no two runs measured the same")
     found = list(parts.index[parts])
-    return Found(bool(found) if len(parts) else None, f"{Count.true(parts)}{': ' if found else ''}{', '.join(found)}")
+    return Found(bool(found), f"{Count.true(parts)}{': ' if found else ''}{', '.join(found)}")

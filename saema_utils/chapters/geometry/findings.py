@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import NOTHING, Effect, Found, how_many
+from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.verdicts import TOO_FEW
 from saema_utils.statistics import holm
 
 LEVEL = 0.05
+UNCLEAR = "unclear"
 FOLLOWED = 0.5  # of an agreement that is 0 by chance and 1 when two partitions are the same
 
 
@@ -26,11 +28,14 @@ class Circles:
         By representation, concepts with a circle: p below 0.05 after Holm's correction over the cycles.
     scores, distance_scores
         Circularity, and rank correlation of distances over all dimensions: a row a concept, a column a representation.
+    p
+        The corrected p-values of circularity, laid out as the scores are.
     """
 
     found: Mapping[str, set[str]]
     scores: pd.DataFrame
     distance_scores: pd.DataFrame
+    p: pd.DataFrame
 
     @property
     def there(self) -> set[str]:
@@ -49,17 +54,23 @@ class Circles:
         return str((rows["residual"] - rows[representation]).idxmax())
 
     def in_short(self, representation: str = "sae", of: str = "scores") -> str:
-        """Each cycle's score in the residual stream and in another representation."""
+        """The score in the residual stream and in another representation, of each cycle that is a circle in the stream;
+        of circularity also what decides whether the circle is kept: its corrected p-value in the other."""
         rows = getattr(self, of)
-        return " · ".join(f"{c} {row['residual']:.2f} → {row[representation]:.2f}" for c, row in rows.iterrows())
+        found = []
+        for cycle, row in rows[rows.index.isin(self.there)].iterrows():
+            kept = f" (p = {self.p.loc[cycle, representation]:.2g})" if of == "scores" else ""
+            found.append(f"{cycle} {row['residual']:.2f} → {row[representation]:.2f}{kept}")
+        return " · ".join(found)
 
 
 def significant_circles(circles: pd.DataFrame) -> Circles:
     """What ``04_circles`` says of circles once its p-values are corrected for the number of cycles looked at."""
     p = circles.groupby("representation")["p_value"].transform(lambda p: holm(p.to_numpy()))
     found = {name: set(part["concept"]) for name, part in circles[p < LEVEL].groupby("representation")}
-    rows = circles.set_index(["concept", "representation"])
-    return Circles(found, *(rows[column].unstack(sort=False) for column in ("score", "distance_score")))
+    rows = circles.assign(corrected=p).set_index(["concept", "representation"])
+    columns = ("score", "distance_score", "corrected")
+    return Circles(found, *(rows[column].unstack(sort=False) for column in columns))
 
 
 def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str = "residual") -> Effect:
@@ -72,7 +83,10 @@ def change(comparison: pd.DataFrame, protocol: str, measure: str, against: str =
     row = rows.iloc[0]
     is_ratio = row["effect"] == "log ratio"
     values = (float(np.exp(row[end]) if is_ratio else row[end]) for end in ("estimate", "low", "high"))
-    return Effect(*values, None if row["change"] == TOO_FEW else row["change"], is_ratio, how_many(row["n_concepts"]))
+    reason = how_many(row["n_concepts"])
+    if row["change"] == UNCLEAR and (row["low"] > 0 or row["high"] < 0):
+        reason = f"p = {row['p_holm']:.2g} among all measures"
+    return Effect(*values, None if row["change"] == TOO_FEW else row["change"], is_ratio, reason)
 
 
 @dataclass(frozen=True)

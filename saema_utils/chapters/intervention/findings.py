@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from saema_utils.chapters.found import Found, of_rows
 from saema_utils.chapters.found import in_short as in_short
 from saema_utils.evidence.effects import causal_verdict, partial_correlation
 from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
-from saema_utils.statistics import NO_INTERVAL
+from saema_utils.statistics import NO_INTERVAL, with_interval, written
 
 CHANGES = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
 CURVE = ["concept", "arm", "seed", "preserve_sparsity"]
@@ -112,6 +113,31 @@ def gaming_ratios(gaming: pd.DataFrame) -> pd.DataFrame:
     return (shown / before).drop("before", errors="ignore").rename(columns=GAMED)
 
 
+@of_rows
+def size_was_bought(gaming: pd.DataFrame) -> Found:
+    """Whether rewarding the plain distance makes latents larger and leaves more of the words unexplained than the same
+    training without reward; both are told, as ratios to the autoencoder before."""
+    ratios = gaming_ratios(gaming)[[GAMED["latent_rms"], GAMED["unexplained"]]]
+    plain, neither = (ratios.reindex([name]).iloc[0] for name in ("trained on AEDP", "trained on neither"))
+    shown = (f"{name} {written(plain[name], '.2f')} against {written(neither[name], '.2f')}" for name in ratios)
+    return Found(
+        bool((plain > neither).all()),
+        "over the autoencoder before, with the reward against without: " + " · ".join(shown),
+    )
+
+
+@of_rows
+def reward_buys_separation(effects: pd.DataFrame) -> Found:
+    """Whether the largest reward raises the separation of unseen words beyond its interval, and no measure of
+    reconstruction; from ``05_coefficient_effects``. None where one lacks an interval."""
+    most = at_largest_coefficient(effects)
+    shows = " · ".join(
+        f"{row.Index} {with_interval(row.estimate, row.low, row.high, '+.2g')}" for row in most.itertuples()
+    )
+    separated, *reconstructed = most["low"]
+    return Found(None if most["low"].isna().any() else separated > 0 >= max(reconstructed), shows)
+
+
 def natural_relation(natural: pd.DataFrame) -> dict[str, float]:
     """Correlation of separation with explained variance over all checkpoints, and with the step held fixed."""
     pair = ("separation", "explained_variance")
@@ -137,7 +163,6 @@ def verdict_counts(effects: pd.DataFrame) -> str:
         return f"{NO_INTERVAL} of {len(effects)} effects: one concept, one seed"
     votes = "; ".join(f"{kind}: {verdict}" for kind, verdict in causal_verdict(effects).items())
     supported, contradicted = (effects["verdict"].eq(verdict) for verdict in (SUPPORTED, CONTRADICTED))
-    return (
-        f"{votes}. Of {len(effects)} effects {supported.sum()} support it "
-        f"({(supported & effects['survives']).sum()} after correction), {contradicted.sum()} contradict it"
-    )
+    surviving = (supported & effects["survives"]).sum()
+    corrected = f" ({surviving} after correction)" if supported.any() else ""
+    return f"{votes} · of {len(effects)} effects, for it {supported.sum()}{corrected}, against it {contradicted.sum()}"

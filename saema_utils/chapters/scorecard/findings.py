@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from saema_utils.chapters.found import Count, Found, in_short, of_rows
+from saema_utils.chapters.found import NOTHING, Count, Found, in_short, of_rows
+from saema_utils.chapters.geometry.findings import significant_circles
+from saema_utils.chapters.geometry.tables import circles_table as circles_table
 from saema_utils.evidence.claims import Claim
 from saema_utils.evidence.multiverse import ITSELF, LEAD, evidence_of
 from saema_utils.evidence.multiverse import joint_test as joint_test
 from saema_utils.evidence.verdicts import NO_EFFECT, NOT_LEARNED, SUPPORTED, VERDICTS, Evidence, lies
 from saema_utils.evidence.verdicts import judge as judge
 from saema_utils.rulers.rules import AS_LARGE
+from saema_utils.statistics import with_interval
 
 SELDOM, MOSTLY = 0.05, 0.8
 BLUNT = frozenset({"correlation", "shape-kept"})
@@ -184,6 +187,21 @@ def would_be_seen(card: pd.DataFrame) -> Found:
     blind = ", ".join(card.loc[card["power"] < MOSTLY, "claim"])
     shows = f"{count} claims" + (f" · not {blind}" if blind else "")
     return Found(2 * count.n > count.of if count.of else None, shows)
+
+
+@of_rows
+def circle_stays(circles: pd.DataFrame, card: pd.DataFrame, cycles: Collection[str] = ("months", "days")) -> Found:
+    """Whether these cycles of ``04_circles`` keep their circle in the latents and in a random dictionary, and that what
+    was learned bends circles is not supported; None where one of them, or the claim, was not measured."""
+    rows = card[card["claim"] == "circle-lost"]
+    if rows.empty or not set(cycles) <= set(circles["concept"]):
+        return Found(None, NOTHING)
+    claim, found = rows.iloc[0], significant_circles(circles)
+    stays = {code: Count.true(name in found.kept(code) for name in cycles) for code in ("sae", "random_dictionary")}
+    effect = with_interval(*claim[["estimate", "low", "high"]], "+.2f")
+    bent = f"circles of {claim['n']} cycles bent by {effect}, margin {claim['margin']:+.2g}: {claim['holds_up']}"
+    holds = all(count.all for count in stays.values()) and claim["holds_up"] != SUPPORTED
+    return Found(holds, f"kept: {in_short(stays)} · {bent}")
 
 
 @of_rows
