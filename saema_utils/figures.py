@@ -46,6 +46,7 @@ NAMES = {
     "permuted_labels": "permuted labels",
     "global_scaling": "global scaling",
 }
+SMALL = 9  # points of the smallest letters: of figures at most ten inches wide they can be read on any page
 GREY = "#555555"  # what is written beside lines that have no colour of their own
 MAIN = ("residual", "sae", "poles")
 SEQUENTIAL = "viridis"
@@ -132,7 +133,7 @@ def says_if_empty(why: str, known: str = "") -> Callable[[Callable[..., Figure]]
 def note(axes: Axes, text: str, **place: Any) -> None:
     """Say, small and grey in a corner of a panel, what it lacks. ``place`` are options of ``Axes.text``."""
     corner = {"x": 0.99, "y": 0.02, "ha": "right", "va": "bottom"} | place
-    axes.text(s=text, transform=axes.transAxes, fontsize=8, style="italic", color=GREY, **corner)
+    axes.text(s=text, transform=axes.transAxes, fontsize=SMALL, style="italic", color=GREY, **corner)
 
 
 def note_missing(axes: Axes, rows: pd.DataFrame, value: str = "estimate", why: str = "", **place: Any) -> None:

@@ -58,6 +58,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 CHAPTERS = Path(figures_1.__file__).parents[1]
 CLAIMS = {claim.id: claim for claim in load_claims()}
 LAYER = 15
+LARGE = 99
 
 # ---- little ------------------------------------------------------------------------------------------
 
@@ -394,7 +395,11 @@ def texts_of(found: Any) -> list[str]:
     if isinstance(found, Figure):
         found.set_layout_engine("none")  # which takes longest, and has nothing to say
         found.draw_without_rendering()
-        return [text.get_text() for text in found.findobj(Text) if text.get_visible()]
+        texts = [text for text in found.findobj(Text) if text.get_visible() and text.get_text().strip()]
+        smallest = min((text.get_fontsize() for text in texts), default=LARGE)
+        # A page shows a figure 720 pixels wide, a phone 560 that one can push: letters of 9 and 7 pixels at least.
+        assert smallest >= 72 * found.get_figwidth() / 80, f"letters of {smallest} points are too small on a page"
+        return [text.get_text() for text in texts]
     if isinstance(found, Found):
         return [found.shows, finding("This holds.", holds=found.holds, shows=found.shows).data]
     if isinstance(found, pd.Series):

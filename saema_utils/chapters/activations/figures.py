@@ -14,6 +14,7 @@ from saema_utils.figures import (
     CYCLIC,
     DIVERGING,
     GREY,
+    SMALL,
     direct_label,
     nothing_to_draw,
     panels,
@@ -48,7 +49,7 @@ def norms_by_position(table: pd.DataFrame) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         _name_sinks(ax, shown[shown["kind"] == "sink"])
     above = f"masked above {SINK_FACTOR:g} times the median"
-    right = {"xytext": (-2, 6), "xycoords": axes[0].get_yaxis_transform(), "ha": "right", "fontsize": 8}
+    right = {"xytext": (-2, 6), "xycoords": axes[0].get_yaxis_transform(), "ha": "right", "fontsize": SMALL}
     direct_label(axes[0], 1, SINK_FACTOR, above, GREY, **right)
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles, _NAMES, loc="outside lower center", ncols=3, fontsize=9)
@@ -66,7 +67,7 @@ def _name_sinks(ax: Axes, sinks: pd.DataFrame) -> None:
         # Half a character decodes to the replacement sign, which says nothing.
         if text and "\ufffd" not in text and all(abs(np.log(row.ratio / other)) > 0.25 for other in taken):
             taken.append(row.ratio)
-            direct_label(ax, row.position + 0.25, row.ratio, f"“{text}”", "black", fontsize=8)
+            direct_label(ax, row.position + 0.25, row.ratio, f"“{text}”", "black", fontsize=SMALL)
 
 
 @says_if_empty("No variance was measured.", known="share")
@@ -105,7 +106,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
             ax.set_title(f"layer {shown}", fontsize=9, loc="center", pad=2)
             text = f"in order {written(order, '.0%')}, plane holds {written(share, '.0%')}"
-            ax.set_xlabel(text, fontsize=7.5, color=GREY)
+            ax.set_xlabel(text, fontsize=SMALL, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
     return figure
 
@@ -127,7 +128,7 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     ax.scatter(*points.T, c=colors, s=24, zorder=2, edgecolor="white", linewidth=0.5)
     outwards = points / np.maximum(np.hypot(*points.T), 1e-12)[:, None] * (10, 9)
     for point, text_at, word in zip(points, outwards, words, strict=True):
-        ax.annotate(word[:3], point, text_at, textcoords="offset points", ha="center", va="center", fontsize=7)
+        ax.annotate(word[:3], point, text_at, textcoords="offset points", ha="center", va="center", fontsize=SMALL)
     middle, reach = (points.max(0) + points.min(0)) / 2, 0.68 * (np.ptp(points, axis=0).max() or 1)
     ax.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     ax.set(xticks=[], yticks=[], aspect="equal")
@@ -151,9 +152,9 @@ def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:
     for row in scores.groupby("concept").last().sort_values("cyclic_order").itertuples():
         previous = max(row.cyclic_order, previous + 0.09)  # names of lines that end together stand above each other
         direct_label(ax, row.layer, previous, row.Index, colors[row.Index])
-        direct_label(ax, 0, row.chance, f"{row.Index}, shuffled", colors[row.Index], xytext=(6, 6), fontsize=8)
+        direct_label(ax, 0, row.chance, f"{row.Index}, shuffled", colors[row.Index], xytext=(6, 6), fontsize=SMALL)
     ax.axvline(layer, color=COLORS["muted"], linestyle="--", linewidth=1)
-    direct_label(ax, layer, 0.04, "studied", GREY, fontsize=8)
+    direct_label(ax, layer, 0.04, "studied", GREY, fontsize=SMALL)
     ax.set(xlabel="layer (after which block)", ylabel="neighbours in order (share)", ylim=(0, 1.05))
     ax.set_xlim(0, max(1, scores["layer"].max()))
     return figure
@@ -169,7 +170,7 @@ def similarity_matrices(similarities: dict[str, pd.DataFrame]) -> Figure:
     for ax, (concept, frame) in zip(axes[0], shown.items(), strict=True):
         sns.heatmap(frame, cmap=DIVERGING, vmin=-limit, vmax=limit, square=True, cbar=False, ax=ax)
         ax.set_title(concept)
-        ax.tick_params(length=0, labelsize=7.5)
+        ax.tick_params(length=0, labelsize=SMALL)
         ax.grid(False)
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="cosine similarity", shrink=0.75)
     return figure

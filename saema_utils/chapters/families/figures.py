@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from saema_utils.chapters.families.measures import MEASURES, RESIDUAL, STREAM_MEASURES
 from saema_utils.chapters.families.tables import FAMILY_NAMES, VARIANCE_PARTS
-from saema_utils.chapters.scorecard.figures import REACH, SMALL, draw_intervals, in_margins
+from saema_utils.chapters.scorecard.figures import REACH, draw_intervals, in_margins
 from saema_utils.evidence.multiverse import ITSELF
-from saema_utils.figures import COLORS, NAMES, direct_label, note, note_missing, panels, says_if_empty, span
+from saema_utils.figures import COLORS, NAMES, SMALL, direct_label, note, note_missing, panels, says_if_empty, span
 
 AXIS = {
     "excursion": "rank excursion |log ratio|",
@@ -51,7 +51,7 @@ def sparsity_dots(training: pd.DataFrame) -> Figure:
     left.set_xlim(0, max(1.15 * k, 1.08 * span(training[["l0", "l0_trained"]])[1]))
     left.set_ylim(len(FAMILY_NAMES) - 0.4, -0.9)
     place = {"xytext": (-3, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-    left.annotate(f"asked for: {k:g}", (k, -0.65), fontsize=8, **place)
+    left.annotate(f"asked for: {k:g}", (k, -0.65), fontsize=SMALL, **place)
     left.set(xlabel="active latents per token (L0)", title="equally sparse?")
     right.set(xlabel="explained variance, held-out tokens", title="how much is kept")
     return figure
@@ -63,7 +63,7 @@ def family_strips(families: pd.DataFrame) -> Figure:
 
     Rings beside the best doses: those once all latents may be scaled as well.
     """
-    figure, axes = panels(len(MEASURES), width=10.5, height=3.3, sharey=True)
+    figure, axes = panels(len(MEASURES), width=9.6, height=3.3, sharey=True)
     residual = families[families["architecture"] == RESIDUAL]
     alone = families[families["architecture"] != RESIDUAL]
     for ax, (measure, title) in zip(axes, MEASURES.items(), strict=True):
@@ -72,7 +72,7 @@ def family_strips(families: pd.DataFrame) -> Figure:
         _dots(ax, alone, measure)
         _reference_line(ax, residual[measure], named=ax is axes[0])
         ax.set_title(_two_lines(title), fontsize=9)
-        ax.set_xlabel(AXIS[measure], fontsize=8)
+        ax.set_xlabel(AXIS[measure], fontsize=SMALL)
         ax.margins(x=0.15)
         if alone[measure].isna().all():
             note(ax, "no concept has it")
@@ -86,7 +86,7 @@ def _reference_line(ax: Axes, values: pd.Series, named: bool) -> None:
     ax.axvline(x, color=COLORS["residual"] if known else "#444444", linewidth=1.4 if known else 0.8)
     if known and named:
         place = {"xytext": (-2, 0), "textcoords": "offset points", "rotation": 90, "ha": "right", "va": "bottom"}
-        where = {"xycoords": ("data", "axes fraction"), "color": COLORS["residual"], "fontsize": 7}
+        where = {"xycoords": ("data", "axes fraction"), "color": COLORS["residual"], "fontsize": SMALL}
         ax.annotate(NAMES[RESIDUAL], (x, 0.02), **where, **place)
 
 
@@ -117,13 +117,13 @@ def families_or_seeds(spread: pd.DataFrame) -> Figure:
 @says_if_empty("No layer was measured.")
 def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
     """Measures of chapters 3 and 4 by layer: mean over concepts, and the middle half of concepts as a band."""
-    figure, axes = panels(len(STREAM_MEASURES), width=10.5, height=3.1)
+    figure, axes = panels(len(STREAM_MEASURES), width=9.6, height=3.1)
     look = {"palette": COLORS, "estimator": "mean", "errorbar": ("pi", 50), "marker": "o", "legend": False}
     for ax, measure in zip(axes, STREAM_MEASURES, strict=True):
         sns.lineplot(layers, x="layer", y=measure, hue="representation", ax=ax, **look)
         ax.axvline(studied, color="#444444", linestyle=":", linewidth=1)
         ax.set_title(_two_lines(MEASURES[measure]), fontsize=9)
-        ax.set_ylabel(AXIS[measure], fontsize=8)
+        ax.set_ylabel(AXIS[measure], fontsize=SMALL)
         ax.set_xticks(sorted(layers["layer"].unique()))
     last = layers[layers["layer"] == layers["layer"].max()]
     for name, value in last.groupby("representation")[STREAM_MEASURES[0]].mean().dropna().items():

@@ -19,6 +19,7 @@ from saema_utils.figures import (
     NAMES,
     NOISE_MARKER,
     PLOTLY_SYMBOLS,
+    SMALL,
     class_style,
     note_missing,
     nothing_to_draw,
@@ -43,7 +44,7 @@ def _legend(axis: Axes) -> None:
     """Beside the axes, with the representations' names in words."""
     handles, labels = axis.get_legend_handles_labels()
     names = [NAMES.get(label, label) for label in labels]
-    axis.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.legend(handles, names, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
@@ -53,7 +54,7 @@ def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     names = present(points, ("residual", "sae", "reconstruction", "random_dictionary"))
     if not concepts:
         return nothing_to_draw("The words of this study form no cycle that this book knows.")
-    figure, axes = panels(len(names), len(concepts), width=2.6 * len(names), height=2.75, squeeze=False)
+    figure, axes = panels(len(names), len(concepts), width=2.4 * len(names), height=2.6, squeeze=False)
     words, scores = (t.set_index(["concept", "representation"]).sort_index() for t in (points, scores))
     for concept, row in zip(concepts, axes, strict=True):
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
@@ -77,12 +78,12 @@ def _circle(axis: Axes, words: pd.DataFrame, score: pd.Series) -> None:
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
     axis.spines[:].set_visible(False)
     p = "p < 0.001" if score["p_value"] < 0.001 else f"p = {written(score['p_value'], '.3f')}"
-    axis.set_xlabel(f"circularity {written(score['score'], '.2f')}, {p}", fontsize=8.5)
+    axis.set_xlabel(f"circularity {written(score['score'], '.2f')}, {p}", fontsize=SMALL)
 
 
 def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = (0, 8), **style: Any) -> None:
     """A word near a point; ``shift`` is in typographic points."""
-    style = {"fontsize": 7.5, "ha": "center"} | style
+    style = {"fontsize": SMALL, "ha": "center"} | style
     axis.annotate(text, at, xytext=shift, textcoords="offset points", **style)
 
 
@@ -135,7 +136,7 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
         rings = {"facecolor": "none", "edgecolor": COLORS["accent"], "linewidth": 1, "zorder": 1}
         axis.scatter(part["x"][mixed], part["y"][mixed], s=70, **rings)
         for word, members in part.groupby("word"):
-            _write(axis, str(word), members[["x", "y"]].median(), fontsize=8, fontweight="bold", bbox=box, zorder=3)
+            _write(axis, str(word), members[["x", "y"]].median(), fontsize=SMALL, fontweight="bold", bbox=box, zorder=3)
         axis.set_title(f"{NAMES[name]}: {mixed.mean():.0%} merged", color=COLORS[name])
     return figure
 

@@ -18,6 +18,7 @@ from saema_utils.figures import (
     COLORS,
     NAMES,
     SEQUENTIAL,
+    SMALL,
     line_style,
     note,
     note_missing,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 ZERO = {"color": "#888888", "linewidth": 1}
 EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  # band: smallest to largest
-BELOW = {"loc": "outside lower center", "fontsize": 8.5, "columnspacing": 1.2, "handletextpad": 0.4}
+BELOW = {"loc": "outside lower center", "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.4}
 NO_EDIT = "No concept has two words left whose poles could be moved."
 SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
@@ -64,7 +65,9 @@ def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) 
             _best_doses(ax, stars, 0.972 + 0.006 * row, COLORS[arm], reach)
         ax.set(xlabel="dose alpha (poles at 1 + alpha times their distance)", title=title, ylim=(0.965, ceiling))
     axes[0].set_ylabel("squared error, relative to no edit")
-    axes[1].text(0.99, 0.015, "ticks: best doses", transform=axes[1].transAxes, ha="right", fontsize=8, color="#666666")
+    axes[1].text(
+        0.99, 0.015, "ticks: best doses", transform=axes[1].transAxes, ha="right", fontsize=SMALL, color="#666666"
+    )
     # Curves leave the panels through the ceiling close together: names beside their ends would collide.
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], ncols=4, **BELOW)
@@ -108,7 +111,7 @@ def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, conc
     sns.stripplot(dense, x="r", y="range", hue="arm", ax=right, **style)
     right.axvline(0, **ZERO)
     right.axvspan(-0.97, -0.89, color="#999999", alpha=0.25, linewidth=0)
-    right.annotate("reported by the paper", (-0.87, -0.6), ha="left", fontsize=8, color="#555555")
+    right.annotate("reported by the paper", (-0.87, -0.6), ha="left", fontsize=SMALL, color="#555555")
     right.set(xlim=(-1.12, 1.12), ylim=(None, -0.85), xticks=np.linspace(-1, 1, 5), ylabel="")
     right.set(xlabel="correlation of pole distance with error", title="Every concept, four ranges of doses")
     right.yaxis.grid(True)
@@ -120,7 +123,7 @@ def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, conc
 @says_if_empty(NO_EDIT, known="mse")
 def search_courses(searches: pd.DataFrame) -> Figure:
     """Courses of the gradient searches: the distance they change, its scale-free reading, and the error they cause."""
-    figure, axes = panels(3, 1, width=10.2, height=3.4)
+    figure, axes = panels(3, 1, width=9.6, height=3.4)
     columns = ("aedp", "separation_scale_free", "mse")
     labels = ("average distance of poles\n(relative to no edit)", "scale-free separation\n(difference from no edit)")
     for ax, column, label in zip(axes, columns, (*labels, "squared error\n(relative to no edit)"), strict=True):
@@ -167,7 +170,7 @@ NOT_TRAINED = "No autoencoder was trained for separation."
 @says_if_empty(NOT_TRAINED)
 def training_changes(trained: pd.DataFrame) -> Figure:
     """What each coefficient changes against coefficient 0: dots are seeds, bars the mean and its 95 % interval."""
-    figure, axes = panels(3, 1, width=10.2, height=3.5)
+    figure, axes = panels(3, 1, width=9.6, height=3.5)
     words = {"train": "trained words", "words": "unseen words", "sentences": "unseen sentences"}
     shown = {
         "Scale-free separation": ("separation_train", "separation_words"),
@@ -187,7 +190,7 @@ def training_changes(trained: pd.DataFrame) -> Figure:
         sns.pointplot(part, **style, **interval, dodge=dodge, markersize=5, linewidth=1.8, err_kws={"linewidth": 1.5})
         ax.axhline(0, **ZERO)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=SMALL)
         if trained["seed"].nunique() < 2:
             note(ax, "no interval: one seed")
         ax.set(xlabel="coefficient of the separation term", ylabel="", title=title)
@@ -233,7 +236,7 @@ def gaming(table: pd.DataFrame) -> Figure:
 @says_if_empty(NOT_TRAINED, known="separation")
 def reversed_cause(table: pd.DataFrame) -> Figure:
     """Reconstruction improved by other means, and what separation does meanwhile."""
-    figure, axes = panels(3, 1, width=10.2, height=3.3)
+    figure, axes = panels(3, 1, width=9.6, height=3.3)
     for ax, (change, title) in zip(axes, CHANGES.items(), strict=True):
         part = table[table["change"] == change].sort_values("level")
         mean = part.groupby("level")[["explained_variance", "separation"]].mean().dropna()
@@ -241,7 +244,7 @@ def reversed_cause(table: pd.DataFrame) -> Figure:
         sns.lineplot(part, **style, units="seed", color="#bbbbbb", linewidth=1)
         sns.lineplot(mean, **style, color=COLORS["sae"], marker="o", markeredgewidth=0)
         for level in dict.fromkeys(mean.index[[0, -1]] if len(mean) else ()):
-            ax.annotate(f"{level:g}", mean.loc[level], xytext=(4, 5), textcoords="offset points", fontsize=8.5)
+            ax.annotate(f"{level:g}", mean.loc[level], xytext=(4, 5), textcoords="offset points", fontsize=SMALL)
         ax.margins(0.12)
         ax.set(xlabel="explained variance, held-out text", ylabel="", title=title)
     axes[0].set_ylabel("scale-free separation")
@@ -263,7 +266,7 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     ax.scatter(centre, rows, color=colors, s=25)
     ax.axvline(0, **ZERO)
     names = table["effect"] + "  vs " + table["control"].replace(NAMES)
-    ax.set_yticks(rows, names, fontsize=7.5)
+    ax.set_yticks(rows, names, fontsize=SMALL)
     note_missing(ax, table, why="one concept, one seed")
     label = "effect in half-widths of its 95 % interval (right: as the causal claim predicts)"
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(-9.2, 9.2), xlabel=label)

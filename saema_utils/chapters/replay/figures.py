@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from saema_utils.chapters.replay.tables import CODERS
 from saema_utils.evidence.replay import PAPER_SIGNS
-from saema_utils.figures import COLORS, NAMES, note_missing, panels, says_if_empty, span
+from saema_utils.figures import COLORS, NAMES, SMALL, note_missing, panels, says_if_empty, span
 from saema_utils.replay.nudges import kept_records
 
 TITLES = {
@@ -134,5 +134,5 @@ def one_walk(steps: pd.DataFrame) -> Figure:
         axis.plot(part["separation"], part["mse"], marker, color=COLORS["accent"], markersize=8, label=f"least {name}")
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.set(xlabel="average distance of poles", ylabel="mean squared error, z-scored")
-    axis.legend(fontsize=8.5)
+    axis.legend(fontsize=SMALL)
     return figure

@@ -13,6 +13,7 @@ from saema_utils.figures import (
     GREY,
     NAMES,
     SEQUENTIAL,
+    SMALL,
     direct_label,
     line_style,
     nothing_to_draw,
@@ -145,7 +146,7 @@ def concept_heatmap(latents: pd.DataFrame, concept: str) -> Figure:
 
 def _firing_words(ax: Axes, tokens: pd.Series, right: float) -> None:
     """At the right of each row, the running-text tokens that make its latent fire most."""
-    direct_label(ax, right, -0.4, "fires in running text on", GREY, fontsize=8, style="italic")
+    direct_label(ax, right, -0.4, "fires in running text on", GREY, fontsize=SMALL, style="italic")
     for y, text in enumerate(tokens):
         short = text if len(text) <= 42 else text[:41].rsplit(" ·", 1)[0]
-        direct_label(ax, right, y + 0.5, short.replace("$", r"\$"), GREY, fontsize=8)
+        direct_label(ax, right, y + 0.5, short.replace("$", r"\$"), GREY, fontsize=SMALL)

@@ -26,7 +26,7 @@ from saema_utils.evidence.verdicts import (
     Evidence,
     judge,
 )
-from saema_utils.figures import COLORS, GREY, despined_grid, note_missing, nothing_to_draw, panels, says_if_empty
+from saema_utils.figures import COLORS, GREY, SMALL, despined_grid, note_missing, nothing_to_draw, panels, says_if_empty
 from saema_utils.rulers.rules import AS_LARGE
 
 VERDICT_COLORS = {
@@ -48,7 +48,6 @@ SIDES = {
 CONTROL_COLOR = COLORS["random_dictionary"]
 REACH = 6.0
 MOST, FEW = 300, 100  # analyses that a figure shows, and a small panel
-SMALL = 9  # points of the smallest letters
 EXAMPLES = (
     (Evidence(1.5, 2.7, 9, 1.9, 0.004), Evidence(1.2, 2.2, 9, 1.6, 0.01)),
     (Evidence(1.5, 2.7, 9, 1.9, 0.004), Evidence(-0.5, 0.6, 9, 0.1, 0.8)),

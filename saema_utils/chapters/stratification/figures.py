@@ -20,6 +20,7 @@ from saema_utils.figures import (
     MAIN,
     NAMES,
     SEQUENTIAL,
+    SMALL,
     direct_label,
     noise_axis,
     note,
@@ -120,14 +121,15 @@ def repeated_contexts(table: pd.DataFrame, distinct: pd.DataFrame, concept: str)
 @says_if_empty(NOTHING, known="support_kept")
 def drift_curves(table: pd.DataFrame) -> Figure:
     """Mean principal angle to the clean leading subspace, per mode, and the share of the support in common."""
-    figure, axes = panels(4, width=11.0, height=3.1)
+    figure, grid = panels(2, 2, width=8.4, height=2.9)
+    axes = grid.ravel()
     for mode, axis in enumerate(axes[:3]):
         _curves(axis, table[table["mode"] == mode], "angle_mean")
         axis.set(title=MODE_NAMES[mode], ylim=(0, 90), yticks=[0, 30, 60, 90])
+        axis.set_ylabel("" if mode == 1 else "mean principal angle (degrees)")
     _curves(axes[3], table[table["mode"] == 2], "support_kept")
     axes[3].set(title="active latents in common", ylim=(0, 1.05), ylabel="share of the support")
     _label_ends(axes[3], present(table, ORDER))
-    axes[0].set_ylabel("mean principal angle (degrees)")
     return figure
 
 
@@ -171,7 +173,7 @@ def tolerance_map(table: pd.DataFrame) -> Figure:
     concepts = list(dict.fromkeys(rows["concept"]))
     low, high = span(np.log10(rows["first_noise_rms"]))
     colors = matplotlib.colormaps[SEQUENTIAL].with_extremes(over="white")
-    look = {"vmin": low, "vmax": high, "cmap": colors, "cbar": False, "annot_kws": {"fontsize": 8}}
+    look = {"vmin": low, "vmax": high, "cmap": colors, "cbar": False, "annot_kws": {"fontsize": SMALL}}
     figure, axes = panels(3, width=9.6, height=0.9 + 0.33 * len(concepts), sharey=True)
     for axis, name in zip(axes, ("residual", "sae", "random_dictionary"), strict=True):
         wide = rows[rows["representation"] == name].pivot(index="concept", columns="rtol", values="first_noise_rms")
