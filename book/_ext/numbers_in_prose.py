@@ -17,13 +17,18 @@ class NumbersInProse(SphinxPostTransform):
     default_priority = 900
 
     def run(self, **kwargs):
-        for text in list(self.document.findall(nodes.Text)):
-            written = in_prose(str(text))
-            above, verbatim = text.parent, False
-            while above is not None and not verbatim:
-                verbatim, above = isinstance(above, VERBATIM), above.parent
-            if written != text and not verbatim:
-                text.parent.replace(text, nodes.Text(written))
+        for above in self.document.findall(nodes.TextElement):
+            if not is_verbatim(above):
+                for at in range(len(above) - 1, 0, -1):  # a number put in by a substitution, and its unit
+                    if isinstance(above[at], nodes.Text) and isinstance(above[at - 1], nodes.Text):
+                        above[at - 1 : at + 1] = [nodes.Text(above[at - 1] + above[at])]
+                for at, part in enumerate(above):
+                    if isinstance(part, nodes.Text):
+                        above[at] = nodes.Text(in_prose(str(part)))
+
+
+def is_verbatim(node):
+    return node is not None and (isinstance(node, VERBATIM) or is_verbatim(node.parent))
 
 
 def setup(app):

@@ -34,6 +34,7 @@ def card(**verdicts):
             "unit": claim.unit,
             "minimum_n": claim.minimum_n,
             "margin": claim.margin,
+            "figure": claim.figure,
         }
         for claim in load_claims()
     ]
