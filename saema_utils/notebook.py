@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,8 @@ from saema_utils.errors import StudyError
 from saema_utils.interactive import publishing
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import read_json, user_path
-from saema_utils.runs.freshness import digest
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
-from saema_utils.wording import format_number, heading, in_words, true_minus
+from saema_utils.wording import SIGNS, format_number, heading, in_prose, in_words, signed, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 NUMBERED = ("latent", "seed")  # columns whose numbers name something: no thousands are set apart
+JUDGED = ("reproduces", "holds_up", "verdict", "change", "called", "on the mean", "on the next one")
+REMARKS = ("reason", "left_out")  # columns in which something stands only where there is something to say
+ROWS_IN_SIGHT = 12
+# What a table needs where the book's own style is not: notebooks set every cell to the right.
+ALIGNED = (
+    "<style>.saema-table th, .saema-table td {text-align: left !important; vertical-align: top} "
+    ".saema-table .number {text-align: right !important} .saema-table td.number {white-space: nowrap}</style>"
+)
 CHAPTERS = range(1, 10)  # 8 and 9 are run when asked for: make book-full
 _study: Study | None = None  # that of the run which this notebook has opened: findings are about the book's
 
@@ -171,7 +180,7 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
     from IPython.display import Markdown
 
     holds, shows = as_told(holds, shows)
-    numbers = f" *{shows}*" if shows else ""
+    numbers = f" *{told(shows)}*" if shows else ""
     if holds:
         return Markdown(f"**{sentence}**{numbers}")
     if _study is not None and not is_the_books(_study):
@@ -184,33 +193,66 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:
     """A small table of the page, rounded for reading and in words; the CSV keeps every digit and its own names.
 
-    Text is escaped, except in ``html_columns``, which the package itself has written. Over a heading stands the name
-    that the column has in the data.
+    What judges stands behind the columns that tell the rows apart, with its sign. Of a long table the first dozen rows
+    are in sight, the others fold. Every cell knows its heading, so that a narrow page can show a card a row; over a
+    heading stands the name that the column has in the data. Text is escaped, except in ``html_columns``, which the
+    package itself has written.
     """
     from html import escape
 
     from IPython.display import HTML
 
-    def shown(value: Any) -> str:
+    frame = frame.reset_index(drop=True)
+    frame = frame[[name for name in frame if name not in REMARKS or frame[name].notna().any()]]
+    judged = [name for name in JUDGED if name in frame and set(frame[name].dropna()) <= set(SIGNS)]
+    order = verdicts_first(frame, judged)
+    kinds = {name: "number" for name in order if frame[name].dtype.kind in "iuf"} | dict.fromkeys(judged, "verdict")
+
+    def shown(name: str, value: Any) -> str:
         value = getattr(value, "item", lambda: value)()
+        if value is None or value != value:
+            return "–"
+        if name in html_columns:
+            return value
+        if name in NUMBERED:
+            return escape(str(value))
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, float) and abs(value) < 1e-12:
             return "0"
         if isinstance(value, str):
-            return escape(true_minus(in_words(value))).replace("_", "_<wbr>")  # a long name may break
+            value = signed(value) if name in judged else in_prose(in_words(value))
+            return escape(value).replace("\n", "↵").replace("_", "_<wbr>")  # a long name may break
         return escape(format_number(value, digits))
 
-    def above(column: str) -> str:
-        return f"<span title='{escape(column)}'>{escape(heading(column))}</span>"
+    def cell(tag: str, name: str, inside: str, **facts: str) -> str:
+        said = {**facts, "class": kinds.get(name, "")}
+        attributes = "".join(f" {fact}='{escape(value)}'" for fact, value in said.items() if value)
+        return f"<{tag}{attributes}>{inside}</{tag}>"
 
-    numeric = [f"tr > :nth-child({n})" for n, kind in enumerate(frame.dtypes, 1) if kind.kind in "iuf"]
-    styler = frame.reset_index(drop=True).style.hide(axis="index").format_index(above, axis="columns")
-    how = dict.fromkeys(frame, shown) | dict.fromkeys(NUMBERED, str) | dict.fromkeys(html_columns)
-    styler = styler.format({name: how[name] for name in frame}, na_rep="–")
-    to_the_right = "text-align: right !important; white-space: nowrap; min-width: 0"
-    styler = styler.set_table_styles([{"selector": place, "props": to_the_right} for place in numeric])
-    styler.cell_ids = False
-    body = styler.to_html(table_uuid=digest([caption, frame.to_csv()]), table_attributes="class='saema-table'")
-    title = f"<p class='saema-table-caption'>{without_nan(caption)}</p>" if caption else ""
-    return HTML(f"<div class='saema-table-wrap'>{title}{body}</div>")
+    def rows(part: Any) -> str:
+        columns = [[cell("td", n, shown(n, v), **{"data-label": heading(n)}) for v in part[n]] for n in order]
+        body = "".join(f"<tr>{''.join(row)}</tr>\n" for row in zip(*columns, strict=True))
+        above = "".join(cell("th", n, escape(heading(n)), scope="col", title=n) for n in order)
+        return (
+            f"<div class='saema-scroll'><table class='saema-table'>\n<thead><tr>{above}</tr></thead>\n"
+            f"<tbody>\n{body}</tbody></table></div>"
+        )
+
+    title = f"<p class='saema-table-caption'>{in_prose(without_nan(caption))}</p>" if caption else ""
+    rest = frame[ROWS_IN_SIGHT:]
+    many = f"{len(rest):,} more rows" if len(rest) > 1 else "one more row"
+    folded = f"<details><summary>{many}</summary>{rows(rest)}</details>" if len(rest) else ""
+    return HTML(f"<div class='saema-table-wrap'>{ALIGNED}{title}{rows(frame[:ROWS_IN_SIGHT])}{folded}</div>")
+
+
+def verdicts_first(frame: Any, judged: Sequence[str]) -> list[str]:
+    """The columns of a table with those that judge behind the fewest leading ones that tell its rows apart.
+
+    Measured numbers tell no rows apart, however they differ; where what leads is not enough, all of it goes before.
+    """
+    others = [name for name in frame if name not in judged]
+    leading = list(itertools.takewhile(lambda name: frame[name].dtype.kind != "f", others))
+    enough = (n for n in range(1, len(leading)) if not frame[leading[:n]].astype(str).duplicated().any())
+    keys = next(enough, len(leading))
+    return [*others[:keys], *judged, *others[keys:]]

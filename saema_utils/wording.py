@@ -56,13 +56,39 @@ HEADINGS = {
 VALUES = {
     "ami": "agreement with words",
     "ami_token": "agreement with token texts",
+    "best dose alpha*": "best dose",
+    "best dose alpha*, scaling fitted beside": "best dose, scaling fitted beside",
     "geodesic_scale_free": "way between poles, scale-free",
     "mst_weight_scale_free": "tree weight, scale-free",
     "n_local": "clusters",
     "pca": "PCA",
     "sae": "SAE",
 }
+#: The sign beside each word that judges; the word always stands with it. Here, below all that judges, for every page
+#: and figure has the same.
+SIGNS = {
+    "supported": "✓",
+    "reproduced, not learned": "=",
+    "no effect of size m": "○",
+    "contradicted": "✗",
+    "depends on the analysis": "±",
+    "too few units": "?",
+    "yes": "✓",
+    "no": "✗",
+    "not replayed": "–",
+    "higher": "↑",
+    "lower": "↓",
+    "unclear": "~",
+    "stratified": "≠",
+    "smooth": "=",
+}
+#: What a number is followed by and never parted from.
+UNITS = "%", "°", "ms", "s", "min", "h", "kB", "MB", "GB", "KiB", "MiB", "GiB", "RMS", "nats"
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\.?\d)")
+_NOTHING = re.compile(r"(?<![\w.])[-+](?=0(\.0+)?(?![\w.]*\d))")
+_EXPONENT = re.compile(r"(?<![\w.])([-−]?)(\d(?:\.\d+)?)e([-+]\d+)\b")
+_UNIT = re.compile(rf"(?<=\d) ?(?=%)|(?<=\d) (?=(?:{'|'.join(UNITS)})(?!\w))|(?<=×) (?=\d)|(?<=\d) (?=×)")
+_NAME = re.compile(r"\b[a-z0-9]+(_[a-z0-9]+)+\b")
 _IDENTIFIER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
@@ -72,7 +98,7 @@ def heading(column: str) -> str:
     >>> heading("p_holm"), heading("median_norm"), heading("alpha*")
     ('p, corrected', 'median norm', 'alpha*')
     """
-    return HEADINGS.get(column, column.replace("_", " "))
+    return HEADINGS.get(column, in_prose(column.replace("_", " ")))
 
 
 def in_words(value: str) -> str:
@@ -84,13 +110,41 @@ def in_words(value: str) -> str:
     return VALUES.get(value, value.replace("_", " ") if _IDENTIFIER.fullmatch(value) else value)
 
 
-def true_minus(text: str) -> str:
-    """A text whose negative numbers begin with a minus sign instead of a hyphen.
+def told(line: str) -> str:
+    """The line of a finding: its numbers as in prose, and names that the code uses in words.
 
-    >>> true_minus("-0.3 to 0.2, 1990-05, orange-yellow")
-    '−0.3 to 0.2, 1990-05, orange-yellow'
+    >>> told("random_dictionary -0.00, New_York 0.2")
+    'random dictionary 0.00, New_York 0.2'
     """
-    return _NEGATIVE.sub("−", text)
+    return in_prose(_NAME.sub(lambda found: in_words(found[0]), line))
+
+
+def in_prose(text: str) -> str:
+    """A line of text with its numbers written as everywhere: a true minus, no signed nothing, powers of ten, one blank
+    before a unit, at which no line ends.
+
+    >>> in_prose("-0.3 (-0.00 to +0.2), 1990-05").replace("\\xa0", "~")
+    '−0.3 (0.00 to +0.2), 1990-05'
+    >>> in_prose("6.9e-05 of 95%, × 1.2 in 12 min").replace("\\xa0", "~")
+    '6.9~×~10⁻⁵ of 95~%, ×~1.2 in 12~min'
+    """
+    text = _EXPONENT.sub(lambda found: found[1] + power_of_ten(found[2], int(found[3])), text)
+    return _UNIT.sub("\xa0", _NEGATIVE.sub("−", _NOTHING.sub("", text)))
+
+
+def power_of_ten(mantissa: str, exponent: int) -> str:
+    """A number far from one, such as 1.5 × 10⁻⁷."""
+    power = f"10{str(exponent).translate(SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa}\xa0×\xa0{power}"
+
+
+def signed(word: str) -> str:
+    """A word that judges with its sign before it; other words as they are.
+
+    >>> signed("contradicted").replace("\\xa0", " "), signed("months")
+    ('✗ contradicted', 'months')
+    """
+    return f"{SIGNS[word]}\xa0{word}" if word in SIGNS else word
 
 
 def format_number(value: Any, digits: int = 3) -> str:
@@ -111,5 +165,5 @@ def format_number(value: Any, digits: int = 3) -> str:
         text = f"{value:.{digits}g}"
     else:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
-        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+        text = power_of_ten(mantissa, int(exponent))
     return text.replace("-", "−")

@@ -12,7 +12,7 @@
 
   /* What scrolls sideways in its own box must be reachable by keyboard. */
   function reachScrollable() {
-    const boxes = ".bd-article pre, .saema-table-wrap, .pst-scrollable-table-container, .bd-article figure, div.math, mjx-container[display=\"true\"]";
+    const boxes = ".bd-article pre, .saema-scroll, .pst-scrollable-table-container, .bd-article figure, div.math, mjx-container[display=\"true\"]";
     for (const box of document.querySelectorAll(boxes)) {
       if (box.scrollWidth > box.clientWidth + 1 && !box.hasAttribute("tabindex")) {
         box.tabIndex = 0;
@@ -31,4 +31,5 @@
     window.MathJax?.startup?.promise?.then(reachScrollable);
   });
   window.addEventListener("resize", reachScrollable);
+  document.addEventListener("toggle", reachScrollable, true); /* what was folded had no width */
 })();

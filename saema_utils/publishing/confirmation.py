@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from saema_utils.errors import BookError
 from saema_utils.statistics import with_interval
+from saema_utils.wording import in_prose, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,22 +111,22 @@ SENTENCES: tuple[tuple[str, Callable[[pd.DataFrame, pd.DataFrame], Found]], ...]
 
 def both_cards(root: Path) -> str:
     """The sentences with their numbers (the first model's first), and the two scorecards claim by claim."""
-    from saema_utils.notebook import finding
+    import pandas as pd
+
+    from saema_utils.notebook import finding, table
 
     if not (root / CONFIRMATORY).exists():
         return NOT_YET
     explored, confirmed = _cards(root)
     found = [(sentence, check(explored, confirmed)) for sentence, check in SENTENCES]
     lines = [f"- {finding(sentence, holds=of.holds, shows=of.shows).data}" for sentence, of in found]
-    lines += [
-        "",
-        "| claim | exploratory: SmolLM2-135M | confirmatory: Gemma 3 270M | margin |",
-        "| --- | --- | --- | --- |",
-    ]
-    for claim, row in explored.iterrows():
-        other = f"{_verdict(confirmed.loc[claim])}" if claim in confirmed.index else "–"
-        lines.append(f"| {row['statement']} | {_verdict(row)} | {other} | {row['margin']:g} |")
-    return "\n".join(lines)
+    both = {
+        "claim": explored["statement"],
+        "exploratory: SmolLM2-135M": explored.apply(_verdict, axis="columns"),
+        "confirmatory: Gemma 3 270M": confirmed.apply(_verdict, axis="columns").reindex(explored.index),
+        "margin": explored["margin"],
+    }
+    return "\n".join([*lines, "", table(pd.DataFrame(both), html_columns=tuple(both)[1:3]).data])
 
 
 def on_a_second_model(root: Path) -> str:
@@ -153,7 +154,7 @@ def _cards(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _verdict(row: pd.Series) -> str:
-    return f"**{row['holds_up']}**, {_effect(row)}"
+    return f"<strong>{signed(row['holds_up'])}</strong><br>{in_prose(_effect(row))}"
 
 
 def _effect(row: pd.Series) -> str:

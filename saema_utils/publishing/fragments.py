@@ -6,7 +6,6 @@ Prose quotes a number as ``{{ name }}``; larger pieces are included from ``book/
 from __future__ import annotations
 
 import ast
-import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from saema_utils.chapters.sae.facts import sae_facts
 from saema_utils.errors import BookError
 from saema_utils.figures import NAMES
 from saema_utils.model.embedded import EMBEDDED
-from saema_utils.notebook import finding
+from saema_utils.notebook import finding, table
 from saema_utils.publishing import address
 from saema_utils.publishing.confirmation import both_cards, read_card
 from saema_utils.publishing.readme import answer, read_signs
@@ -25,7 +24,6 @@ from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.files import name_of, write_figure
 from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts
-from saema_utils.statistics import with_interval
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
 from saema_utils.wording import format_number
 
@@ -323,34 +321,18 @@ def check_rules(laboratory: Path) -> None:
         )
 
 
-def _effect(*numbers: float) -> str:
-    if not all(map(math.isfinite, numbers)):
-        return with_interval(*numbers)
-    estimate, low, high = map(format_number, numbers)
-    return f"{estimate} ({low} to {high})"
-
-
 def scorecard(tables: Path) -> str:
-    """The scorecard in brief: each claim with its effect, 95 % interval, units and what the rule decides."""
+    """The scorecard as chapter 7 shows it, but for its links."""
+    from saema_utils.chapters.scorecard.tables import card_in_brief
+
     path = tables / "07_claims.csv"
     if not path.exists():
         return "*(The verdicts stand here once chapter 7 has run.)*"
-    rows = [
-        [
-            row.statement,
-            row.reproduces,
-            f"**{row.holds_up}**",
-            _effect(row.estimate, row.low, row.high),
-            format_number(row.margin),
-            f"{row.n} (at least {row.minimum_n})",
-        ]
-        for row in read_card(path).itertuples()
-    ]
-    return markdown_table(["Claim", "Reproduces", "Holds up", "Effect (95 % interval)", "Margin", "n"], rows)
+    return table(card_in_brief(read_card(path)).drop(columns="see"), html_columns=("claim",)).data
 
 
 def results_tables(staging: Path) -> str:
-    """Every table of the run, chapter by chapter: what it is, what its columns mean, and its first rows."""
+    """Every table of the run, chapter by chapter: what it is, what its columns mean, and some of its rows."""
     import pandas as pd
 
     from saema_utils.chapters import declared_results
@@ -366,28 +348,26 @@ def results_tables(staging: Path) -> str:
         frame, result = pd.read_csv(path), declared.get(f"tables/{path.name}")
         meanings = {**COMMON, **(result.columns if result else {})}
         columns = [[f"`{name}`", in_markdown(meanings.get(name, ""))] for name in frame]
-        first = f"First {ROWS_SHOWN} rows" if len(frame) > ROWS_SHOWN else "All rows"
+        shown = f"{ROWS_SHOWN} rows, from all over it" if len(frame) > ROWS_SHOWN else "All rows"
         parts.append(
             f"### {path.stem}\n\n{in_markdown(result.description) if result else ''} {len(frame):,} rows. "
             f"{{download}}`CSV <../tables/{path.name}>`\n\n"
             f":::{{dropdown}} What the columns mean\n{markdown_table(['Column', 'Meaning'], columns)}:::\n\n"
-            f":::{{dropdown}} {first}\n{frame_table(frame.head(ROWS_SHOWN))}:::\n"
+            f":::{{dropdown}} {shown}\n{table(preview(frame)).data}\n:::\n"
         )
     return "\n".join(parts)
+
+
+def preview(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows from all over a table, without the columns in which they have nothing: its first rows are mostly alike."""
+    last, steps = len(frame) - 1, ROWS_SHOWN - 1
+    rows = frame if last < ROWS_SHOWN else frame.iloc[[round(step * last / steps) for step in range(ROWS_SHOWN)]]
+    return rows.dropna(axis="columns", how="all")
 
 
 def in_markdown(docstring: str) -> str:
     """A piece of a docstring, which is reStructuredText, as Markdown: code in single ticks, roles as their targets."""
     return ROLE.sub(r"`\1`", docstring).replace("``", "`")
-
-
-def frame_table(table: pd.DataFrame) -> str:
-    """A data frame as a Markdown table, numbers rounded for reading."""
-    rows = [
-        ["–" if value != value else format_number(getattr(value, "item", lambda v=value: v)()) for value in row]
-        for row in table.itertuples(index=False)
-    ]
-    return markdown_table([str(column).replace("_", " ") for column in table.columns], rows)
 
 
 def graph_figure(figures: Path) -> str:

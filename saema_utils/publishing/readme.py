@@ -23,6 +23,7 @@ from saema_utils.publishing.confirmation import CLAIMS, CONFIRMATORY, on_a_secon
 from saema_utils.publishing.execution import chapter_notebooks, read_notebook
 from saema_utils.statistics import with_interval
 from saema_utils.study import CONFIRMATORY_STUDY
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +150,7 @@ def scorecard_lines(card: pd.DataFrame) -> str:
         for row in rows.itertuples():
             effect = with_interval(row.estimate, row.low, row.high)
             units = f"{row.n} {row.unit}s (at least {row.minimum_n})"
-            lines.append(f"- {row.statement} Effect {effect}, margin {row.margin:g}, {units}.")
+            lines.append(in_prose(f"- {row.statement} Effect {effect}, margin {row.margin:g}, {units}."))
     return "\n".join(lines)
 
 

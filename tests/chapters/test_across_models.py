@@ -18,7 +18,6 @@ from saema_utils.chapters.across_models.findings import alarms, beyond_chance, d
 from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
 from saema_utils.chapters.intervention.tables import optimised_table
 from saema_utils.chapters.intervention.training import separability_training_table
-from saema_utils.chapters.scorecard.figures import SIGNS
 from saema_utils.chapters.scorecard.tables import OTHERS, neighbouring_verdicts, record_numbers, scorecard
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
 from saema_utils.evidence.verdicts import DEPENDS, NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW, VERDICTS
@@ -27,6 +26,7 @@ from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import Result
 from saema_utils.statistics import heterogeneity
 from saema_utils.study import STUDIES
+from saema_utils.wording import SIGNS
 
 relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,6 +21,7 @@ from saema_utils.evidence.verdicts import NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO
 from saema_utils.exercises import EXERCISES, Wrong
 from saema_utils.notebook import table
 from saema_utils.rulers.rules import AS_LARGE, NOTHING_THERE
+from saema_utils.wording import SIGNS
 
 NOTEBOOK = "07_scorecard.ipynb"
 CLAIMS = {claim.id: claim for claim in load_claims()}
@@ -349,8 +350,8 @@ def test_many_analyses_are_thinned_evenly_and_the_named_one_stays():
 
 
 def test_every_verdict_has_a_colour_and_a_sign_of_its_own():
-    assert list(figures.VERDICT_COLORS) == list(figures.SIGNS) == list(VERDICTS)
-    assert len(set(figures.SIGNS.values())) == len(VERDICTS)
+    assert list(figures.VERDICT_COLORS) == list(VERDICTS)
+    assert len({SIGNS[verdict] for verdict in VERDICTS}) == len(VERDICTS)
     for deficiency in DEFICIENCIES:
         for a, b in combinations(figures.VERDICT_COLORS.values(), 2):
             assert np.linalg.norm(lab(a, deficiency) - lab(b, deficiency)) > DISTINCT, (a, b, deficiency)
@@ -399,13 +400,15 @@ def test_the_card_in_brief_links_to_figures_where_there_are_pages(monkeypatch, p
         "high": 1.0,
         "n": 9,
         "minimum_n": 6,
+        "margin": 0.1,
         "figure": "04_local.ipynb#fig-x",
     }
     (brief,) = card_in_brief(pd.DataFrame([row])).to_dict("records")
     assert brief["effect (95 % interval)"] == "0.12 (-0.5 to 1)"
-    assert brief["see"] == ('<a href="04_local.html#fig-x">ch. 4</a>' if publishing else "ch. 4")
-    shown = table(pd.DataFrame([brief]), html_columns=("see",)).data
+    assert brief["see"] == ('<a href="04_local.html#fig-x">ch.\xa04</a>' if publishing else "ch.\xa04")
+    shown = table(pd.DataFrame([brief]), html_columns=("claim", "see")).data
     assert "a &lt; b" in shown
+    assert "0.12 (−0.5 to 1)" in shown
     assert NOT_LEARNED in shown
     assert brief["see"] in shown
 

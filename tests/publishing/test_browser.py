@@ -38,6 +38,8 @@ FACTS = """async () => {
   const content = document.querySelector(".bd-article") || document.body;
   const seen = content.cloneNode(true);
   seen.querySelectorAll("pre, code, script").forEach((e) => e.remove());
+  const prose = seen.cloneNode(true);
+  prose.querySelectorAll("style, svg, mjx-container, .math, dl.py dt").forEach((e) => e.remove());
   const images = [...document.images];
   await Promise.all(images.map((i) => { i.loading = "eager"; return i.decode().catch(() => {}); }));
   const weight = performance.getEntriesByType("resource").reduce((sum, e) => sum + e.encodedBodySize, 0);
@@ -53,6 +55,7 @@ FACTS = """async () => {
     ids: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
     links: [...document.querySelectorAll("a[href]")].map((a) => a.getAttribute("href")),
     title: document.title,
+    prose: prose.textContent,
     weight: weight + performance.getEntriesByType("navigation")[0].encodedBodySize,
   };
 }"""
@@ -202,6 +205,77 @@ def test_no_markup_is_left_raw(visits):
 
 def test_nothing_scrolls_sideways_on_a_phone(visits):
     assert {name: v.wider_on_phone for name, v in visits.items() if v.wider_on_phone > 0} == {}
+
+
+def test_every_number_in_prose_is_written_in_one_way(visits):
+    """A true minus, no signed nothing, powers of ten, and no line may end between a number and its unit."""
+    other_way = r"(?<![\w.\-–/])-\.?\d|\d[eE][-+]\d|(?<![\w.])[-−+]0(?:\.0+)?(?![\w.])|\d ?%|\d (?:ms|s|min|GiB|MB)\b"
+    found = {name: re.findall(f".{{,20}}(?:{other_way}).{{,10}}", v.facts["prose"]) for name, v in visits.items()}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+BOXES = """() => {
+  document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+  return [...document.querySelectorAll(".saema-scroll")].map((box) => {
+    const rows = [...box.querySelectorAll("tbody tr")];
+    return {
+      cut: box.scrollWidth - box.clientWidth,
+      folded: !!box.closest(".saema-table-wrap > details"),
+      rows: rows.length,
+      cards: rows.length > 0 && rows.every((row) => {
+        const cells = [...row.children].map((cell) => cell.getBoundingClientRect());
+        return cells.every((cell, i) => i === 0 || cell.top >= cells[i - 1].bottom - 1);
+      }),
+      labelled: [...box.querySelectorAll("td")].every((cell) => getComputedStyle(cell, "::before").content.length > 2),
+      empty: [...box.querySelectorAll("thead th")]
+        .filter((_, i) => rows.every((row) => /^[–\\s]*$/.test(row.children[i].textContent)))
+        .map((cell) => cell.textContent),
+      shadows: getComputedStyle(box).backgroundAttachment,
+    };
+  });
+}"""
+
+
+def test_tables_of_chapters_are_whole_on_a_desk_and_a_card_a_row_on_a_phone(page, base, pages):
+    for name in (name for name in pages if name.startswith("notebooks/")):
+        page.set_viewport_size(DESK)
+        page.goto(base + name)
+        boxes = page.evaluate(BOXES)
+        assert boxes, name
+        assert [box for box in boxes if box["cut"] > 1] == [], f"{name}: cut at {DESK['width']} px"
+        assert max(box["rows"] for box in boxes if not box["folded"]) <= 12, name
+        page.set_viewport_size(PHONE)
+        small = page.evaluate(BOXES)
+        assert [box for box in small if box["cut"] > 1] == [], f"{name}: cut on a phone"
+        assert all(box["cards"] and box["labelled"] for box in small if box["rows"]), name
+        assert page.evaluate(WIDER) <= 0, name
+
+
+def test_a_box_that_scrolls_has_a_shadow(page, base):
+    page.goto(f"{base}book/results.html")
+    cut = [box for box in page.evaluate(BOXES) if box["cut"] > 1]
+    assert cut, "no preview is wider than the page"
+    assert {box["shadows"] for box in cut} == {"local, local, scroll, scroll"}
+
+
+def test_every_table_of_the_results_has_a_description_a_preview_and_a_link_in_one_piece(page, base, site):
+    page.goto(f"{base}book/results.html")
+    tables = page.evaluate("""() => [...document.querySelectorAll("section:has(> p > a.download)")].map((part) => {
+      part.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+      const link = part.querySelector("a.download");
+      return {
+        name: part.querySelector("h3").firstChild.textContent, says: part.querySelector("p").textContent,
+        pieces: link.getClientRects().length + link.querySelector("code").getClientRects().length,
+        previews: part.querySelectorAll(".saema-table tbody tr").length,
+      };
+    })""")
+    names = {path.stem for path in (site / "_downloads").rglob("[0-9][0-9]_*.csv")}
+    assert {table["name"] for table in tables} == names
+    assert [t["name"] for t in tables if not re.match(r"[A-Z].{15,}\. [\d,]+ rows", t["says"], re.S)] == []
+    assert [t["name"] for t in tables if t["pieces"] != 2] == []
+    assert [t["name"] for t in tables if not 1 <= t["previews"] <= 8] == []
+    boxes = page.evaluate(BOXES)
+    assert [box["empty"] for box in boxes if box["empty"]] == []
 
 
 def test_no_serious_accessibility_fault(visits):

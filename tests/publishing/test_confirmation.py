@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from saema_utils.publishing.confirmation import (
 )
 from saema_utils.publishing.readme import refresh
 from saema_utils.study import CONFIRMATORY_STUDY, DEFAULT_STUDY
+from saema_utils.wording import in_prose, signed, told
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +45,7 @@ def test_both_cards_judge_every_claim_of_the_rules(cards):
 def test_the_committed_cards_bear_every_sentence_out(cards, sentence, check):
     found = check(*cards)
     assert found.holds, f"{sentence} {found.shows}"
-    assert f"**{sentence}** *{found.shows}*" in both_cards(ROOT)
+    assert f"**{sentence}** *{told(found.shows)}*" in both_cards(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +72,12 @@ def test_no_verdict_crosses_from_one_side_to_the_other(cards):
 
 
 def test_the_table_has_a_row_a_claim(cards):
-    rows = [line for line in both_cards(ROOT).splitlines() if line.startswith("| ")][2:]
+    rows = re.findall("<tr><td.*?</tr>", both_cards(ROOT))
     assert len(rows) == len(cards[0])
     for row, (claim, other) in zip(rows, cards[1].iterrows(), strict=True):
-        assert cards[0].loc[claim, "statement"] in row
-        assert f"**{other['holds_up']}**, {other['estimate']:.2g} (" in row
+        assert cards[0].loc[claim, "statement"] in unescape(row)
+        estimate = in_prose(f"{other['estimate']:.2g}")
+        assert f"{signed(other['holds_up'])}</strong><br>{estimate} (" in row
 
 
 def test_a_confirmatory_run_changes_its_own_card_and_the_readme_alone(tmp_path, cards):

@@ -34,6 +34,7 @@ def card(**verdicts):
             "unit": claim.unit,
             "minimum_n": claim.minimum_n,
             "margin": claim.margin,
+            "figure": claim.figure,
         }
         for claim in load_claims()
     ]
@@ -162,7 +163,7 @@ def test_statements_are_grouped_by_the_verdicts_that_were_given():
 
 def test_a_statement_comes_with_its_effect_its_margin_and_its_units():
     (line,) = scorecard_lines(card()[lambda made: made["claim"] == "compression"]).splitlines()[-1:]
-    for shown in ("0.012 (-0.045 to 0.067)", "-0.1", "9 concepts (at least 6)"):
+    for shown in ("0.012 (−0.045 to 0.067)", "−0.1", "9 concepts (at least 6)"):
         assert shown in line
     unmeasured = card().assign(estimate=np.nan, low=np.nan, high=np.nan, n=0)
     assert "nan" not in scorecard_lines(unmeasured)
@@ -172,9 +173,11 @@ def test_the_books_scorecard_has_a_row_a_claim(tmp_path):
     assert "chapter 7" in fragments.scorecard(tmp_path)
     made = card(pieces=SUPPORTED)
     made.to_csv(tmp_path / "07_claims.csv", index=False)
-    rows = fragments.scorecard(tmp_path).strip().splitlines()[2:]
+    shown = fragments.scorecard(tmp_path)
+    rows = re.findall("<tr><td.*?</tr>", shown)
     assert len(rows) == len(made)
-    assert sum(f"**{SUPPORTED}**" in row for row in rows) == 1
+    assert sum(f"✓\xa0{SUPPORTED}" in row for row in rows) == 1
+    assert "\n\n" not in shown, "a blank line would end the HTML inside a page"
 
 
 def test_a_card_of_other_rules_is_refused(tmp_path):

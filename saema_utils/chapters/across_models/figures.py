@@ -10,10 +10,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saema_utils.chapters.scorecard.figures import SIGNS, VERDICT_COLORS, draw_intervals, in_margins
+from saema_utils.chapters.scorecard.figures import VERDICT_COLORS, draw_intervals, in_margins
 from saema_utils.evidence.verdicts import VERDICTS
 from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, note_missing, nothing_to_draw, panels
 from saema_utils.statistics import written
+from saema_utils.wording import SIGNS
 
 METRIC_NAMES = {
     "explained_variance": "explained variance",

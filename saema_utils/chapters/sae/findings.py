@@ -53,7 +53,7 @@ def reconstruction(evaluation: pd.DataFrame, history: pd.DataFrame) -> Found:
     rows = evaluation.set_index("representation")
     sae, pca = rows.loc["sae"], rows.loc["pca"]
     text = (
-        f"{sae['l0']:.0f} of {sae['n_latents']:.0f} latents a token explain {sae['explained_variance']:.1%} of the "
+        f"{sae['l0']:,.0f} of {sae['n_latents']:,.0f} latents a token explain {sae['explained_variance']:.1%} of the "
         f"variance of {sae['tokens']:,.0f} held-out tokens, {pca['n_latents']:.0f} principal components as much"
     )
     if len(history):

@@ -28,6 +28,7 @@ from saema_utils.evidence.verdicts import (
 )
 from saema_utils.figures import COLORS, GREY, SMALL, despined_grid, note_missing, nothing_to_draw, panels, says_if_empty
 from saema_utils.rulers.rules import AS_LARGE
+from saema_utils.wording import SIGNS
 
 VERDICT_COLORS = {
     SUPPORTED: COLORS["sae"],
@@ -37,7 +38,6 @@ VERDICT_COLORS = {
     DEPENDS: COLORS["pca"],
     TOO_FEW: "#b5b5b5",
 }
-SIGNS = {SUPPORTED: "✓", NOT_LEARNED: "=", NO_EFFECT: "0", CONTRADICTED: "✗", DEPENDS: "±", TOO_FEW: "?"}
 DARK = (SUPPORTED, NO_EFFECT)  # what stands on these colours is white, on the others black
 SIDES = {
     "above": (VERDICT_COLORS[SUPPORTED], "beyond the margin"),

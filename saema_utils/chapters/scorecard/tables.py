@@ -256,23 +256,25 @@ def _numbers(values: pd.DataFrame, claim: Claim) -> dict[str, Any]:
 
 
 def card_in_brief(card: pd.DataFrame) -> pd.DataFrame:
-    """The scorecard as a page shows it: columns claim, statement, reproduces, holds up, effect
-    (with interval), n (and the least that the rule asks for), see.
+    """The scorecard as a page shows it: columns claim (its statement over its name), reproduces, holds_up, effect (with
+    interval), margin, n (and the least that the rule asks for), see.
 
-    ``see`` names the chapter of the figure behind a row; on a published page it is a link to that figure.
+    The first and the last are HTML. ``see`` names the chapter of the figure behind a row; on a published page it is a
+    link to that figure.
     """
+    from html import escape
 
     def see(figure: str) -> str:
         notebook, _, anchor = figure.partition("#")
-        chapter = f"ch. {int(notebook[:2])}"
+        chapter = f"ch.\xa0{int(notebook[:2])}"
         return f'<a href="{notebook.replace(".ipynb", ".html")}#{anchor}">{chapter}</a>' if publishing() else chapter
 
     effects = [with_interval(row.estimate, row.low, row.high) for row in card.itertuples()]
     units = [f"{row.n} ({row.minimum_n})" for row in card.itertuples()]
     effect = "effect (95 % interval)"
-    shown = card.assign(**{effect: effects, "n (least)": units, "see": card["figure"].map(see)})
-    shown = shown.rename(columns={"holds_up": "holds up"})
-    return shown[["claim", "statement", "reproduces", "holds up", effect, "n (least)", "see"]]
+    claims = [f"{escape(row.statement)} <code>{escape(row.claim)}</code>" for row in card.itertuples()]
+    shown = card.assign(**{"claim": claims, effect: effects, "n (least)": units, "see": card["figure"].map(see)})
+    return shown[["claim", "reproduces", "holds_up", effect, "margin", "n (least)", "see"]]
 
 
 def neighbouring_verdicts(run: RunDirectory) -> pd.DataFrame:
