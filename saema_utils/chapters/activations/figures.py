@@ -105,7 +105,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
             _word_map(ax, part[["x", "y"]].to_numpy(), [str(word) for word in part["word"]])
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
             ax.set_title(f"layer {shown}", fontsize=9, loc="center", pad=2)
-            text = f"in order {written(order, '.0%')}, plane holds {written(share, '.0%')}"
+            text = f"in order {written(order, '.0%')}\nplane holds {written(share, '.0%')}"
             ax.set_xlabel(text, fontsize=SMALL, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
     return figure

@@ -42,18 +42,20 @@ SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels",
 
 @says_if_empty(NO_EDIT)
 def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) -> Figure:
-    """Relative error of every arm against dose, mean and range over concepts, with each arm's best dose.
+    """Relative error of every arm against dose, mean and range over concepts; below it each arm's best doses, larger.
 
     Dots are measured. Through them goes the closed form where it is the curve; where latents that stop have bent the
     curve away, dots are joined by straight lines. A tick is a best dose at which the closed form holds, a cross one
     at which a latent has already stopped. ``curves`` come from :func:`.with_parabola`.
     """
-    figure, axes = panels(2, 1, width=9.2, height=4.0, sharey=True)
+    size = {"width": 9.2, "height": 2.6, "height_ratios": (4, 1)}
+    figure, (upper, lower) = panels(2, 2, **size, sharex="row", sharey="row")
     titles = ("All latents may move", "Support kept: latents stop at zero")
     reach = curves["alpha"].min(), curves["alpha"].max()
-    for ax, kept, title in zip(axes, (False, True), titles, strict=True):
+    for ax, below, kept, title in zip(upper, lower, (False, True), titles, strict=True):
         ax.axhline(1, color="#bbbbbb", linewidth=1)
-        ax.axvline(0, color="#bbbbbb", linewidth=1)
+        for axis in (ax, below):
+            axis.axvline(0, color="#bbbbbb", linewidth=1)
         for row, arm in enumerate(reversed(ARMS)):
             part, stars = (t[(t["arm"] == arm) & (t["preserve_sparsity"] == kept)] for t in (curves, best))
             y, line = "relative", part
@@ -62,14 +64,14 @@ def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) 
             line = line.groupby(["alpha", "concept"])[y].mean().reset_index()
             sns.lineplot(line, x="alpha", y=y, label=NAMES[arm], legend=False, ax=ax, **EXTENT, **line_style(arm))
             ax.plot(part.groupby("alpha")["relative"].mean(), ".", color=COLORS[arm], markersize=4)
-            _best_doses(ax, stars, 0.972 + 0.006 * row, COLORS[arm], reach)
-        ax.set(xlabel="dose alpha (poles at 1 + alpha times their distance)", title=title, ylim=(0.965, ceiling))
-    axes[0].set_ylabel("squared error, relative to no edit")
-    axes[1].text(
-        0.99, 0.015, "ticks: best doses", transform=axes[1].transAxes, ha="right", fontsize=SMALL, color="#666666"
-    )
+            _best_doses(below, stars, row, COLORS[arm], reach)
+        ax.set(xlabel="dose alpha (poles at 1 + alpha times their distance)", title=title, ylim=(0.98, ceiling))
+        below.set(xlabel="best dose alpha of each concept", yticks=[], ylim=(-0.7, len(ARMS) - 0.3))
+    edge = 1.1 * max(0.1, best["alpha_star"].clip(*reach).abs().max())
+    lower[0].set_xlim(-edge, edge)
+    upper[0].set_ylabel("squared error, relative to no edit")
     # Curves leave the panels through the ceiling close together: names beside their ends would collide.
-    handles, names = axes[0].get_legend_handles_labels()
+    handles, names = upper[0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], ncols=4, **BELOW)
     return figure
 
@@ -77,7 +79,7 @@ def dose_curves(curves: pd.DataFrame, best: pd.DataFrame, ceiling: float = 1.6) 
 def _best_doses(ax: Axes, rows: pd.DataFrame, height: float, color: str, reach: tuple[float, float]) -> None:
     """One mark a concept: a tick where the closed form holds for every draw, else a cross."""
     found = rows.groupby("concept").agg(alpha=("alpha_star", "mean"), exact=("exact", "all"))
-    for exact, marker, size in ((True, "|", 7), (False, "x", 5)):
+    for exact, marker, size in ((True, "|", 9), (False, "x", 5)):
         alphas = found.loc[found["exact"].astype(bool) == exact, "alpha"].clip(*reach)
         ax.plot(alphas, np.full(len(alphas), height), marker, color=color, markersize=size, markeredgewidth=1.4)
 
@@ -254,7 +256,7 @@ def reversed_cause(table: pd.DataFrame) -> Figure:
 @says_if_empty("No effect was measured.")
 def effect_forest(table: pd.DataFrame) -> Figure:
     """Every effect with its interval, in units of the interval's half width so that all fit one axis."""
-    figure, ax = panels(1, 1, width=9.6, height=0.24 * len(table) + 0.9)
+    figure, ax = panels(1, 1, width=9.2, height=0.24 * len(table) + 0.9)
     # Oriented so that right is where the causal claim points.
     scale = table["claimed"] / ((table["high"] - table["low"]) / 2).replace(0, np.nan)
     centre = (table["estimate"] * scale).clip(-8, 8)
