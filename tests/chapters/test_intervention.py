@@ -324,11 +324,11 @@ def test_the_closed_form_of_the_table_fits_what_is_measured_of_real_edits(cluste
 def test_a_parabola_is_drawn_only_where_it_is_exact(stopped):
     free, kept = measured(False), measured(True, stopped=stopped)
     doses, best = (pd.concat(pair, ignore_index=True) for pair in zip(free, kept, strict=True))
-    left, right = figures.dose_curves(findings.with_parabola(doses, best), best).axes
+    left, right, *below = figures.dose_curves(findings.with_parabola(doses, best), best).axes
     smooth = [max(len(line.get_xdata()) for line in ax.lines) for ax in (left, right)]
     assert smooth[0] > 100
     assert (smooth[1] > 100) == (stopped == 0)
-    crosses = [len(line.get_xdata()) for ax in (left, right) for line in ax.lines if line.get_marker() == "x"]
+    crosses = [len(line.get_xdata()) for ax in below for line in ax.lines if line.get_marker() == "x"]
     assert sum(crosses) == (0 if stopped == 0 else 4)
 
 

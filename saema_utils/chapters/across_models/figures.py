@@ -152,7 +152,7 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
     shown = pd.concat([table[(table["kind"] == "sae") & (table["representation"] == "sae")], effects])
     names = shown["metric"].unique()
     columns = min(4, len(names))
-    figure, axes = panels(columns, -(-len(names) // columns), width=2.5 * columns + 0.6, height=1.9, squeeze=False)
+    figure, axes = panels(columns, -(-len(names) // columns), width=2.3 * columns + 0.6, height=1.9, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         points = shown[shown["metric"].eq(name) & shown["estimate"].notna()]
         sns.lineplot(points, x=field, y="estimate", errorbar=None, color=COLORS["sae"], ax=axis)
