@@ -63,7 +63,9 @@ def family_strips(families: pd.DataFrame) -> Figure:
 
     Rings beside the best doses: those once all latents may be scaled as well.
     """
-    figure, axes = panels(len(MEASURES), width=9.6, height=3.3, sharey=True)
+    figure, grid = panels(3, 2, width=9.2, height=2.7, sharey=True)
+    axes = grid.ravel()[: len(MEASURES)]
+    grid[-1, -1].set_axis_off()
     residual = families[families["architecture"] == RESIDUAL]
     alone = families[families["architecture"] != RESIDUAL]
     for ax, (measure, title) in zip(axes, MEASURES.items(), strict=True):
@@ -71,7 +73,7 @@ def family_strips(families: pd.DataFrame) -> Figure:
             _dots(ax, alone, "alpha_beyond", ring=COLORS["accent"])
         _dots(ax, alone, measure)
         _reference_line(ax, residual[measure], named=ax is axes[0])
-        ax.set_title(_two_lines(title), fontsize=9)
+        ax.set_title(title, fontsize=SMALL)
         ax.set_xlabel(AXIS[measure], fontsize=SMALL)
         ax.margins(x=0.15)
         if alone[measure].isna().all():
