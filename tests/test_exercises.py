@@ -466,7 +466,9 @@ def test_wrong_answers_that_look_right_are_refused_with_a_hint(name, answer, cap
     assert len(said) > len(f"{name}: not yet. ") + 10
 
 
-@pytest.mark.parametrize("answer", NO_ANSWERS, ids=repr)
+@pytest.mark.parametrize(
+    "answer", NO_ANSWERS, ids=[f"{type(answer).__name__}{i}" for i, answer in enumerate(NO_ANSWERS)]
+)
 @pytest.mark.parametrize("name", sorted(EXERCISES))
 def test_what_is_no_answer_is_refused_in_a_line(name, answer, capsys):
     assert check(name, answer) is False

@@ -266,7 +266,7 @@ def _sphinx(staging: Path, work: Path, log: Path) -> None:
         raise BookError(f"jupyter-book is not installed beside {sys.executable}. Run: pip install 'saema_utils[book]'")
     command = [str(program), "build", str(staging), "--path-output", str(work), "--keep-going", "-W", "-n"]
     environment = {**os.environ, "PYTHONPATH": import_path(), "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, cwd=staging, capture_output=True, text=True, env=environment, check=False)
     log.parent.mkdir(parents=True, exist_ok=True)
     output = TERMINAL_CODE.sub("", done.stdout + done.stderr)
     log.write_text(output, encoding="utf-8")
