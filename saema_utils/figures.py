@@ -46,7 +46,7 @@ NAMES = {
     "permuted_labels": "permuted labels",
     "global_scaling": "global scaling",
 }
-SMALL = 9  # points of the smallest letters: of figures at most ten inches wide they can be read on any page
+SMALL = 9.5  # points of the smallest letters: on figures of less than ten inches they can be read on any page
 GREY = "#555555"  # what is written beside lines that have no colour of their own
 MAIN = ("residual", "sae", "poles")
 SEQUENTIAL = "viridis"
@@ -192,7 +192,13 @@ def direct_label(axes: Axes, x: float, y: float, text: str, color: str, **option
     """Write the name of a line beside its end, instead of a legend. ``options`` are those of ``Axes.annotate``."""
     if not all(np.isfinite(place) for place in (x, y) if isinstance(place, float | int | np.number)):
         return  # a line without a value has no end
-    beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
+    beside = {
+        "xytext": (5, 0),
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": SMALL,
+        "annotation_clip": False,
+    }
     axes.annotate(text, (x, y), color=color, **(beside | options))
 
 
@@ -202,6 +208,9 @@ def noise_axis(axes: Axes, levels: Sequence[float], label: str = "noise / RMS of
     if positive := [level for level in levels if level > 0]:
         axes.set_xscale("symlog", linthresh=min(positive))
         axes.set_xlim(0, max(positive))
+        decades = 10.0 ** np.arange(np.ceil(np.log10(min(positive))), np.floor(np.log10(max(positive))) + 1)
+        if len(decades) > 1:  # a decade below the smallest level would stand on the zero
+            axes.set_xticks([0, *decades])
 
 
 def despined_grid(figure: Figure, axes: np.ndarray, used: int) -> None:

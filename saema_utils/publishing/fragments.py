@@ -273,7 +273,7 @@ def opening_figure(notebook: NotebookNode, name: str, run: RunDirectory) -> str:
         return ""
     where = facts["figure"]["name"]
     return (
-        f"```{{image}} ../figures/{name}.svg\n:alt: {facts['image']['alt']}\n:class: saema-opening\n```\n\n"
+        f"```{{figure}} ../figures/{name}.svg\n:alt: {facts['image']['alt']}\n:figclass: saema-opening\n```\n\n"
         f"*{facts['figure']['caption'].split('?')[0]}? See* {{numref}}`{where}`."
     )
 

@@ -397,8 +397,8 @@ def texts_of(found: Any) -> list[str]:
         found.draw_without_rendering()
         texts = [text for text in found.findobj(Text) if text.get_visible() and text.get_text().strip()]
         smallest = min((text.get_fontsize() for text in texts), default=LARGE)
-        # A page shows a figure 720 pixels wide, a phone 560 that one can push: letters of 9 and 7 pixels at least.
-        assert smallest >= 72 * found.get_figwidth() / 80, f"letters of {smallest} points are too small on a page"
+        # A page shows a figure 670 pixels wide, a phone 560 that one can push: letters of 9 and 7 pixels at least.
+        assert smallest >= 72 * found.get_figwidth() / 74, f"letters of {smallest} points are too small on a page"
         return [text.get_text() for text in texts]
     if isinstance(found, Found):
         return [found.shows, finding("This holds.", holds=found.holds, shows=found.shows).data]

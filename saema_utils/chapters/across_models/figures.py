@@ -12,7 +12,16 @@ from matplotlib.lines import Line2D
 
 from saema_utils.chapters.scorecard.figures import VERDICT_COLORS, draw_intervals, in_margins
 from saema_utils.evidence.verdicts import VERDICTS
-from saema_utils.figures import COLORS, NAMES, TOWARDS_CLAIM, despined_grid, note_missing, nothing_to_draw, panels
+from saema_utils.figures import (
+    COLORS,
+    NAMES,
+    SMALL,
+    TOWARDS_CLAIM,
+    despined_grid,
+    note_missing,
+    nothing_to_draw,
+    panels,
+)
 from saema_utils.statistics import written
 from saema_utils.wording import SIGNS
 
@@ -65,7 +74,7 @@ def effects_by_run(table: pd.DataFrame) -> Figure:
     axes.tick_params(length=0)
     signs = list(LEGEND.values())
     lines = ("    ".join(signs[start : start + 2]) for start in range(0, len(signs), 2))
-    axes.set_title("\n".join(lines), fontsize=9, fontweight="normal")
+    axes.set_title("\n".join(lines), fontsize=SMALL, fontweight="normal")
     return figure
 
 
@@ -122,7 +131,7 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
             axis.text(1.02, place, SIGNS[verdict], transform=axis.get_yaxis_transform(), va="center", fontsize=10)
         note_missing(axis, rows, why="one unit")
         share = pooled["i_squared"]
-        axis.set_title(metric if np.isnan(share) else f"{metric}\n$I^2$ = {share:.0%}", fontsize=9.5)
+        axis.set_title(metric if np.isnan(share) else f"{metric}\n$I^2$ = {share:.0%}", fontsize=SMALL)
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.set_yticks(range(len(runs)), runs)
     figure.supxlabel("effect in margins (95 % interval); grey band: pooled", fontsize=10)
@@ -152,17 +161,17 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
     shown = pd.concat([table[(table["kind"] == "sae") & (table["representation"] == "sae")], effects])
     names = shown["metric"].unique()
     columns = min(4, len(names))
-    figure, axes = panels(columns, -(-len(names) // columns), width=2.3 * columns + 0.6, height=1.9, squeeze=False)
+    figure, axes = panels(columns, -(-len(names) // columns), width=2.25 * columns + 0.6, height=1.9, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         points = shown[shown["metric"].eq(name) & shown["estimate"].notna()]
         sns.lineplot(points, x=field, y="estimate", errorbar=None, color=COLORS["sae"], ax=axis)
         colors = points["verdict"].map(VERDICT_COLORS).fillna(COLORS["sae"])
         axis.scatter(points[field], points["estimate"], c=colors, s=26, zorder=3, linewidth=0)
-        above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
         for x, y, verdict in zip(points[field], points["estimate"], points["verdict"], strict=True):
             axis.annotate(SIGNS.get(verdict, ""), (x, y), **above)
         axis.margins(y=0.22)  # room for the signs
-        axis.set_title(METRIC_NAMES.get(name, name).split(" (")[0], fontsize=9.5)
+        axis.set_title(METRIC_NAMES.get(name, name).split(" (")[0], fontsize=SMALL)
         axis.set(xlabel="", ylabel="")
         if name in set(effects["metric"]):
             axis.axhline(1, color=COLORS["sae"], linewidth=1, linestyle=":")
@@ -179,7 +188,7 @@ def _explain(figure: Figure, verdicts: pd.Series) -> None:
     """What the colours and signs of these verdicts mean, above the panels."""
     found = [verdict for verdict in VERDICTS if verdict in set(verdicts)]
     handles = [Line2D([], [], color=VERDICT_COLORS[verdict], marker="o", linewidth=2.4) for verdict in found]
-    figure.legend(handles, [LEGEND[verdict] for verdict in found], loc="outside upper center", ncols=3, fontsize=9)
+    figure.legend(handles, [LEGEND[verdict] for verdict in found], loc="outside upper center", ncols=3, fontsize=SMALL)
 
 
 def sweep_figure(table: pd.DataFrame, fields: Sequence[str]) -> Figure:

@@ -52,7 +52,7 @@ def norms_by_position(table: pd.DataFrame) -> Figure:
     right = {"xytext": (-2, 6), "xycoords": axes[0].get_yaxis_transform(), "ha": "right", "fontsize": SMALL}
     direct_label(axes[0], 1, SINK_FACTOR, above, GREY, **right)
     handles, _ = axes[0].get_legend_handles_labels()
-    figure.legend(handles, _NAMES, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(handles, _NAMES, loc="outside lower center", ncols=3, fontsize=SMALL)
     for ax in axes:
         if legend := ax.get_legend():  # none where nothing was drawn
             legend.remove()
@@ -104,7 +104,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
                 continue
             _word_map(ax, part[["x", "y"]].to_numpy(), [str(word) for word in part["word"]])
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
-            ax.set_title(f"layer {shown}", fontsize=9, loc="center", pad=2)
+            ax.set_title(f"layer {shown}", fontsize=SMALL, loc="center", pad=2)
             text = f"in order {written(order, '.0%')}\nplane holds {written(share, '.0%')}"
             ax.set_xlabel(text, fontsize=SMALL, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")

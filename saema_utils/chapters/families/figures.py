@@ -124,7 +124,7 @@ def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
     for ax, measure in zip(axes, STREAM_MEASURES, strict=True):
         sns.lineplot(layers, x="layer", y=measure, hue="representation", ax=ax, **look)
         ax.axvline(studied, color="#444444", linestyle=":", linewidth=1)
-        ax.set_title(_two_lines(MEASURES[measure]), fontsize=9)
+        ax.set_title(_two_lines(MEASURES[measure]), fontsize=SMALL)
         ax.set_ylabel(AXIS[measure], fontsize=SMALL)
         ax.set_xticks(sorted(layers["layer"].unique()))
     last = layers[layers["layer"] == layers["layer"].max()]

@@ -100,10 +100,12 @@ def misleading_correlation(curves: pd.DataFrame, correlation: pd.DataFrame, conc
         style = {"scatter_kws": {"s": 16, "alpha": 1}, "line_kws": {"linestyle": ":", "linewidth": 1.8}}
         sns.regplot(part, x="aedp", y="relative", ci=None, color=color, ax=left, **style)
         place = curve[["aedp", "relative"]].iloc[end]
-        left.annotate(f"  {label}  ", place, (0, 5), textcoords="offset points", ha=aligned, color=color, fontsize=9)
+        left.annotate(
+            f"  {label}  ", place, (0, 5), textcoords="offset points", ha=aligned, color=color, fontsize=SMALL
+        )
     start = curve.loc[curve["alpha"] == 0, ["aedp", "relative"]].iloc[0]
     left.scatter(*start, s=70, facecolor="none", edgecolor="black", zorder=4)
-    left.annotate("no edit", start, xytext=(0, -14), textcoords="offset points", fontsize=9)
+    left.annotate("no edit", start, xytext=(0, -14), textcoords="offset points", fontsize=SMALL)
     left.set(xlabel="average distance of poles (latent units)", ylabel="squared error, relative to no edit")
     left.set_title(f"One concept: {concept}")
     dense = correlation[~correlation["preserve_sparsity"]].groupby(["range", "arm", "concept"], sort=False)["r"].mean()
@@ -191,12 +193,13 @@ def training_changes(trained: pd.DataFrame) -> Figure:
         interval = {"errorbar": lambda values: paired_interval(values)[1:], "capsize": 0.12}
         sns.pointplot(part, **style, **interval, dodge=dodge, markersize=5, linewidth=1.8, err_kws={"linewidth": 1.5})
         ax.axhline(0, **ZERO)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=SMALL)
+        if ax.legend_ is not None:
+            ax.legend_.remove()
         if trained["seed"].nunique() < 2:
             note(ax, "no interval: one seed")
         ax.set(xlabel="coefficient of the separation term", ylabel="", title=title)
     axes[0].set_ylabel("difference from coefficient 0")
+    figure.legend(*axes[2].get_legend_handles_labels(), ncols=3, **BELOW)  # text of the middle panel has one colour
     return figure
 
 
@@ -270,7 +273,7 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     names = table["effect"] + "  vs " + table["control"].replace(NAMES)
     ax.set_yticks(rows, names, fontsize=SMALL)
     note_missing(ax, table, why="one concept, one seed")
-    label = "effect in half-widths of its 95 % interval (right: as the causal claim predicts)"
+    label = "effect in half-widths of its 95 % interval\n(right: as the causal claim predicts)"
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(-9.2, 9.2), xlabel=label)
     return figure
 

@@ -58,7 +58,7 @@ def signs_forest(signs: pd.DataFrame) -> Figure:
     shown = signs[signs["recipe"] == "as published"]
     rows = shown.set_index(["measure", "coder", "prompts"])
     codes = [coder for coder in CODERS if coder in rows.index.get_level_values("coder")]
-    figure, axes = panels(len(PAPER_SIGNS), width=9.8, height=0.72 * len(codes) + 1.3, sharey=True)
+    figure, axes = panels(len(PAPER_SIGNS), width=9.6, height=0.72 * len(codes) + 1.3, sharey=True)
     for axis, (measure, paper) in zip(axes, PAPER_SIGNS.items(), strict=True):
         for at, coder in enumerate(codes):
             for shift, (whose, (marker, _)) in zip((-0.14, 0.14), PROMPTS.items(), strict=True):
@@ -81,7 +81,7 @@ def steps_forest(signs: pd.DataFrame) -> Figure:
     """The protocol without one of its steps at a time: the SAE and a random dictionary, one panel a measure."""
     shown = signs[signs["prompts"].eq(signs["prompts"].iloc[0]) & signs["coder"].isin(CLOSE)]
     rows = shown.set_index(["measure", "coder", "recipe"])
-    figure, axes = panels(len(PAPER_SIGNS), width=9.8, height=0.46 * len(RECIPE_NAMES) + 1.3, sharey=True)
+    figure, axes = panels(len(PAPER_SIGNS), width=9.6, height=0.46 * len(RECIPE_NAMES) + 1.3, sharey=True)
     for axis, (measure, paper) in zip(axes, PAPER_SIGNS.items(), strict=True):
         for shift, (coder, marker) in zip((-0.14, 0.14), CLOSE.items(), strict=True):
             for at, recipe in enumerate(RECIPE_NAMES):
@@ -107,7 +107,7 @@ def correlations_strip(correlations: pd.DataFrame) -> Figure:
     means = rows.groupby(["concept", "coder"], sort=False)[["r_all", "r_kept", "r_null"]].mean().reset_index()
     shown = {"r_all": "all steps", "r_kept": "steps that were kept", "r_null": "kept, errors shuffled before"}
     codes = [coder for coder in CODERS if coder in set(means["coder"])]
-    figure, axes = panels(len(shown), width=9.8, height=0.5 * len(codes) + 1.2, sharex=True, sharey=True)
+    figure, axes = panels(len(shown), width=9.6, height=0.5 * len(codes) + 1.2, sharex=True, sharey=True)
     for axis, (column, title) in zip(axes, shown.items(), strict=True):
         for at, coder in enumerate(codes):
             values = means[means["coder"] == coder][column].to_numpy()

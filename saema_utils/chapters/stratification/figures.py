@@ -225,7 +225,12 @@ def noise_units(table: pd.DataFrame) -> Figure:
             note(axis, f"1 RMS ({one_rms[x]:.3g}) lies outside")
             continue
         axis.axvline(one_rms[x], color=COLORS["accent"], linewidth=1, linestyle=":")
-        at = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "fontsize": 9}
+        at = {
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (-4, 0),
+            "textcoords": "offset points",
+            "fontsize": SMALL,
+        }
         axis.annotate("1 RMS", (one_rms[x], 0.97), ha="right", va="top", color=COLORS["accent"], **at)
     axes[0].set_ylabel("effective rank, feature mode")
     return figure
