@@ -18,6 +18,8 @@ from saema_utils.__main__ import customised
 from saema_utils.checks import check_study, remarks_on
 from saema_utils.errors import ConceptError, CorpusError, ModelError, SaeError, StudyError
 from saema_utils.notebook import resolve_study
+from saema_utils.publishing.build import build_book
+from saema_utils.runs.directory import RunDirectory
 from saema_utils.study import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +207,7 @@ def texts_on(notebook: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_documented_example_runs_through_all_chapters_and_shows_no_number_that_is_missing(parts, tmp_path):
+def test_the_documented_example_runs_through_all_chapters_and_becomes_a_book_without_a_missing_number(parts, tmp_path):
     """One concept, one sentence a word, one seed: no mean over concepts has an interval."""
     small = STUDIES["smoke"].changed(**{**SMALL, "n_seeds": 1}, name="documented")
     (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
@@ -224,6 +226,11 @@ def test_the_documented_example_runs_through_all_chapters_and_shows_no_number_th
             assert "Warning" not in text, (page.name, text[:500])
     numbers = (tmp_path / "run" / "numbers.json").read_text()
     assert "nan" not in numbers.lower()
+
+    first_page = build_book(RunDirectory.at(tmp_path / "run"), build_dir=tmp_path / "built")
+    shown = [page.read_text() for page in (first_page.parent / "notebooks").glob("*.html")]
+    assert len(shown) == 9
+    assert not [page for page in shown if str(parts) in page or str(tmp_path) in page], "names are shown, not paths"
 
 
 SMALL = {
