@@ -292,8 +292,8 @@ class LargestPart:
     """What of the squared length of vectors is the same for all of them, and what one coordinate holds."""
 
     shared: float
-    coordinate: float
-    varying: float
+    largest_coordinate: float
+    largest_varying: float
 
 
 def largest_part(points: Float[Tensor, "N D"]) -> LargestPart:
@@ -302,8 +302,8 @@ def largest_part(points: Float[Tensor, "N D"]) -> LargestPart:
     .. math::
 
         \text{shared} = \frac{N \lVert \bar x \rVert^2}{\sum_i \lVert x_i \rVert^2}, \quad
-        \text{coordinate} = \max_d \frac{\sum_i x_{id}^2}{\sum_i \lVert x_i \rVert^2}, \quad
-        \text{varying} = \max_d \frac{\sum_i (x_{id} - \bar x_d)^2}{\sum_i \lVert x_i - \bar x \rVert^2}
+        \text{largest coordinate} = \max_d \frac{\sum_i x_{id}^2}{\sum_i \lVert x_i \rVert^2}, \quad
+        \text{largest varying} = \max_d \frac{\sum_i (x_{id} - \bar x_d)^2}{\sum_i \lVert x_i - \bar x \rVert^2}
 
     Returns
     -------

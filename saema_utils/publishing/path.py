@@ -53,7 +53,8 @@ def path_of_the_book() -> Figure:
         _box(axes, column, middle, name, chapter, color)
     axes.add_patch(FancyBboxPatch((0, bottom), 3 * 2.5 + WIDE, HIGH, **_look(COLORS["random_dictionary"])))
     axes.text((3 * 2.5 + WIDE) / 2, bottom + HIGH / 2, "verdicts: chapter 7", **_centred(weight="bold"))
-    axes.text(0, 1.35, "Who may skip what: what you come for, and the chapters to read", fontsize=SIZE, weight="bold", va="center")
+    title = "Who may skip what: what you come for, and the chapters to read"
+    axes.text(0, 1.35, title, fontsize=SIZE, weight="bold", va="center")
     for row, (why, chapter) in enumerate(SKIPS):
         column, line = divmod(row, 2)
         read = ", ".join(map(str, way_to(chapter)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import torch
@@ -70,15 +72,9 @@ def concept_table(run: RunDirectory) -> pd.DataFrame:
 )
 def shared_part_table(run: RunDirectory) -> pd.DataFrame:
     """What the tokens of a concept have in common, and how much of it one coordinate holds."""
-    parts = {concept: largest_part(found.points()) for concept, found in concept_activations(run).items()}
     return pd.DataFrame(
-        {
-            "concept": concept,
-            "shared": part.shared,
-            "largest_coordinate": part.coordinate,
-            "largest_varying": part.varying,
-        }
-        for concept, part in parts.items()
+        {"concept": concept} | asdict(largest_part(found.points()))
+        for concept, found in concept_activations(run).items()
     )
 
 
