@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saema_utils.chapters import OF_A_RUN
-from saema_utils.errors import SaemaError, StudyError
+from saema_utils.errors import SaemaError, StudyError, require
 from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study, runs_folder
 from saema_utils.runs.files import user_path
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
@@ -63,6 +63,14 @@ def run(
     sae: Annotated[str, typer.Option(help="A folder or RELEASE:ID instead of training one.")] = "",
     corpus: Annotated[str, typer.Option(help="A file of text instead of the study's corpus.")] = "",
     column: Annotated[str, typer.Option(help="Where its text stands, in a file of rows. Default: text.")] = "",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number,
+            metavar="NUMBER",
+            help="Processes that make tables, on the CPU. 1: each notebook its own. Default: one a core, if they fit.",
+        ),
+    ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
 ) -> None:
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
@@ -72,6 +80,7 @@ def run(
     from saema_utils.runs.directory import RunDirectory, forget
 
     wanted = parse_chapters(chapters)
+    require(jobs >= 0, "--jobs", jobs, "1 or more, or 0 for one a core", SaemaError)
     runtime.choose_device(device)
     chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus, column)
     preflight.check_study(chosen)
@@ -92,7 +101,12 @@ def run(
     remarks = directory.remarks()
     with directory.locked(), _chapter_progress() as on_progress:
         results = run_notebooks(
-            directory, wanted, on_progress=on_progress, device=device, study_argument=str(study_file)
+            directory,
+            wanted,
+            on_progress=on_progress,
+            device=device,
+            study_argument=str(study_file),
+            jobs=jobs or runtime.processes(),
         )
     for remark in directory.remarks()[len(remarks) :]:
         if remark not in said:

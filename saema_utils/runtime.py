@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PROGRESS_FILE = "SAEMA_PROGRESS_FILE"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WITHOUT_FLOAT64 = frozenset({"mps"})
+MEMORY_OF_A_PROCESS = 5 * 2**30 // 2  # 2.0 GiB were measured on the embedded model
 _SHARE_OF_FREE_MEMORY = 0.25
 
 
@@ -60,6 +62,18 @@ def visible_gpus(device: str = "auto") -> list[str]:
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     return [name.strip() for name in named.split(",")][:count]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes() -> int:
+    """Processes that fill the cores without overfilling the free memory: at least one."""
+    import psutil
+
+    return max(1, min(cores(), psutil.virtual_memory().available // MEMORY_OF_A_PROCESS))
 
 
 def limit_threads(threads: int) -> None:

@@ -7,6 +7,7 @@ the pinned requirements, and the notebook together with all earlier ones.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -16,23 +17,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from saema_utils.chapters import SUBJECTS
+from saema_utils.chapters import SUBJECTS, declared_results
 from saema_utils.errors import ArtifactError, BookError, one_line, unknown_name
 from saema_utils.interactive import PUBLISHING
 from saema_utils.publishing import address
 from saema_utils.runs.directory import RunDirectory, now, read_manifest
 from saema_utils.runs.files import atomic_path, cache_dir, can_write, write_json
 from saema_utils.runs.freshness import PACKAGE_DIR, digest, file_digest, outside_digest, source_digest
-from saema_utils.runtime import PROGRESS_FILE
+from saema_utils.runs.workers import ONE_THREAD, made_ahead
+from saema_utils.runtime import PROGRESS_FILE, cores
 from saema_utils.study import is_registered
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
+
+    from saema_utils.runs.tables import Result
 
 CELL_TIMEOUT = 4 * 3600
 
@@ -115,8 +119,12 @@ def run_notebooks(
     study_argument: str | None = None,
     root: Path | None = None,
     cell_timeout: int = CELL_TIMEOUT,
+    jobs: int = 1,
 ) -> list[ChapterResult]:
     """Execute chapters in order, each into ``<run>/notebooks/``; what did not change is skipped.
+
+    With several ``jobs`` that many processes of one thread make the tables of all chapters meanwhile, and the seconds
+    of a chapter are those by which it ended after the one before it.
 
     Parameters
     ----------
@@ -136,6 +144,8 @@ def run_notebooks(
         Folder that holds ``notebooks/``; found when not given.
     cell_timeout
         Seconds after which a single cell counts as hung.
+    jobs
+        Processes on the CPU; with 1, or on an accelerator, each notebook makes its own tables, with all threads.
 
     Raises
     ------
@@ -157,18 +167,30 @@ def run_notebooks(
     }
     report = on_progress or (lambda *_: None)
     results = []
-    with run.locked():
+    with run.locked(), contextlib.ExitStack() as stack:
+        done = {chapter for chapter in sources if not (force and chapter in wanted) and is_done(run, root, chapter)}
+        several = jobs > 1 and run.device.type == "cpu" and not done.issuperset(wanted)
+        ahead = _results_of(set(wanted) - done, done) if several else []
+        settings = {**KERNEL_ENVIRONMENT, PROGRESS_FILE: os.devnull}
+        workers = stack.enter_context(made_ahead(run, ahead, jobs, settings))
         for chapter in wanted:
             source = sources[chapter]
-            if not force and is_done(run, root, chapter):
+            # Asked again: what a chapter compares with may have changed since.
+            if chapter in done and is_done(run, root, chapter):
                 record = run.manifest()["chapters"][source.stem]
                 path = run.path / "notebooks" / source.name
                 results.append(
                     ChapterResult(chapter, source.stem, path, record["seconds"], record["peak_memory"], skipped=True)
                 )
                 continue
-            stamp = chapter_stamp(run, root, chapter)
-            result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout)
+            stamp, started = chapter_stamp(run, root, chapter), time.perf_counter()
+            if workers:
+                tell = functools.partial(report, chapter, 0, len(read_notebook(source).cells))
+                workers.wait(chapter, tell)
+            environment = ONE_THREAD if several else {}
+            result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout, environment)
+            seconds, peak = time.perf_counter() - started, max(result.peak_memory, workers.peak if workers else 0)
+            result = replace(result, seconds=seconds, peak_memory=peak)
             # What a chapter takes is what it took when its tables had to be made: later executions find them.
             before = run.manifest().get("chapters", {}).get(source.stem, {})
             run.record_chapter(
@@ -182,7 +204,26 @@ def run_notebooks(
                 finished=now(),
             )
             results.append(result)
+    if workers and workers.death:
+        run.remark(
+            "A worker process died, most often for lack of memory; notebooks made what was left. Next time: --jobs 1."
+        )
     return results
+
+
+def _results_of(chapters: set[int], done: set[int]) -> list[Result]:
+    """What may be made ahead of these notebooks: all that it needs is made with them, or was with earlier ones.
+
+    A comparison of runs takes them as they stand when its notebook is executed.
+    """
+    there = chapters | done
+    return [
+        result
+        for result in declared_results().values()
+        if result.chapter in chapters
+        and SUBJECTS[result.chapter] != "across_models"
+        and all(need.chapter in there for need in result.behind())
+    ]
 
 
 def _study_argument(run: RunDirectory) -> str:
@@ -200,8 +241,8 @@ def describe_hardware(device: Any) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = "Apple GPU" if device.type == "mps" else f"{cores} CPU core{'s' if cores != 1 else ''}"
+    count = cores()
+    kind = "Apple GPU" if device.type == "mps" else f"{count} CPU core{'s' if count != 1 else ''}"
     return f"{kind} ({platform.machine()})"
 
 
@@ -234,7 +275,13 @@ class ChapterResult:
 
 
 def execute(
-    folder: Path, chapter: int, source: Path, parameters: Mapping[str, Any], report: OnProgress, timeout: int
+    folder: Path,
+    chapter: int,
+    source: Path,
+    parameters: Mapping[str, Any],
+    report: OnProgress,
+    timeout: int,
+    environment: Mapping[str, str],
 ) -> ChapterResult:
     """Run one notebook from a fresh kernel; its executed copy appears in ``folder`` only when it succeeded.
 
@@ -261,7 +308,7 @@ def execute(
             # Kernels inherit it; papermill takes no environment for them.
             mock.patch.dict(
                 os.environ,
-                KERNEL_ENVIRONMENT,
+                {**KERNEL_ENVIRONMENT, **environment},
                 IPYTHONDIR=settings,
                 MPLCONFIGDIR=str(_fonts_seen(settings)),
                 PYTHONPATH=import_path(),

@@ -270,13 +270,15 @@ class RunDirectory:
 
     def is_fresh(self, relative: str, key: str) -> bool:
         """Whether an artifact exists, is whole, and was made from what ``key`` digests."""
-        entry = self.entry(relative)
-        if entry is None or entry["key"] != key:
-            return False
-        if not self._is_sound(relative, entry):
+        fresh = self.is_made(relative, key)
+        if not fresh and (self.entry(relative) or {}).get("key") == key:
             self.remark(f"{relative} is damaged or missing; it is made anew.")
-            return False
-        return True
+        return fresh
+
+    def is_made(self, relative: str, key: str) -> bool:
+        """The same, without a word where it was damaged."""
+        entry = self.entry(relative)
+        return entry is not None and entry["key"] == key and self._is_sound(relative, entry)
 
     def _is_sound(self, relative: str, entry: dict[str, Any]) -> bool:
         try:

@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saema_utils.errors import MissingInputError
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.freshness import digest, source_digest
 from saema_utils.runtime import a_line
@@ -86,7 +87,26 @@ class Result:
     def key(self, run: RunDirectory, **options: Any) -> str:
         """Digest of everything that the result is made from."""
         needs = [need.key(run) for need in self.needs]
-        return digest([self.name, self.choices(run), needs, source_digest(self._make.__module__), options])
+        return digest([self.name, self.choices(run), needs, source_digest(self.module), options])
+
+    def is_made(self, run: RunDirectory) -> bool:
+        """Whether its files are there and whole, and were made from all that it needs as that is now.
+
+        What is kept in a way of its own counts as made: it comes with the first that needs it.
+        """
+        try:
+            key = self.key(run)
+        except MissingInputError:  # a table that it takes as it stands is not there
+            return False
+        return all(run.is_made(file, key) for file in self._files(run))
+
+    def _files(self, run: RunDirectory) -> list[str]:
+        return [self.place] if self.place.startswith(("tables/", "tensors/")) else []
+
+    @property
+    def module(self) -> str:
+        """The module that declares it."""
+        return self._make.__module__
 
     @property
     def chapter(self) -> int:
@@ -113,25 +133,45 @@ class Parts(Result):
 
     The function gets the parts that are missing and yields each with its tables, by name. What is called gives one of
     these tables, whole.
+
+    Attributes
+    ----------
+    apart
+        Whether different processes may make its parts: not where one needs another, or all share what is dear.
     """
 
-    def __init__(self, name: str, make: Callable, parts: Callable[[RunDirectory], Sequence[str]], **facts: Any):
+    def __init__(
+        self,
+        name: str,
+        make: Callable,
+        parts: Callable[[RunDirectory], Sequence[str]],
+        apart: bool = True,
+        **facts: Any,
+    ):
         super().__init__(name, f"tables/parts/{name}", make, keep=lambda *_: None, **facts)
-        self._parts = parts
+        self.names, self.apart = parts, apart
 
     def __call__(self, run: RunDirectory, name: str = "") -> pd.DataFrame:
         import pandas as pd
 
-        key, names = self.key(run), self._names(run, name or self.name)
-        missing = [part for part in names if not run.is_fresh(f"tables/{names[part]}.csv", key)]
+        self.make(run)
+        frames = [run.table(place) for place in self._places(run, name or self.name).values()]
+        return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+    def make(self, run: RunDirectory, parts: Sequence[str] | None = None) -> None:
+        """Make those of some parts, by default of all, that are missing."""
+        key, places = self.key(run), self._places(run, self.name)
+        asked = [part for part in places if parts is None or part in parts]
+        missing = [part for part in asked if not run.is_fresh(f"tables/{places[part]}.csv", key)]
         made: Iterator[tuple[str, dict[str, pd.DataFrame]]] = self._make(run, missing) if missing else iter(())
         with run.making(self):
             for part, tables in made:
                 with run.together():  # one of them tells whether the part is there
                     for table_name, frame in tables.items():
-                        run.save_table(self._names(run, table_name)[part], frame, key)
-        frames = [run.table(names[part]) for part in names]
-        return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+                        run.save_table(self._places(run, table_name)[part], frame, key)
+
+    def _files(self, run: RunDirectory) -> list[str]:
+        return [f"tables/{place}.csv" for place in self._places(run, self.name).values()]
 
     def whole(self, name: str, description: str, columns: Mapping[str, str]) -> Result:
         """Declare one of its tables, of all parts together, as a table of the run."""
@@ -144,10 +184,10 @@ class Parts(Result):
 
     def part(self, run: RunDirectory, part: str, name: str = "") -> pd.DataFrame:
         """One part, which has been made."""
-        return run.table(self._names(run, name or self.name)[part])
+        return run.table(self._places(run, name or self.name)[part])
 
-    def _names(self, run: RunDirectory, name: str) -> dict[str, str]:
-        return {part: f"parts/{name}_{number:03d}" for number, part in enumerate(self._parts(run))}
+    def _places(self, run: RunDirectory, name: str) -> dict[str, str]:
+        return {part: f"parts/{name}_{number:03d}" for number, part in enumerate(self.names(run))}
 
 
 def table(name: str, **facts: Any) -> Callable[[Callable[..., pd.DataFrame]], Result]:

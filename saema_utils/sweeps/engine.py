@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import SweepError, one_line
-from saema_utils.runtime import visible_gpus
+from saema_utils.runtime import MEMORY_OF_A_PROCESS, THREAD_VARIABLES, cores, visible_gpus
 from saema_utils.sweeps.tasks import Outcome, Task, carry_out, reason_of
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from saema_utils.sweeps.plan import Plan
 
 INSTALL = 'pip install "saema_utils[sweep]"'
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 600  # seconds without a first worker after which a sweep gives up
-MEMORY_OF_A_TASK = 5 * 2**30 // 2  # 2.0 GiB were measured on the embedded model
 # A worker keeps memory that its libraries do not give back: pausing or spilling would stall it for good.
 DASK_SETTINGS = {
     "distributed.worker.memory.target": False,
@@ -117,7 +115,7 @@ def fit_workers(
     >>> fit_workers(100, cores=16, memory=20 * 2**30)
     (8, 2)
     """
-    room = gpus or min(cores // max(1, threads), memory // MEMORY_OF_A_TASK)
+    room = gpus or min(cores // max(1, threads), memory // MEMORY_OF_A_PROCESS)
     chosen = workers or max(1, min(room, n_tasks))
     return chosen, threads or max(1, cores // chosen)
 
@@ -126,10 +124,9 @@ def fit_this_machine(plan: Plan, workers: int = 0) -> tuple[int, int]:
     """Processes and threads for this machine; threads as when the sweep was started, unless ``workers`` is given."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_tasks = len(plan.todo if plan.threads else plan.tasks)
     memory, gpus = psutil.virtual_memory().available, len(visible_gpus(plan.device))
-    return fit_workers(n_tasks, cores, memory, gpus, workers, 0 if workers else plan.threads)
+    return fit_workers(n_tasks, cores(), memory, gpus, workers, 0 if workers else plan.threads)
 
 
 @contextlib.contextmanager

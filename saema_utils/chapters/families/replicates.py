@@ -96,7 +96,7 @@ def _recipe(run: RunDirectory) -> SaeRecipe:
     return own if own.source == "train" else small_recipe(comparable_recipe(run), "topk")
 
 
-@parts("09_replicate_saes", of=_names, needs=(control_tensors,))
+@parts("09_replicate_saes", of=_names, needs=(control_tensors,), apart=False)  # one pass reads the text for all layers
 def replicate_saes(run: RunDirectory, names: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The autoencoders, kept in ``replicates/``; the study's own is one of them and is not trained again."""
     asked = [replicate for replicate in replicates_of(run) if str(replicate) in names]

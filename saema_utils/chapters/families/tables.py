@@ -95,7 +95,7 @@ def _families(run: RunDirectory) -> list[str]:
     return [f"{name}-{seed}" for name in ARCHITECTURES for seed in family_seeds(run)]
 
 
-@parts("09_training", of=_families, needs=(corpus_activations, control_tensors))
+@parts("09_training", of=_families, needs=(corpus_activations, control_tensors), apart=False)  # seeds need the first
 def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The autoencoders themselves, kept in ``families/`` as they are finished."""
     corpus, key = corpus_activations(run), trained_families.key(run)
