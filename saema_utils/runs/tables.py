@@ -150,17 +150,18 @@ class Parts(Result):
     ):
         super().__init__(name, f"tables/parts/{name}", make, keep=lambda *_: None, **facts)
         self.names, self.apart = parts, apart
+        self._tables: list[str] = []
 
     def __call__(self, run: RunDirectory, name: str = "") -> pd.DataFrame:
         import pandas as pd
 
-        self.make(run)
+        self.make(run, name=name)
         frames = [run.table(place) for place in self._places(run, name or self.name).values()]
         return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
-    def make(self, run: RunDirectory, parts: Sequence[str] | None = None) -> None:
-        """Make those of some parts, by default of all, that are missing."""
-        key, places = self.key(run), self._places(run, self.name)
+    def make(self, run: RunDirectory, parts: Sequence[str] | None = None, name: str = "") -> None:
+        """Make those of some parts, by default of all, of which the table of this name (or the first) is missing."""
+        key, places = self.key(run), self._places(run, name or self.tables[0])
         asked = [part for part in places if parts is None or part in parts]
         missing = [part for part in asked if not run.is_fresh(f"tables/{places[part]}.csv", key)]
         made: Iterator[tuple[str, dict[str, pd.DataFrame]]] = self._make(run, missing) if missing else iter(())
@@ -170,8 +171,14 @@ class Parts(Result):
                     for table_name, frame in tables.items():
                         run.save_table(self._places(run, table_name)[part], frame, key)
 
+    @property
+    def tables(self) -> list[str]:
+        """The tables that a part is made of, by name: those that were declared whole, or one of its own name."""
+        return self._tables or [self.name]
+
     def _files(self, run: RunDirectory) -> list[str]:
-        return [f"tables/{place}.csv" for place in self._places(run, self.name).values()]
+        places = [place for name in self.tables for place in self._places(run, name).values()]
+        return [f"tables/{place}.csv" for place in places]
 
     def whole(self, name: str, description: str, columns: Mapping[str, str]) -> Result:
         """Declare one of its tables, of all parts together, as a table of the run."""
@@ -180,6 +187,7 @@ class Parts(Result):
             return self(run, name)
 
         make.__doc__, make.__module__ = description, self.__module__
+        self._tables.append(name)
         return table(name, needs=(self,), columns=columns)(make)
 
     def part(self, run: RunDirectory, part: str, name: str = "") -> pd.DataFrame:

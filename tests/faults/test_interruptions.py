@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,8 +18,10 @@ import psutil
 import pytest
 import torch
 
+from saema_utils.chapters import declared_results
 from saema_utils.runs.directory import RunDirectory, read_manifest
 from saema_utils.runs.files import UNFINISHED
+from saema_utils.runs.workers import made_ahead, missing_of
 from saema_utils.study import STUDIES
 from saema_utils.sweeps.tasks import make_chapter
 
@@ -218,6 +221,37 @@ def _warm_up(tmp_path):
     points = np.random.default_rng(0).normal(size=(40, 6))
     for method in ("paper", "direct"):
         saema.find_local_representations(points, method=method, min_cluster_size=4, seed=0)
+
+
+# ---- side by side ----------------------------------------------------------------------------------
+
+
+def test_two_workers_make_the_tables_of_one_process(tmp_path, whole):
+    """Byte for byte, all chapters, one of the workers killed half way."""
+    expected, _, _ = whole
+    run = RunDirectory(tmp_path / "run", TINY, device="cpu")
+    results = [made for made in declared_results().values() if made.chapter <= 7]
+
+    def killed_half_way(_: str, done: int, total: int) -> None:
+        if done > total / 2 and not killed:
+            killed.append(multiprocessing.active_children()[0])
+            killed[0].kill()
+
+    killed = []
+    with made_ahead(run, results, 2, {}) as workers:
+        for chapter in range(1, 8):
+            workers.wait(chapter, killed_half_way)
+        assert workers.death
+    assert 0 < len(missing_of(run, results)) < len(results)
+    with made_ahead(run, results, 2, {}) as workers:
+        for chapter in range(1, 8):
+            workers.wait(chapter, lambda *_: None)
+        assert not workers.death
+    assert not missing_of(run, results)
+    compared = [path for path in (expected / "tables").rglob("*.csv") if "seconds" not in path.read_text()]
+    assert len(compared) > 50
+    different = [p.name for p in compared if p.read_bytes() != (run.path / p.relative_to(expected)).read_bytes()]
+    assert different == []
 
 
 # ---- a full disk -----------------------------------------------------------------------------------
