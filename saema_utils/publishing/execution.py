@@ -180,7 +180,15 @@ def run_notebooks(
                 record = run.manifest()["chapters"][source.stem]
                 path = run.path / "notebooks" / source.name
                 results.append(
-                    ChapterResult(chapter, source.stem, path, record["seconds"], record["peak_memory"], skipped=True)
+                    ChapterResult(
+                        chapter,
+                        source.stem,
+                        path,
+                        record["seconds"],
+                        record["work"],
+                        record["peak_memory"],
+                        skipped=True,
+                    )
                 )
                 continue
             stamp, started = chapter_stamp(run, root, chapter), time.perf_counter()
@@ -189,8 +197,9 @@ def run_notebooks(
                 workers.wait(chapter, tell)
             environment = ONE_THREAD if several else {}
             result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout, environment)
-            seconds, peak = time.perf_counter() - started, max(result.peak_memory, workers.peak if workers else 0)
-            result = replace(result, seconds=seconds, peak_memory=peak)
+            if workers:
+                work, peak = result.work + workers.seconds[chapter], max(result.peak_memory, workers.peak)
+                result = replace(result, seconds=time.perf_counter() - started, work=work, peak_memory=peak)
             # What a chapter takes is what it took when its tables had to be made: later executions find them.
             before = run.manifest().get("chapters", {}).get(source.stem, {})
             run.record_chapter(
@@ -198,6 +207,7 @@ def run_notebooks(
                 stamp=stamp,
                 sha256=file_digest(result.path),
                 seconds=max(round(result.seconds, 1), before.get("seconds", 0)),
+                work=max(round(result.work, 1), before.get("work", 0)),
                 peak_memory=max(result.peak_memory, before.get("peak_memory", 0)),
                 device=str(run.device),
                 hardware=describe_hardware(run.device),
@@ -264,12 +274,17 @@ KERNEL_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ChapterResult:
-    """How one chapter went: its executed notebook, and what it took (``peak_memory`` in bytes)."""
+    """How one chapter went: its executed notebook, and what it took.
+
+    ``seconds`` passed until it was done after the chapter before it, while ``work`` seconds were spent on it, by its
+    notebook and by all workers together. ``peak_memory``, in bytes, is that of the largest process.
+    """
 
     chapter: int
     name: str
     path: Path
     seconds: float
+    work: float
     peak_memory: int
     skipped: bool
 
@@ -342,7 +357,8 @@ def execute(
         ) from error
     _write_notebook(done, finished)
     failed.unlink(missing_ok=True)
-    return ChapterResult(chapter, source.stem, finished, time.perf_counter() - started, watch.peak, skipped=False)
+    seconds = time.perf_counter() - started
+    return ChapterResult(chapter, source.stem, finished, seconds, seconds, watch.peak, skipped=False)
 
 
 def _reason(error: Exception, timeout: int) -> str:

@@ -153,16 +153,17 @@ def execution_table(run: RunDirectory, notebooks: Path) -> str:
         [
             f"[{title}](../notebooks/{name}.ipynb)",
             duration(records[name]["seconds"]),
+            duration(records[name]["work"]),
             f"{records[name]['peak_memory'] / 2**30:.2f} GiB",
             records[name]["hardware"],
             records[name]["finished"].replace("T", " ").rstrip("Z"),
         ]
         for name, title in chapters.items()
     ]
-    total = sum(records[name]["seconds"] for name in chapters)
+    total, work = (sum(records[name][what] for name in chapters) for what in ("seconds", "work"))
     peak = max((records[name]["peak_memory"] for name in chapters), default=0)
-    rows.append(["**All**", f"**{duration(total)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
-    return markdown_table(["Chapter", "Time", "Peak memory", "Hardware", "Finished (UTC)"], rows)
+    rows.append(["**All**", f"**{duration(total)}**", f"**{duration(work)}**", f"**{peak / 2**30:.2f} GiB**", "", ""])
+    return markdown_table(["Chapter", "Time", "Work", "Peak memory", "Hardware", "Finished (UTC)"], rows)
 
 
 def versions_table(run: RunDirectory) -> str:
@@ -189,12 +190,12 @@ def chapter_list(run: RunDirectory, notebooks: Path) -> str:
     rows = [
         [
             f"[{title}](../notebooks/{name}.ipynb)",
-            duration(chapters[name]["seconds"]) if name in chapters else "",
+            duration(chapters[name]["work"]) if name in chapters else "",
             *([f"[Colab]({address.colab_url(f'notebooks/{name}.ipynb')})"] if address.is_set() else []),
         ]
         for name, title in chapter_titles(notebooks).items()
     ]
-    return markdown_table(["Chapter", "Runs in", *(["Open"] if address.is_set() else [])], rows)
+    return markdown_table(["Chapter", "Work on one core", *(["Open"] if address.is_set() else [])], rows)
 
 
 def circles_large(tables: Path) -> tuple[Figure, str] | None:

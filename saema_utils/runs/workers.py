@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +40,17 @@ class Piece(NamedTuple):
 
 class Workers:
     """Pieces on their way to so many processes. Each is sent once all that it needs is made; of several, the one goes
-    first behind which most others wait."""
+    first behind which most others wait.
+
+    Attributes
+    ----------
+    seconds
+        That the pieces of each chapter took so far, together.
+    peak
+        Largest size of one of the processes, in bytes.
+    death
+        Whether one died.
+    """
 
     def __init__(self, run: RunDirectory, results: Iterable[Result], jobs: int, environment: Mapping[str, str]):
         pieces = {
@@ -64,6 +76,7 @@ class Workers:
         self._sent: set[Piece] = set()
         self._jobs, self._total, self._changed = jobs, len(self._open), threading.Condition()
         self._run = (str(run.path), run.study.as_dict(), str(run.device))
+        self.seconds: Counter[int] = Counter()
         self.peak, self.death = 0, False
         held, self._lifeline = multiprocessing.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
@@ -106,13 +119,15 @@ class Workers:
             if piece not in self._sent:
                 return
             try:
-                self.peak = max(self.peak, made.result())
+                seconds, peak = made.result()
             except (BrokenProcessPool, CancelledError):
                 self.death = True
                 self._leave_the_rest()
             except Exception:  # whatever it is, the notebook meets it in its own cell, and says it there
                 self._leave_the_rest()
             else:
+                self.seconds[piece.result.chapter] += seconds
+                self.peak = max(self.peak, peak)
                 self._sent.remove(piece)
                 self._open.remove(piece)
                 self._graph.done(piece)
@@ -169,8 +184,9 @@ def _end_with(lifeline: Connection) -> None:
     os._exit(1)
 
 
-def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any], device: str) -> int:
-    """Make one piece, where it is not made yet; returns the largest size of this process so far, in bytes."""
+def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any], device: str) -> tuple[float, int]:
+    """Make one piece, where it is not made yet; returns its seconds, and the largest size of this process in bytes."""
+    started = time.perf_counter()
     importlib.import_module(module)
     result, run = RESULTS[place], RunDirectory(path, Study.from_dict(study), device=device)
     if isinstance(result, Parts):
@@ -178,4 +194,4 @@ def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any
     else:
         result(run)
     give_back_memory()
-    return peak_memory()
+    return time.perf_counter() - started, peak_memory()
