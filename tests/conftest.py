@@ -45,7 +45,7 @@ def smoke_run(tmp_path_factory) -> SmokeRun:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".tests.lock"):
         run = RunDirectory(folder / "run", STUDIES["smoke"], device="cpu")
-        return SmokeRun(run, run_notebooks(run, CHAPTERS, device="cpu"), folder / "build")
+        return SmokeRun(run, run_notebooks(run, CHAPTERS, device="cpu", jobs=2), folder / "build")
 
 
 @pytest.fixture(scope="session")

@@ -155,16 +155,21 @@ def scorecard_lines(card: pd.DataFrame) -> str:
 
 
 def chapter_lines(root: Path, seconds: dict[str, float]) -> str:
-    """The table of chapters: title, Colab link where the book has an address, measured time."""
+    """The table of chapters: title, Colab link where the book has an address, measured work."""
     rerun = " rerun |" if address.is_set() else ""
-    lines = [f"| chapter | what it shows |{rerun} measured |", f"| --- | --- |{' --- |' if rerun else ''} --- |"]
+    lines = [
+        f"| chapter | what it shows |{rerun} work on one core |",
+        f"| --- | --- |{' --- |' if rerun else ''} --- |",
+    ]
     for number, path in chapter_notebooks(root).items():
         title = read_notebook(path).cells[0].source.splitlines()[0].removeprefix("# ")
         took = f"{seconds[path.stem]:.0f} s" if seconds.get(path.stem) else "optional"
         rerun = f" [Colab]({address.colab_url(f'notebooks/{path.name}')}) |" if address.is_set() else ""
         lines.append(f"| {number} | {title} |{rerun} {took} |")
     total = sum(seconds.values()) / 60
-    return "\n".join([*lines, "", f"Together {total:.0f} minutes on the machine that made the tables below."])
+    return "\n".join(
+        [*lines, "", f"Together {total:.0f} minutes, shared by the cores of the machine that made the tables below."]
+    )
 
 
 def figure_lines(root: Path) -> str:
@@ -220,7 +225,7 @@ def refresh(root: Path, run_path: Path) -> None:
         return
     answer(read_card(tables / "07_claims.csv"), read_signs(tables))
     shutil.copyfile(tables / "07_claims.csv", root / CLAIMS)
-    seconds = {name: round(facts["seconds"]) for name, facts in manifest["chapters"].items()}
+    seconds = {name: round(facts["work"]) for name, facts in manifest["chapters"].items()}
     (root / TIMES).write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     rewrite(root)
 

@@ -136,8 +136,10 @@ class Parts(Result):
 
     Attributes
     ----------
-    apart
-        Whether different processes may make its parts: not where one needs another, or all share what is dear.
+    names
+        The parts of a run.
+    after
+        The other parts that a part is made from.
     """
 
     def __init__(
@@ -145,11 +147,11 @@ class Parts(Result):
         name: str,
         make: Callable,
         parts: Callable[[RunDirectory], Sequence[str]],
-        apart: bool = True,
+        after: Callable[[RunDirectory, str], Sequence[str]] = lambda run, part: (),
         **facts: Any,
     ):
         super().__init__(name, f"tables/parts/{name}", make, keep=lambda *_: None, **facts)
-        self.names, self.apart = parts, apart
+        self.names, self.after = parts, after
         self._tables: list[str] = []
 
     def __call__(self, run: RunDirectory, name: str = "") -> pd.DataFrame:

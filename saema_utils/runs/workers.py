@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import RESULTS, Parts, Result
-from saema_utils.runtime import THREAD_VARIABLES, give_back_memory, limit_threads, peak_memory
+from saema_utils.runtime import THREAD_VARIABLES, limit_threads, peak_memory
 from saema_utils.study import Study
 
 ONE_THREAD = dict.fromkeys(THREAD_VARIABLES, "1")
@@ -39,8 +40,8 @@ class Piece(NamedTuple):
 
 
 class Workers:
-    """Pieces on their way to so many processes. Each is sent once all that it needs is made; of several, the one goes
-    first behind which most others wait.
+    """Pieces on their way to so many processes. Each is sent once all that it needs is made; of several those of the
+    first chapter, whose notebook can then begin, and of these the one behind which most others wait.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class Workers:
     def __init__(self, run: RunDirectory, results: Iterable[Result], jobs: int, environment: Mapping[str, str]):
         pieces = {
             result: [Piece(result, part) for part in result.names(run)]
-            if isinstance(result, Parts) and result.apart
+            if isinstance(result, Parts)
             else [Piece(result)]
             for result in results
         }
@@ -63,15 +64,14 @@ class Workers:
         self._behind_it = {
             result: sum(len(pieces[one]) for one in pieces if result in behind[one]) for result in pieces
         }
-        self._graph = TopologicalSorter(
-            {
-                piece: {other for need in result.needs for other in pieces.get(need, ())}
-                for result in pieces
-                for piece in pieces[result]
-            }
-        )
+        self._graph: TopologicalSorter[Piece] = TopologicalSorter()
+        for piece in itertools.chain.from_iterable(pieces.values()):
+            needed = [other for need in piece.result.needs for other in pieces.get(need, ())]
+            if isinstance(piece.result, Parts):
+                needed += [Piece(piece.result, part) for part in piece.result.after(run, piece.part)]
+            self._graph.add(piece, *needed)
         self._graph.prepare()
-        self._open = {piece for each in pieces.values() for piece in each}
+        self._open = set(itertools.chain.from_iterable(pieces.values()))
         self._ready: list[Piece] = []
         self._sent: set[Piece] = set()
         self._jobs, self._total, self._changed = jobs, len(self._open), threading.Condition()
@@ -107,7 +107,7 @@ class Workers:
 
     def _send(self) -> None:
         self._ready += self._graph.get_ready()
-        self._ready.sort(key=lambda piece: (-self._behind_it[piece.result], piece.result.name))
+        self._ready.sort(key=lambda p: (p.result.chapter, -self._behind_it[p.result], p.result.name))
         while self._ready and len(self._sent) < self._jobs:
             piece = self._ready.pop(0)
             made = self._pool.submit(_make, piece.result.module, piece.result.place, piece.part, *self._run)
@@ -190,8 +190,7 @@ def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any
     importlib.import_module(module)
     result, run = RESULTS[place], RunDirectory(path, Study.from_dict(study), device=device)
     if isinstance(result, Parts):
-        result.make(run, [part] if part else None)
+        result.make(run, [part])
     else:
         result(run)
-    give_back_memory()
     return time.perf_counter() - started, peak_memory()

@@ -118,6 +118,7 @@ def test_the_tree_of_a_run_is_complete(smoke_run):
     assert {name[:2] for name in manifest["chapters"]} == {f"{chapter:02}" for chapter in CHAPTERS}
     for record in manifest["chapters"].values():
         assert record["seconds"] > 0
+        assert record["work"] > 0
         assert record["peak_memory"] > 0
     for name in manifest["artifacts"]:
         smoke_run.run.check(name)

@@ -197,7 +197,7 @@ def checkout(tmp_path):
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     (tmp_path / "run/tables").mkdir(parents=True)
-    (tmp_path / "run/manifest.json").write_text('{"chapters": {"01_activations": {"seconds": 12.3}}}')
+    (tmp_path / "run/manifest.json").write_text('{"chapters": {"01_activations": {"work": 12.3}}}')
     card().to_csv(tmp_path / "run/tables/07_claims.csv", index=False)
     signs().to_csv(tmp_path / "run/tables/06_replay_signs.csv", index=False)
     return tmp_path

@@ -74,7 +74,7 @@ def compact(residual: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
 
 
 def _text_and_model(run: RunDirectory) -> list[Any]:
-    """The text, the model and the layer, but not the rest of the study: studies share what they may."""
+    """The text, the model and the study's layer, but not the rest of the study: studies share what they may."""
     recipe = run.study.as_dict()["corpus"]
     source = run.study.corpus.source
     if source != EMBEDDED_CORPUS and not source.startswith("hub:") and user_path(source).is_file():
@@ -107,7 +107,7 @@ def _in_cache(key: str) -> Path:
 
 
 @result("01_corpus", place="cache/activations", keep=_keep_in_cache, choices=_text_and_model)
-def corpus_activations(run: RunDirectory) -> None:
+def corpus_activations(run: RunDirectory, **at: int) -> None:
     """Residual stream at the study's layer over its corpus; captured once, then read from the cache.
 
     Capture writes shards as it goes, so that an interrupted run resumes where it stopped.
@@ -119,7 +119,12 @@ def corpus_activations(run: RunDirectory) -> None:
     ActivationError
         If activations are not finite or the mask leaves nothing.
     """
-    _capture_corpus(run, _in_cache(corpus_activations.key(run)))
+    _capture_corpus(run, run.study.changed(**at).hook_name, _in_cache(corpus_activations.key(run, **at)))
+
+
+def corpus_at(run: RunDirectory, layer: int) -> CorpusActivations:
+    """The same over the same text at some layer, which may be the study's."""
+    return corpus_activations(run, **({} if layer == run.study.layer else {"layer": layer}))
 
 
 def _is_whole(path: Path) -> bool:
@@ -151,7 +156,7 @@ def _open_corpus(path: Path) -> CorpusActivations:
     return CorpusActivations(*(tensors[name] for name in names), facts["counts"], path)
 
 
-def _capture_corpus(run: RunDirectory, path: Path) -> None:
+def _capture_corpus(run: RunDirectory, hook_name: str, path: Path) -> None:
     model, recipe = language_model(run), run.study.corpus
     text = corpus_tokens(model, recipe, run.study.seed)
     rows = torch.cat([text.heldout, text.train])
@@ -161,7 +166,7 @@ def _capture_corpus(run: RunDirectory, path: Path) -> None:
     shards = [folder / f"{start:07d}.safetensors" for start in starts]
     for start, shard in progress(list(zip(starts, shards, strict=True)), "corpus activations"):
         if not _is_whole(shard):
-            _capture_shard(model, rows[start : start + per_shard], run.study.hook_name, shard)
+            _capture_shard(model, rows[start : start + per_shard], hook_name, shard)
     counts, tensors = _merge(shards, len(text.heldout))
     _write(path, {**tensors, "heldout_tokens": text.heldout}, counts={**counts, "documents": text.documents})
     shutil.rmtree(folder, ignore_errors=True)  # with what a killed run may have left half written

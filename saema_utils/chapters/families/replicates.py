@@ -5,18 +5,15 @@ What chapter 7 judges of one autoencoder is measured of each, and the headline m
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_tensors, concepts_of
-from saema_utils.chapters.activations.corpus import compact
+from saema_utils.chapters.activations.corpus import corpus_activations, corpus_at
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures
 from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
@@ -31,7 +28,7 @@ from saema_utils.chapters.scorecard.values import (
 from saema_utils.errors import ClaimError
 from saema_utils.evidence.claims import CLAIMS_FILE, Claim, load_claims
 from saema_utils.evidence.multiverse import contrasts_of, primary_effects, why_missing
-from saema_utils.model.residual_stream import ConceptActivations, capture_concept, capture_residual_stream, find_sinks
+from saema_utils.model.residual_stream import ConceptActivations, capture_concept
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, tensors
 from saema_utils.runtime import in_processes, progress
@@ -42,8 +39,6 @@ from saema_utils.saes.loading import load_sae
 from saema_utils.saes.training import train_sae
 from saema_utils.study import SaeRecipe, Study
 from saema_utils.text.concepts import build_prompts
-from saema_utils.text.corpus import corpus_tokens
-from saema_utils.text.tokens import special_tokens
 
 SEEDS = 3
 FEW_TOKENS = 4_000  # for what a mean or a share of variance needs
@@ -96,14 +91,21 @@ def _recipe(run: RunDirectory) -> SaeRecipe:
     return own if own.source == "train" else small_recipe(comparable_recipe(run), "topk")
 
 
-@parts("09_replicate_saes", of=_names, needs=(control_tensors,), apart=False)  # one pass reads the text for all layers
+@tensors("09_centres", needs=(corpus_activations,))
+def centres_of_layers(run: RunDirectory) -> dict[str, Tensor]:
+    """Mean of running text at every layer, about which random dictionaries are laid."""
+    layers = sorted({replicate.layer for replicate in replicates_of(run)})
+    return {str(layer): corpus_at(run, layer).train[:FEW_TOKENS].float().mean(0) for layer in layers}
+
+
+# The centres come first, so that the text is read at every layer before any two autoencoders ask for it.
+@parts("09_replicate_saes", of=_names, needs=(centres_of_layers, control_tensors))
 def replicate_saes(run: RunDirectory, names: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The autoencoders, kept in ``replicates/``; the study's own is one of them and is not trained again."""
-    asked = [replicate for replicate in replicates_of(run) if str(replicate) in names]
-    layers, key = sorted({replicate.layer for replicate in asked}), replicate_saes.key(run)
-    corpora = _corpora(run, layers, training_tokens(run, run.study.corpus.tokens))
-    for replicate in progress(asked, "training replicates"):
-        train, heldout = corpora[replicate.layer]
+    key = replicate_saes.key(run)
+    for replicate in progress([one for one in replicates_of(run) if str(one) in names], "training replicates"):
+        corpus = corpus_at(run, replicate.layer)
+        train, heldout = corpus.train[: training_tokens(run, len(corpus.train))], corpus.heldout[:FEW_TOKENS]
         if replicate == _own(run):
             sae = study_sae(run)
         else:
@@ -121,13 +123,6 @@ replicate_training = replicate_saes.whole(
     "The autoencoders of other layers and seeds: how well each reconstructs held-out running text at its layer.",
     {"seed": "seed of its first weights and of its batches"},
 )
-
-
-@tensors("09_centres", needs=(control_tensors,))
-def centres_of_layers(run: RunDirectory) -> dict[str, Tensor]:
-    """Mean of running text at every layer, about which random dictionaries are laid."""
-    layers = sorted({replicate.layer for replicate in replicates_of(run)})
-    return {str(layer): train.float().mean(0) for layer, (train, _) in _corpora(run, layers, FEW_TOKENS).items()}
 
 
 def _coders(run: RunDirectory, replicate: Replicate) -> dict[str, Coder]:
@@ -227,26 +222,3 @@ layer_table = effects_of_replicates.whole(
     "Headline measures per layer, concept and representation, with the first autoencoder of each layer.",
     {**COLUMNS, "depth": "place of the layer in the model: 0 first, 1 last"},
 )
-
-
-def _corpora(
-    run: RunDirectory, layers: Sequence[int], tokens: int
-) -> dict[int, tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]]:
-    """Unmasked activations of the study's text at several layers from one pass: training and held-out tokens."""
-    corpus, model = run.study.corpus, language_model(run)
-    recipe = dataclasses.replace(
-        corpus, tokens=min(tokens, corpus.tokens), heldout_tokens=min(FEW_TOKENS, corpus.heldout_tokens)
-    )
-    text = corpus_tokens(model, recipe, run.study.seed)
-    rows = torch.cat([text.heldout, text.train])
-    hooks = {layer: f"blocks.{layer}.hook_resid_post" for layer in layers}
-    captured = capture_residual_stream(model, rows, list(hooks.values()), description="corpus at several layers")
-    ordinary, is_train = ~special_tokens(model, rows), torch.arange(len(rows))[:, None] >= len(text.heldout)
-    found = {}
-    for layer, hook in hooks.items():
-        residual = captured.pop(hook)
-        norms = residual.norm(dim=-1)
-        sinks, _ = find_sinks(norms, ordinary, typical=ordinary & is_train)
-        keep = ordinary & ~sinks
-        found[layer] = tuple(compact(residual[keep & part]) for part in (is_train, ~is_train))
-    return found

@@ -95,17 +95,20 @@ def _families(run: RunDirectory) -> list[str]:
     return [f"{name}-{seed}" for name in ARCHITECTURES for seed in family_seeds(run)]
 
 
-@parts("09_training", of=_families, needs=(corpus_activations, control_tensors), apart=False)  # seeds need the first
+def _first_seed(run: RunDirectory, family: str) -> list[str]:
+    """The family of the first seed, from which those of others start."""
+    first = f"{family.rpartition('-')[0]}-{family_seeds(run)[0]}"
+    return [first] if first != family else []
+
+
+@parts("09_training", of=_families, needs=(corpus_activations, control_tensors), after=_first_seed)
 def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """The autoencoders themselves, kept in ``families/`` as they are finished."""
     corpus, key = corpus_activations(run), trained_families.key(run)
     for family in progress(families, "training families"):
         architecture, _, seed = family.rpartition("-")
-        first = int(seed) == family_seeds(run)[0]
         # Other seeds start where the first one's search for a penalty ended.
-        start = math.nan
-        if not first:
-            start = trained_families.part(run, f"{architecture}-{family_seeds(run)[0]}")["penalty"].iloc[0]
+        before = [trained_families.part(run, first)["penalty"].iloc[0] for first in _first_seed(run, family)]
         matched = train_to_l0(
             corpus.train[: training_tokens(run)],
             corpus.heldout,
@@ -114,8 +117,8 @@ def trained_families(run: RunDirectory, families: list[str]) -> Iterator[tuple[s
             run.device,
             metadata={"model_name": run.study.model, "hook_name": run.study.hook_name, "family": architecture},
             description="",
-            start=None if math.isnan(start) else start,
-            max_trials=search_trials(run) if first else 2,
+            start=next((penalty for penalty in before if not math.isnan(penalty)), None),
+            max_trials=2 if before else search_trials(run),
         )
         keep_sae(run, folder_of(architecture, int(seed)), key, lambda: matched.trained.sae)  # noqa: B023
         yield family, {"09_training": _facts(run, matched, architecture, int(seed))}
