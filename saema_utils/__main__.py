@@ -64,13 +64,13 @@ def run(
     corpus: Annotated[str, typer.Option(help="A file of text instead of the study's corpus.")] = "",
     column: Annotated[str, typer.Option(help="Where its text stands, in a file of rows. Default: text.")] = "",
     jobs: Annotated[
-        int,
+        int | None,
         typer.Option(
             parser=whole_number,
             metavar="NUMBER",
             help="Processes that make tables, on the CPU. 1: each notebook its own. Default: one a core, if they fit.",
         ),
-    ] = 0,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,
 ) -> None:
     """Run the chapters of a study. What did not change is skipped; an interrupted run resumes."""
@@ -80,7 +80,7 @@ def run(
     from saema_utils.runs.directory import RunDirectory, forget
 
     wanted = parse_chapters(chapters)
-    require(jobs >= 0, "--jobs", jobs, "1 or more, or 0 for one a core", SaemaError)
+    require(jobs is None or jobs > 0, "--jobs", jobs, "1 or more", SaemaError)
     runtime.choose_device(device)
     chosen = customised(resolve_study(study, seed), prompts, model, layer, sae, corpus, column)
     preflight.check_study(chosen)

@@ -42,6 +42,8 @@ def test_other_chapters_are_refused(text):
         (["run", "--prompts", "nowhere-prompts.json"], "nowhere-prompts.json"),
         (["run", "--corpus", "nowhere.txt"], "nowhere.txt"),
         (["run", "--layer", "-3"], "-3"),
+        (["run", "--jobs", "many"], "many"),
+        (["run", "--jobs", "-2"], "-2"),
         (["book", "--study", "smok"], "smok"),
         (["studies", "gpt3"], "gpt3"),
         (["sae", "nowhere"], "nowhere"),
