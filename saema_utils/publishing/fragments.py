@@ -115,7 +115,7 @@ def time_needed(notebook: NotebookNode, record: Mapping[str, Any] | None) -> str
     if not record:
         return f"{reading}; not run yet"
     memory = f"{record['peak_memory'] / 2**30:.1f} GiB"
-    return f"{reading}; {duration(record['seconds'])} to run on {record['hardware']}, peak memory {memory} (measured)"
+    return f"{reading}; {duration(record['work'])} of work on {record['hardware']}, peak memory {memory} (measured)"
 
 
 def write_fragments(run: RunDirectory, folder: Path, staging: Path) -> None:

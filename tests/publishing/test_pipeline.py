@@ -321,10 +321,10 @@ def test_a_fork_moves_every_follower_and_a_fork_of_it_again(tmp_path, monkeypatc
 def test_placeholders_are_filled_from_the_manifest(root, run, repository, monkeypatch):
     monkeypatch.setattr(address, "REPOSITORY", repository)
     notebook = nbformat.read(root / "notebooks/01_first.ipynb", as_version=4)
-    run.record_chapter("01_first", seconds=72.4, peak_memory=2**31, hardware="2 CPU cores (x86_64)")
+    run.record_chapter("01_first", seconds=40, work=72.4, peak_memory=2**31, hardware="2 CPU cores (x86_64)")
     prepare_page(notebook, run, "01_first")
     text = notebook.cells[0].source
-    assert "72 s to run on 2 CPU cores (x86_64), peak memory 2.0 GiB (measured)" in text
+    assert "72 s of work on 2 CPU cores (x86_64), peak memory 2.0 GiB (measured)" in text
     assert (address.colab_url("notebooks/01_first.ipynb") in text) == (repository != "OWNER/saema-book")
     assert "OWNER" not in text
     assert "<!--" not in text
