@@ -47,6 +47,8 @@ NAMES = {
     "global_scaling": "global scaling",
 }
 SMALL = 9.5  # points of the smallest letters: on figures of less than ten inches they can be read on any page
+NEAR = 9  # points from a dot to the middle of the word beside it
+BESIDE = "beside"
 GREY = "#555555"  # what is written beside lines that have no colour of their own
 MAIN = ("residual", "sae", "poles")
 SEQUENTIAL = "viridis"
@@ -200,6 +202,62 @@ def direct_label(axes: Axes, x: float, y: float, text: str, color: str, **option
         "annotation_clip": False,
     }
     axes.annotate(text, (x, y), color=color, **(beside | options))
+
+
+def write_beside(axes: Axes, texts: Sequence[str], points: np.ndarray, ways: np.ndarray, **style: Any) -> None:
+    """Write a word beside each point, on the side where its way leads; :func:`keep_apart` then finds them room."""
+    style = {"fontsize": SMALL, "ha": "center", "va": "center", "textcoords": "offset points", "gid": BESIDE} | style
+    lengths = np.maximum(np.hypot(*np.transpose(ways)), 1e-12)
+    for text, point, way in zip(texts, points, NEAR * np.asarray(ways) / lengths[:, None], strict=True):
+        axes.annotate(text, point, way, **style)
+
+
+def keep_apart(figure: Figure) -> None:
+    """Move the words of :func:`write_beside` off each other and off dots, each as little as it must. A thin
+    line leads back to the point from a word that had to go far.
+
+    Call it last, for what room there is depends on where the panels are. Each word in turn takes the best of the places
+    around its point, until none wants to move; nothing is random.
+    """
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        words = [text for text in axes.texts if text.get_gid() == BESIDE]
+        for word, place, end in zip(words, *_places(axes, words), strict=True) if words else ():
+            word.set_position(place)
+            if np.hypot(*end) > NEAR:
+                line = {"arrowstyle": "-", "color": COLORS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
+                axes.annotate("", word.xy, end, textcoords="offset points", arrowprops=line, zorder=1)
+
+
+def _places(axes: Axes, words: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of a panel have room, and where their boxes are nearest to their points; in points from these."""
+    from matplotlib.text import Text
+
+    pixels = axes.figure.dpi / 72
+    halves = np.array([Text.get_window_extent(word).size for word in words]) / 2 / pixels + 0.5
+    starts = axes.transData.transform([word.xy for word in words]) / pixels
+    dots = [axes.transData.transform(np.ma.filled(drawn.get_offsets(), np.nan)) / pixels for drawn in axes.collections]
+    low, high, dots = axes.bbox.min / pixels, axes.bbox.max / pixels, np.concatenate([*dots, starts])
+    wishes = np.array([word.get_position() for word in words])
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    offsets = wishes.copy()
+    for _ in range(8):
+        before = offsets.copy()
+        for i, half in enumerate(halves):
+            others, room = np.delete(starts + offsets, i, axis=0), half + np.delete(halves, i, axis=0)
+            # Rings that keep the box, not its middle, at one distance: a word is wider than it is high.
+            rings = [around * (half + away) for away in (1, 4, 8, 13, 19, 26, 34, 43)]
+            tried = np.concatenate([wishes[i : i + 1], *rings])
+            centres = starts[i] + tried
+            shared = np.clip(room - np.abs(centres[:, None] - others), 0, None).prod(axis=-1).sum(axis=1)
+            hidden = (np.abs(centres[:, None] - dots) < half + 2).all(axis=-1).sum(axis=1)
+            outside = np.clip([low - centres + half, centres + half - high], 0, None).sum(axis=(0, 2))
+            far = np.hypot(*(tried - wishes[i]).T)
+            offsets[i] = tried[np.argmin(100 * (shared > 0) + 10 * shared + 15 * hidden + 5 * outside + far)]
+        if np.array_equal(before, offsets):
+            break
+    return offsets, offsets - np.clip(offsets, -halves, halves)
 
 
 def noise_axis(axes: Axes, levels: Sequence[float], label: str = "noise / RMS of the activations") -> None:

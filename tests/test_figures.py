@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from saema_utils.figures import (
     CLASS_COLORS,
@@ -21,11 +22,13 @@ from saema_utils.figures import (
     SEQUENTIAL,
     TOWARDS_CLAIM,
     class_style,
+    keep_apart,
     line_style,
     note_missing,
     panels,
     says_if_empty,
     span,
+    write_beside,
 )
 
 # Machado, Oliveira and Fernandes 2009, full severity, on linear RGB.
@@ -150,3 +153,42 @@ def test_a_figure_without_rows_says_why():
     assert drawn(table)["y"].tolist() == [1.0]
     for empty in (table[:0], table[1:]):
         assert [text.get_text() for text in drawn(empty).axes[0].texts] == ["Nothing here."]
+
+
+def crowded(seed: int, spread: float):
+    """Twelve words beside points within ``spread`` of the middle of a panel."""
+    figure, axes = panels(width=3, height=3)
+    points = 0.5 + spread * (np.random.default_rng(seed).random((12, 2)) - 0.5)
+    axes.scatter(*points.T, s=20)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    write_beside(axes, [f"word{i}" for i in range(12)], points, points - points.mean(0))
+    return figure, axes, points
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.8])
+def test_words_beside_points_stand_apart_from_each_other_and_off_the_points(seed, spread):
+    figure, axes, points = crowded(seed, spread)
+    keep_apart(figure)
+    figure.draw_without_rendering()
+    words = [text for text in axes.texts if text.get_text()]
+    boxes = [Text.get_window_extent(word) for word in words]
+    assert [(a, b) for a, b in combinations(range(12), 2) if boxes[a].overlaps(boxes[b])] == []
+    dots = axes.transData.transform(points)
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert all(axes.bbox.padded(1).contains(*corner) for box in boxes for corner in box.corners())
+    again, same, _ = crowded(seed, spread)
+    keep_apart(again)
+    assert [text.get_position() for text in same.texts] == [text.get_position() for text in axes.texts]
+
+
+def test_a_word_with_room_stays_where_it_was_put_and_one_without_has_a_line_to_its_point():
+    for points, lines in ((np.array([[0.1, 0.5], [0.9, 0.5]]), 0), (np.full((12, 2), 0.5), 6)):
+        figure, axes = panels(width=3, height=3)
+        axes.scatter(*points.T)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        write_beside(axes, ["here"] * len(points), points, np.tile([0, 1], (len(points), 1)))
+        before = [text.get_position() for text in axes.texts]
+        keep_apart(figure)
+        assert sum(text.arrow_patch is not None for text in axes.texts) >= lines
+        assert lines or [text.get_position() for text in axes.texts] == before

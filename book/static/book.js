@@ -24,6 +24,19 @@
     }
   }
 
+  /* Paper cannot be unfolded, and has no dark side. The code of figures stays away, as the style sheet says. */
+  let unfolded = [], theme = "";
+  window.addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll(".bd-article details:not([open], .sd-dropdown)")];
+    for (const fold of unfolded) fold.open = true;
+    theme = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => {
+    for (const fold of unfolded) fold.open = false;
+    document.documentElement.dataset.theme = theme;
+  });
+
   document.addEventListener("DOMContentLoaded", nameToggles);
   /* Formulas take their width only when MathJax has set them, which may be after the page has loaded. */
   window.addEventListener("load", () => {

@@ -36,6 +36,8 @@ TIME = re.compile(r"<!-- time -->[^\n]*")
 OPENING = re.compile(r"<!-- opening: (\w+) -->")
 RULES = "saema_utils/evidence/claims.yaml"
 COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", RULES)
+# The notebooks that pages hand out: Sphinx copies what is in here beside the pages.
+HANDED_OUT = "handed_out"
 NO_NUMBER = "(not measured in this run)"
 # Cells that the page shows on demand: how they fold, and what the fold says.
 FOLDED = {
@@ -212,13 +214,16 @@ def _stage_notebooks(
     chosen = sorted(required | optional)
     forbidden = [*default_build_paths(), root, run.path]
     glossary = terms.read_terms(root / "book" / "glossary.md")
-    (staging / "notebooks").mkdir(parents=True, exist_ok=True)
+    handed_out = staging / HANDED_OUT / "notebooks"
+    for folder in (staging / "notebooks", handed_out):
+        folder.mkdir(parents=True, exist_ok=True)
     for number in chosen:
         source = _executed(run, root, sources[number].name, number, allow_stale)
         try:
             cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
         except BookError as error:
             raise BookError(f"chapter {number} ({source.stem}) cannot be published: {error}") from error
+        nbformat.write(with_captions(cleaned, number), handed_out / source.name)
         prepare_page(cleaned, run, source.stem, glossary)
         nbformat.write(cleaned, staging / "notebooks" / source.name)
     listed[:] = [{"file": f"notebooks/{sources[number].stem}"} for number in chosen]
@@ -234,6 +239,24 @@ def _executed(run: RunDirectory, root: Path, name: str, number: int, allow_stale
     if not allow_stale and not is_done(run, root, number):
         raise BookError(f"chapter {number} ({path.stem}) was executed from older sources than these. {command}")
     return path
+
+
+def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
+    """A copy of a cleaned chapter to be read elsewhere, in Colab say: under each figure stand its number and caption,
+    which a page takes from the cell.
+    """
+    import copy
+
+    from nbformat.v4 import new_output
+
+    copied, number = copy.deepcopy(notebook), 0
+    for cell in copied.cells:
+        caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
+        if caption and any({"image/svg+xml", "text/html"} & set(o.get("data", {})) for o in cell.outputs):
+            number += 1
+            said = f"**Fig. {chapter}.{number}** {caption}"
+            cell.outputs.append(new_output("display_data", data={"text/markdown": said, "text/plain": said}))
+    return copied
 
 
 def prepare_page(

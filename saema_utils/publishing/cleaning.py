@@ -20,7 +20,7 @@ from saema_utils.runs.freshness import PACKAGE_DIR
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-CELL_METADATA = ("tags", "mystnb")
+CELL_METADATA = ("tags", "mystnb", "cellView", "jupyter")
 INJECTED = "injected-parameters"
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 PROGRESS_BAR = re.compile(r"\d+%\|[^|\n]*\|\s*\d+/\d+|\d+(\.\d+)?\s?(it/s|s/it)\b")
@@ -29,7 +29,7 @@ PROGRESS_BAR = re.compile(r"\d+%\|[^|\n]*\|\s*\d+/\d+|\d+(\.\d+)?\s?(it/s|s/it)\
 def clean_notebook(notebook: NotebookNode, *, build_paths: Iterable[str | Path] | None = None) -> NotebookNode:
     """A copy of an executed notebook, fit to be published.
 
-    Cells that papermill injected are dropped, metadata is cut to tags and figure options, execution
+    Cells that papermill injected are dropped, metadata is cut to tags, figure options and what folds a cell, execution
     counts run from 1, neighbouring pieces of printed text are joined, and memory addresses go.
 
     Parameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -428,3 +429,15 @@ def test_little_is_drawn_and_told_without_a_number_that_is_not_there(read, case)
     for cut, texts in found.items():
         wrong = [text for text in texts if re.search(r"\bnan\b", text, re.IGNORECASE)]
         assert not wrong, (cut, wrong)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if ".figures." in case])
+def test_no_word_in_a_figure_stands_on_another(read, case):
+    figure = CASES[case](Tables(read, "all of it"))
+    if isinstance(figure, Figure):
+        figure.draw_without_rendering()
+        for axes in (axes for axes in figure.axes if axes.get_visible()):
+            words = [text for text in axes.texts if text.get_text().strip()]
+            boxes = [(word.get_text(), word.get_window_extent().padded(-1)) for word in words]
+            over = [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+            assert over == []

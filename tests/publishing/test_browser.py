@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import nbformat
 import pytest
 
 from saema_utils.notebook import CHAPTERS
@@ -330,6 +331,62 @@ def test_every_chapter_links_its_source_notebook_in_colab(visits):
         source = name.replace(".html", ".ipynb")
         assert (ROOT / source).exists()
         assert address.colab_url(source) in visits[name].facts["links"]
+
+
+def test_every_page_is_taken_along_and_a_chapter_as_the_notebook_that_it_shows(page, base, pages, site):
+    for name in (name for name in pages if name.startswith(("notebooks/", "book/intro"))):
+        page.goto(base + name)
+        page.locator(".dropdown-take-along > button").click()
+        assert page.locator(".btn-print-button").is_visible(), name
+        if name.startswith("book/"):
+            continue
+        link = page.locator(".btn-notebook-button")
+        assert link.is_visible(), name
+        handed_out = site / unquote(urljoin(name, link.get_attribute("href")))
+        notebook = nbformat.read(handed_out, as_version=4)
+        told = [o.get("data", {}).get("text/markdown", "") for c in notebook.cells for o in c.get("outputs", [])]
+        numbers = [found[0] for found in map(re.compile(r"Fig\. [\d.]+").search, told) if found]
+        on_page = page.eval_on_selector_all("figcaption .caption-number", "all => all.map(e => e.textContent.trim())")
+        assert numbers == on_page, name
+        assert len(numbers) >= 3, name
+
+
+PAPER = {"width": 680, "height": 960}  # what margins leave of a sheet, in pixels
+ON_PAPER = """() => {
+  const shown = (e) => e.checkVisibility({opacityProperty: true, visibilityProperty: true});
+  const article = document.querySelector(".bd-article");
+  const boxes = [...article.querySelectorAll("pre, .saema-scroll, .pst-scrollable-table-container")].filter(shown);
+  return {
+    to_press: [...document.querySelectorAll("button, nav, input, .copybtn")].filter(shown).map((e) => e.className),
+    cut: boxes.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 40)),
+    hidden: [...article.querySelectorAll(".tag_solution pre, .saema-table, section > details > p")]
+      .filter((e) => !shown(e)).map((e) => e.textContent.slice(0, 40)),
+    blank: [...article.querySelectorAll(".saema-plot")].filter((e) => !e.querySelector("svg .point, svg path")).length,
+    ground: getComputedStyle(document.documentElement).getPropertyValue("--pst-color-text-base"),
+  };
+}"""
+
+
+def test_on_paper_folds_are_open_and_nothing_is_cut_or_to_be_pressed(page, base, pages):
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{base}book/intro.html")
+    light = page.evaluate(ON_PAPER)["ground"]
+    folded = "document.querySelectorAll('.bd-article details:not([open])').length"
+    for name in (name for name in pages if name.startswith("notebooks/")):
+        page.emulate_media(color_scheme="dark", media="screen")
+        page.set_viewport_size(DESK)
+        page.goto(base + name)
+        page.wait_for_function("document.querySelectorAll('.saema-interactive:not([data-drawn=true])').length === 0")
+        before = page.evaluate(folded)
+        assert before, name
+        page.emulate_media(color_scheme="dark", media="print")
+        page.set_viewport_size(PAPER)
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        paper = page.evaluate(ON_PAPER)
+        assert paper == {"to_press": [], "cut": [], "hidden": [], "blank": 0, "ground": light}, name
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(folded) == before, name
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(DESK, 9), (PHONE, 7)])

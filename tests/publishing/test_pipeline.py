@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from saema_utils.errors import BookError
 from saema_utils.interactive import PUBLISHING, interactive
 from saema_utils.publishing import address, execution, fragments
-from saema_utils.publishing.build import build_book, last_finished, prepare_page
+from saema_utils.publishing.build import build_book, last_finished, prepare_page, with_captions
 from saema_utils.publishing.cleaning import clean_notebook
 from saema_utils.publishing.execution import run_notebooks
 from saema_utils.runs.directory import RunDirectory
@@ -228,7 +228,8 @@ def test_cleaning_keeps_what_matters_and_is_idempotent():
         new_output("stream", name="stdout", text="b <x at 0x7f12345678>\n"),
         new_output("execute_result", data={"text/plain": "1"}, execution_count=9),
     )
-    notebook.cells[0].metadata = {"tags": ["hide-input"], "mystnb": {"image": {"alt": "x"}}, "papermill": {"d": 1}}
+    kept = {"tags": ["hide-input"], "mystnb": {"image": {"alt": "x"}}, "cellView": "form"}
+    notebook.cells[0].metadata = kept | {"papermill": {"d": 1}}
     before = nbformat.writes(notebook)
     cleaned = clean_notebook(notebook)
     assert nbformat.writes(notebook) == before, "the executed notebook itself is not touched"
@@ -236,7 +237,7 @@ def test_cleaning_keeps_what_matters_and_is_idempotent():
     assert cell.outputs[0].text == "ab <x>\n"
     assert len(cell.outputs) == 2
     assert cell.execution_count == cell.outputs[1].execution_count == 1
-    assert cell.metadata == {"tags": ["hide-input"], "mystnb": {"image": {"alt": "x"}}}
+    assert cell.metadata == kept
     assert nbformat.writes(clean_notebook(cleaned)) == nbformat.writes(cleaned)
 
 
@@ -261,6 +262,19 @@ def test_what_no_page_may_show_is_refused(output, complaint):
 def test_harmless_output_is_not_mistaken_for_harm():
     text = "100% of 4/10 items; 3.2 it is; a rootless tree\r\n"
     assert clean_notebook(executed(new_output("stream", name="stdout", text=text))).cells[0].outputs[0].text == text
+
+
+def test_a_notebook_that_is_handed_out_numbers_its_figures_as_the_page_does():
+    def figure(caption, **data):
+        shown = [new_output("display_data", data=data)] if data else []
+        return new_code_cell("show()", outputs=shown, metadata={"mystnb": {"figure": {"caption": caption}}})
+
+    drawn = {"image/svg+xml": "<svg/>"}
+    notebook = new_notebook(cells=[figure("One?", **drawn), figure("Not drawn here."), figure("Two?", **drawn)])
+    before = nbformat.writes(notebook)
+    told = [[o.data.get("text/markdown") for o in cell.outputs[1:]] for cell in with_captions(notebook, 4).cells]
+    assert told == [["**Fig. 4.1** One?"], [], ["**Fig. 4.2** Two?"]]
+    assert nbformat.writes(notebook) == before
 
 
 # ---- the address ---------------------------------------------------------------------------------

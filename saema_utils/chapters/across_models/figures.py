@@ -18,9 +18,11 @@ from saema_utils.figures import (
     SMALL,
     TOWARDS_CLAIM,
     despined_grid,
+    keep_apart,
     note_missing,
     nothing_to_draw,
     panels,
+    write_beside,
 )
 from saema_utils.statistics import written
 from saema_utils.wording import SIGNS
@@ -167,9 +169,9 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
         sns.lineplot(points, x=field, y="estimate", errorbar=None, color=COLORS["sae"], ax=axis)
         colors = points["verdict"].map(VERDICT_COLORS).fillna(COLORS["sae"])
         axis.scatter(points[field], points["estimate"], c=colors, s=26, zorder=3, linewidth=0)
-        above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
-        for x, y, verdict in zip(points[field], points["estimate"], points["verdict"], strict=True):
-            axis.annotate(SIGNS.get(verdict, ""), (x, y), **above)
+        judged = points[points["verdict"].isin(SIGNS)]
+        up = np.tile([0, 1], (len(judged), 1))
+        write_beside(axis, judged["verdict"].map(SIGNS), judged[[field, "estimate"]].to_numpy(), up)
         axis.margins(y=0.22)  # room for the signs
         axis.set_title(METRIC_NAMES.get(name, name).split(" (")[0], fontsize=SMALL)
         axis.set(xlabel="", ylabel="")
@@ -181,6 +183,7 @@ def effects_along(table: pd.DataFrame, field: str) -> Figure:
     if not effects.empty:
         figure.supylabel("SAE metrics; effects in margins", fontsize=10)
         _explain(figure, effects["verdict"])
+    keep_apart(figure)
     return figure
 
 

@@ -16,10 +16,12 @@ from saema_utils.figures import (
     GREY,
     SMALL,
     direct_label,
+    keep_apart,
     nothing_to_draw,
     panels,
     says_if_empty,
     span,
+    write_beside,
 )
 from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.statistics import written
@@ -108,6 +110,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
             text = f"in order {written(order, '.0%')}\nplane holds {written(share, '.0%')}"
             ax.set_xlabel(text, fontsize=SMALL, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
+    keep_apart(figure)
     return figure
 
 
@@ -126,9 +129,7 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     ax.plot(*np.vstack([points, points[:1]]).T, color=COLORS["muted"], linewidth=0.9, zorder=1)
     colors = matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(len(words)) / len(words))
     ax.scatter(*points.T, c=colors, s=24, zorder=2, edgecolor="white", linewidth=0.5)
-    outwards = points / np.maximum(np.hypot(*points.T), 1e-12)[:, None] * (10, 9)
-    for point, text_at, word in zip(points, outwards, words, strict=True):
-        ax.annotate(word[:3], point, text_at, textcoords="offset points", ha="center", va="center", fontsize=SMALL)
+    write_beside(ax, [word[:3] for word in words], points, points)
     middle, reach = (points.max(0) + points.min(0)) / 2, 0.68 * (np.ptp(points, axis=0).max() or 1)
     ax.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     ax.set(xticks=[], yticks=[], aspect="equal")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -16,11 +16,13 @@ from saema_utils.evidence.geometry import MEASURES
 from saema_utils.figures import (
     COLORS,
     CYCLIC,
+    GREY,
     NAMES,
     NOISE_MARKER,
     PLOTLY_SYMBOLS,
     SMALL,
     class_style,
+    keep_apart,
     note_missing,
     nothing_to_draw,
     panels,
@@ -28,6 +30,7 @@ from saema_utils.figures import (
     says_if_empty,
     scatter_classes,
     span,
+    write_beside,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
 from saema_utils.statistics import written
@@ -35,6 +38,7 @@ from saema_utils.statistics import written
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
 MARKERS = {"residual": "o", "sae": "o", "reconstruction": "s", "pca": "D", "random_dictionary": "^"}
+UP = (0, 1)
 LINE = {"color": "#444444", "linewidth": 0.9}
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 CLOSE_TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)  # for ratios within a factor of three
@@ -62,6 +66,7 @@ def circle_grid(points: pd.DataFrame, scores: pd.DataFrame) -> Figure:
             _circle(axis, words.loc[[(concept, name)]].sort_values("place"), scores.loc[(concept, name)])
     for name, axis in zip(names, axes[0], strict=True):
         axis.set_title(NAMES[name], color=COLORS[name])
+    keep_apart(figure)
     return figure
 
 
@@ -72,19 +77,11 @@ def _circle(axis: Axes, words: pd.DataFrame, score: pd.Series) -> None:
     hues = matplotlib.colormaps[CYCLIC](words["place"] / score["period"])
     axis.scatter(*xy.T, c=hues, s=26, zorder=2, edgecolor="#444444", linewidth=0.4)
     centre, reach = xy.mean(axis=0), 1.3 * (np.abs(xy).max() or 1)
-    for word, at in zip(words["word"], xy, strict=True):
-        out = (at - centre) / max(np.linalg.norm(at - centre), 1e-12)
-        _write(axis, str(word)[:3], at, 9 * out, va="center")
+    write_beside(axis, words["word"].astype(str).str[:3], xy, xy - centre)
     axis.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
     axis.spines[:].set_visible(False)
     p = "p < 0.001" if score["p_value"] < 0.001 else f"p = {written(score['p_value'], '.3f')}"
     axis.set_xlabel(f"circularity {written(score['score'], '.2f')}, {p}", fontsize=SMALL)
-
-
-def _write(axis: Axes, text: str, at: Sequence[float], shift: Sequence[float] = (0, 8), **style: Any) -> None:
-    """A word near a point; ``shift`` is in typographic points."""
-    style = {"fontsize": SMALL, "ha": "center"} | style
-    axis.annotate(text, at, xytext=shift, textcoords="offset points", **style)
 
 
 def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
@@ -111,6 +108,7 @@ def map_of_tokens(table: pd.DataFrame, concept: str) -> Figure:
         for _, members in clustered.groupby("cluster"):
             _label_cluster(axis, members)
         axis.set_title(f"{NAMES[name]}: {clustered['cluster'].nunique()} clusters", color=COLORS[name])
+    keep_apart(figure)
     return figure
 
 
@@ -120,10 +118,10 @@ def _label_cluster(axis: Axes, members: pd.DataFrame) -> None:
     at = (members["x"].median(), members["y"].max())
     if members["is_word"].mean() > 0.5:
         text = str(words[0]) if len(words) == 1 else f"{len(words)} words"
-        _write(axis, text, at, va="bottom", fontweight="bold")
+        write_beside(axis, [text], [at], [UP], fontweight="bold")
     else:
         text = str(members["token"].astype(str).mode().iloc[0]).strip() or "space"
-        _write(axis, text, at, va="bottom", color="#555555")
+        write_beside(axis, [text], [at], [UP], color=GREY)
 
 
 def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
@@ -136,8 +134,11 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
         rings = {"facecolor": "none", "edgecolor": COLORS["accent"], "linewidth": 1, "zorder": 1}
         axis.scatter(part["x"][mixed], part["y"][mixed], s=70, **rings)
         for word, members in part.groupby("word"):
-            _write(axis, str(word), members[["x", "y"]].median(), fontsize=SMALL, fontweight="bold", bbox=box, zorder=3)
+            places = members[["x", "y"]].to_numpy()
+            middle = places[np.hypot(*(places - np.median(places, axis=0)).T).argmin()]
+            write_beside(axis, [str(word)], [middle], [UP], fontweight="bold", bbox=box, zorder=3)
         axis.set_title(f"{NAMES[name]}: {mixed.mean():.0%} merged", color=COLORS[name])
+    keep_apart(figure)
     return figure
 
 
