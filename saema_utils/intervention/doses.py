@@ -20,8 +20,14 @@ import torch
 
 from saema_utils.arrays import any_numbers
 from saema_utils.errors import InterventionError
-from saema_utils.intervention.edits import ARMS, KEPT_SHARE, apply_edit, edit_direction
-from saema_utils.intervention.separation import check_labelled, cluster_means, mean_pole_distance, separation_scale_free
+from saema_utils.intervention.edits import ARMS, KEPT_SHARE, apply_edit, directions_of, edit_direction
+from saema_utils.intervention.separation import (
+    blocks_of,
+    check_labelled,
+    cluster_means,
+    mean_pole_distance,
+    separation_scale_free,
+)
 from saema_utils.runtime import float64
 
 if TYPE_CHECKING:
@@ -70,18 +76,19 @@ def dose_response(
     z, y, k = check_labelled(latents, labels)
     x = float64(torch.as_tensor(target))
     spread = (x - x.mean(0)).square().sum()
-    # Every arm stays within the latents that some token uses, so distances need only those columns.
-    used = (z != 0).any(0)
-    compact = z[:, used]
+    # Every arm stays within the latents that some token uses, so distances need only those columns. Of wide latents
+    # memory holds the given ones and the edited ones, and a block of anything else.
+    used, blocks, whole = (z != 0).any(0), list(blocks_of(z)), torch.zeros_like(z)
     rows = []
     for arm in arms:
-        direction = edit_direction(z, y, arm, seed=seed, preserve_sparsity=preserve_sparsity)[:, used]
+        direction = directions_of(z, y, k, arm, seed, preserve_sparsity)
+        kept = [_used_part(z, direction, blocks[0], used)] if len(blocks) == 1 else []
         for alpha in alphas:
-            edited = apply_edit(compact, direction, alpha, preserve_sparsity)
-            whole = torch.zeros_like(z)
-            whole[:, used] = edited
-            decoded = decode(whole)
+            for block, own, towards in kept or (_used_part(z, direction, block, used) for block in blocks):
+                whole[block, used] = apply_edit(own, towards, alpha, preserve_sparsity)
+            decoded, edited = decode(whole), whole[:, used]
             squared = (float64(decoded) - x).square()
+            active = torch.cat([(edited[block] != 0).sum(1) for block in blocks])
             rows.append(
                 {
                     "alpha": float(alpha),
@@ -90,11 +97,17 @@ def dose_response(
                     "separation_scale_free": float(separation_scale_free(edited, y)),
                     "mse": float(squared.mean()),
                     "fvu": float(squared.sum() / spread),
-                    "l0": float((edited != 0).sum(1).float().mean()),
+                    "l0": float(active.float().mean()),
                     "ce_loss": float("nan") if cross_entropy is None else float(cross_entropy(decoded)),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _used_part(
+    z: Tensor, direction: Callable[[slice], Tensor], block: slice, used: Tensor
+) -> tuple[slice, Tensor, Tensor]:
+    return block, z[block][:, used], direction(block)[:, used]
 
 
 @dataclass(frozen=True)

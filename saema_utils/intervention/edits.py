@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,13 +44,19 @@ def edit_direction(
     permuted ones have each token's norm of what is left of the poles direction. A mask takes away
     different shares of different directions, so norms that were equal before it are not after it.
     """
+    return directions_of(*check_labelled(latents, labels), arm, seed, preserve_sparsity)(slice(None))
+
+
+def directions_of(
+    latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"], k: int, arm: str, seed: int, preserve_sparsity: bool
+) -> Callable[[slice], Float[Tensor, "n F"]]:
+    """:func:`edit_direction` of some rows at a time, by the poles of all; labels are 0 to k-1, or -1."""
     if arm not in ARMS:
         raise InterventionError(unknown_name("arm", arm, ARMS))
-    z, y, k = check_labelled(latents, labels)
     if arm == "global_scaling":
-        return torch.where((y >= 0)[:, None], z, 0)
-    drawn = chance_of_arm(arm, k, z.shape[1], seed)
-    return direction_from_poles(z, y, cluster_means(z, y, k), arm, drawn, preserve_sparsity)
+        return lambda rows: torch.where((labels[rows] >= 0)[:, None], latents[rows], 0)
+    chosen = (cluster_means(latents, labels, k), arm, chance_of_arm(arm, k, latents.shape[1], seed), preserve_sparsity)
+    return lambda rows: direction_from_poles(latents[rows], labels[rows], *chosen)
 
 
 def chance_of_arm(arm: str, k: int, n_latents: int, seed: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW_POLES = 6  # all 720 ways to match them can be tried
+_BLOCK_BYTES = 2**26
+
+
+def blocks_of(latents: Float[Tensor, "N F"]) -> Iterator[slice]:
+    """Rows that take 64 MiB at a time: work on all of them at once would hold dense latents several times over."""
+    size = max(1, _BLOCK_BYTES // max(1, latents.shape[1] * latents.element_size()))
+    return (slice(start, start + size) for start in range(0, max(1, len(latents)), size))
 
 
 def check_labelled(latents: Tensor, labels: Tensor, fewest: int = 2) -> tuple[Tensor, Tensor, int]:
@@ -40,7 +48,7 @@ def check_labelled(latents: Tensor, labels: Tensor, fewest: int = 2) -> tuple[Te
         )
     if not z.is_floating_point():
         raise InterventionError(f"latents are {z.dtype}; allowed: floating point. Convert them with .float().")
-    if not torch.isfinite(z).all():
+    if not all(torch.isfinite(z[rows]).all() for rows in blocks_of(z)):
         raise InterventionError("latents hold NaN or infinity; allowed: finite numbers. Check what was encoded.")
     y = y.to(z.device)
     names, index = torch.unique(y[y >= 0], return_inverse=True)
@@ -56,8 +64,9 @@ def check_labelled(latents: Tensor, labels: Tensor, fewest: int = 2) -> tuple[Te
 
 def cluster_means(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N"], k: int) -> Float[Tensor, "k F"]:
     """Mean of each cluster 0 to k-1; rows labelled -1 are left out. Gradients flow."""
-    known = labels >= 0
-    sums = latents.new_zeros(k, latents.shape[1]).index_add(0, labels[known], latents[known])
+    known, sums = labels >= 0, latents.new_zeros(k, latents.shape[1])
+    for rows in blocks_of(latents):
+        sums = sums.index_add(0, labels[rows][known[rows]], latents[rows][known[rows]])
     return sums / torch.bincount(labels[known], minlength=k).to(latents)[:, None]
 
 
@@ -87,7 +96,8 @@ def separation_scale_free(latents: Float[Tensor, "N F"], labels: Int[Tensor, " N
     known = y >= 0
     between = (poles - poles.mean(0)).square().sum(1).mean()
     # Not poles[y]: its gradient adds in an order that several threads do not fix.
-    scatter = (z[known] - poles.index_select(0, y[known])).square().sum(1)
+    parts = ((z[rows][known[rows]], y[rows][known[rows]]) for rows in blocks_of(z))
+    scatter = torch.cat([(own - poles.index_select(0, label)).square().sum(1) for own, label in parts])
     counts = torch.bincount(y[known], minlength=k).to(z)
     within = (z.new_zeros(k).index_add(0, y[known], scatter) / counts).mean()
     return between / (between + within)

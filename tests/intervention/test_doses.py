@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.measure import peak_bytes
 from saema_utils import geometry
 from saema_utils.errors import InterventionError
 from saema_utils.intervention.doses import (
@@ -272,6 +273,29 @@ def test_dose_table_has_the_contract_columns_and_keeps_l0_when_asked():
     assert dense.query("arm == 'poles' and alpha == 0.5")["l0"].item() > 6
     assert (dense["ce_loss"] == 1.5).all()
     assert dose_response(z, y, decode, target, alphas=[0])["ce_loss"].isna().all()
+
+
+def test_wide_latents_are_edited_in_blocks_and_give_the_same_numbers_in_less_memory():
+    draws = torch.Generator().manual_seed(0)
+    z = torch.rand(1000, 65_536, generator=draws)
+    y, weights = torch.arange(1000) % 5 - 1, torch.randn(65_536, 2, generator=draws)
+    found = []
+
+    def call():
+        arms = {"alphas": [0.5], "arms": ["permuted_labels"], "preserve_sparsity": True}
+        found.append(dose_response(z, y, lambda latents: latents @ weights, torch.zeros(1000, 2), **arms))
+
+    memory = peak_bytes(call)
+    assert memory is None or memory < 5 * z.nbytes
+    row = found[0].iloc[0]
+    moved = apply_edit(z, edit_direction(z, y, "permuted_labels", preserve_sparsity=True), 0.5, True)
+    means = torch.stack([moved[y == k].mean(0) for k in range(4)])
+    scatter = torch.stack([(moved[y == k] - means[k]).square().sum(1).mean() for k in range(4)]).mean()
+    spread = (means - means.mean(0)).square().sum(1).mean()
+    assert row["mse"] == pytest.approx(float((moved @ weights).double().square().mean()), rel=1e-4)
+    assert row["aedp"] == pytest.approx(float(torch.pdist(means).mean()), rel=1e-4)
+    assert row["separation_scale_free"] == pytest.approx(float(spread / (spread + scatter)), rel=1e-4)
+    assert row["l0"] == pytest.approx(float((moved != 0).sum() / 1000))
 
 
 def test_mere_shrinkage_is_not_taken_for_missing_separation():

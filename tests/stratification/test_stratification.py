@@ -29,7 +29,7 @@ from saema_utils.saes.coders import RandomDictionary
 from saema_utils.stratification import grams as token_grams
 from saema_utils.stratification import noise as noise_engine
 from saema_utils.stratification.anatomy import only_distinct, principal_angles, shuffle_latents, where_rank_moves
-from saema_utils.stratification.grams import cloud_grams, eigenvalues
+from saema_utils.stratification.grams import cloud_grams, eigenvalues, one_thread_each
 from saema_utils.stratification.noise import COLUMNS, noise_rank_sweep, sweep_clouds
 from saema_utils.stratification.spectra import (
     DEFAULT_RTOL,
@@ -165,6 +165,16 @@ def test_one_token_matrix_serves_all_modes_of_a_masked_tensor(seed, width, densi
         found = eigenvalues([gram], [floor])[0][:length]
         assert len(found) == len(expected)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9 * max(float(expected[0]), 1e-30))
+
+
+@pytest.mark.parametrize("size", [300, 2100])
+def test_one_thread_finds_a_known_spectrum_of_small_and_of_large_matrices(size):
+    known = torch.linspace(1, 0, size, dtype=torch.float64)
+    mirror = torch.nn.functional.normalize(torch.ones(size, dtype=torch.float64), dim=0)
+    half = torch.diag(known) - 2 * torch.outer(mirror, mirror * known)
+    with one_thread_each(torch.device("cpu")):
+        (found,) = eigenvalues([half - 2 * torch.outer(half @ mirror, mirror)], [1e-12])
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

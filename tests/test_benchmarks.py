@@ -1,0 +1,44 @@
+"""What programs of the benchmarks count and refuse; what they time is judged by nobody."""
+
+from __future__ import annotations
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import bench_roofline
+
+
+@pytest.mark.parametrize(("make", "d_in", "d_sae"), [("encode", 576, 4608), ("training", 576, 4608)])
+def test_an_exact_topk_code_needs_one_product_and_torch_counts_no_more(make, d_in, d_sae):
+    work = bench_roofline.WORKS[make]()
+    with FlopCounterMode(display=False) as counter:
+        work.call()
+    tokens = sum(n for n, _ in work.products)
+    assert counter.get_total_flops() == work.flops == 2 * tokens * d_in * d_sae
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("make", ["rows", "prompts"])
+def test_capture_needs_seven_products_a_block(make):
+    work = bench_roofline.WORKS[make]()
+    width, of_keys, of_mlp, blocks = 576, 192, 1536, 16  # of SmolLM2-135M up to layer 15
+    a_token = 2 * blocks * (2 * width**2 + 2 * width * of_keys + 3 * width * of_mlp)
+    done = sum(bench_roofline.product_flops(n, w) for n, w in work.products)
+    assert len({w.data_ptr() for _, w in work.products}) == 7 * blocks
+    assert work.flops % a_token == done % a_token == 0
+    assert (done == work.flops) is (make == "rows"), "padding is multiplied, and needed by nobody"
+    assert done >= work.flops
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "products"),
+        ("aten::add_", "sums and products of entries"),
+        ("aten::embedding", "copies"),
+        ("aten::_embedding_bag_dense_backward", "sums of chosen rows"),
+        ("Optimizer.step", "other"),
+    ],
+)
+def test_an_operation_is_of_the_kind_whose_name_it_begins_with_longest(operation, kind):
+    assert bench_roofline.kind_of(operation) == kind
