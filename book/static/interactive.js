@@ -1,10 +1,21 @@
 /* Fills every .saema-plot of a page with its figure. plotly is fetched from this site, once, and only by
-   pages that have such a figure. Colours follow the theme; arrow keys walk through the points. */
+   pages that have such a figure. Colours follow the theme; arrow keys walk through the points; native controls take the
+   steps that plotly's own sliders and menus would take. */
 (() => {
   "use strict";
   const plotly = new URL("plotly.min.js", document.currentScript.src).href;
   const ink = () => getComputedStyle(document.body).color;
   const grid = () => getComputedStyle(document.documentElement).getPropertyValue("--pst-color-border").trim() || "#ccc";
+
+  const phone = window.matchMedia("(max-width: 480px)");
+
+  // Panels that stand beside each other on a desk stand below each other on a phone.
+  function stacked(layout, height) {
+    if (!phone.matches || !layout.xaxis2) return { ...layout, height };
+    const part = (axis, domain) => ({ ...(layout[axis] || {}), domain });
+    return { ...layout, height: Math.round(1.6 * height), xaxis: part("xaxis", [0, 1]), xaxis2: part("xaxis2", [0, 1]),
+      yaxis: part("yaxis", [0.5, 1]), yaxis2: part("yaxis2", [0, 0.4]) };
+  }
 
   function themed(layout) {
     const axes = {};
@@ -50,18 +61,55 @@
     });
   }
 
+  // The traces that are shown say by their names what a control has changed: for the eye a legend, else read out.
+  function say(box, says) {
+    says.replaceChildren(...box._fullData.filter((trace) => trace.visible === true && trace.showlegend).map((trace) => {
+      const line = document.createElement("p"), color = (trace.line && trace.line.color) || trace.marker.color;
+      line.textContent = trace.name;
+      if (typeof color === "string") line.style.setProperty("--trace", color);
+      return line;
+    }));
+  }
+
+  function steer(holder, box, controls) {
+    const says = holder.querySelector(".saema-says");
+    holder.querySelectorAll(".saema-controls > *").forEach((control, number) => {
+      control.addEventListener("input", ({ target }) => {
+        const step = controls[number][target.value];
+        if (target.type === "range") {
+          target.setAttribute("aria-valuetext", step.label);
+          target.nextElementSibling.value = step.label;
+        }
+        window.Plotly[step.method](box, ...step.args).then(() => say(box, says));
+      });
+    });
+    say(box, says);
+    says.setAttribute("aria-live", "polite"); // from now on: what stands there at first is not news
+    says.setAttribute("aria-atomic", "true");
+    holder.querySelector(".saema-controls").hidden = false;
+  }
+
   function draw(holder) {
     const box = holder.querySelector(".saema-plot");
     const figure = JSON.parse(holder.querySelector("script[type='application/json']").textContent);
     const options = { responsive: true, displaylogo: false, scrollZoom: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    const height = parseInt(box.style.height, 10), controls = figure.controls;
+    if (controls.length) figure.layout.showlegend = false; // what the traces say stands beside the controls
+    const layout = () => {
+      const found = themed(stacked(figure.layout, height));
+      box.style.height = `${found.height}px`;
+      return found;
+    };
     box.replaceChildren();
-    const height = parseInt(box.style.height, 10);
-    return window.Plotly.newPlot(box, figure.data, { ...themed(figure.layout || {}), height }, options).then(() => {
+    return window.Plotly.newPlot(box, figure.data, layout(), options).then(() => {
       holder.dataset.drawn = "true";
       walk(box, holder.querySelector(".saema-plot-reading"));
-      new MutationObserver(() => window.Plotly.relayout(box, themed(figure.layout || {}))).observe(
+      if (controls.length) steer(holder, box, controls);
+      const again = () => window.Plotly.relayout(box, layout());
+      new MutationObserver(again).observe(
         document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+      phone.addEventListener("change", again);
     });
   }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saema_utils.chapters.activations.figures import ring
 from saema_utils.chapters.intervention.findings import CHANGES, SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
 from saema_utils.evidence.effects import within_levels
 from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
@@ -26,9 +27,11 @@ from saema_utils.figures import (
     panels,
     says_if_empty,
 )
+from saema_utils.geometry.circles import MIN_MEMBERS, cyclic_score
 from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
+from saema_utils.interactive import menu, slider
 from saema_utils.intervention.edits import ARMS
-from saema_utils.statistics import paired_interval
+from saema_utils.statistics import paired_interval, written
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -168,6 +171,9 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
     return figure
 
 
+FARTHEST = 1.0  # dose at which the poles stand twice as far apart: rings of larger ones would leave no room for words
+NOWHERE = 1e-6  # of how far out the farthest pole stood: rounding
+
 NOT_TRAINED = "No autoencoder was trained for separation."
 
 
@@ -278,28 +284,80 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def dose_explorer(curves: pd.DataFrame) -> PlotlyFigure:
-    """A plotly figure: pick a concept, hover over any arm's dose to read distance, separation, error and L0."""
-    import plotly.graph_objects as go
+def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
+    """A plotly figure: pick a concept and a dose, and see in every arm where poles go and what becomes of the error.
 
-    dense = curves[~curves["preserve_sparsity"]]
-    concepts, read = list(dict.fromkeys(dense["concept"])), ["aedp", "separation_scale_free", "l0"]
+    Left, poles in their principal plane (``05_planes``), the words of a cycle joined in their order; right, the error,
+    with a dot on the closed form. Hovering over a measured dose tells pole distance, separation and L0.
+    """
+    from plotly.subplots import make_subplots
+
+    dense = curves[~curves["preserve_sparsity"]].dropna(subset="parabola")
+    shown = list(itertools.product(dict.fromkeys(dense["concept"]), ARMS))
+    doses = [float(alpha) for alpha in sorted(dense["alpha"].unique()) if alpha <= FARTHEST]
+    steps: dict[str, Any] = {f"{dose:+.2f}": [] for dose in doses}
+    start = doses.index(0.0) if 0.0 in doses else 0
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    for concept, arm in shown:
+        errors = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
+        poles = planes[(planes["concept"] == concept) & (planes["arm"] == arm)] if len(planes) else planes
+        frames = [_at_dose(poles, errors, arm, dose) for dose in doses]
+        for frame, step in zip(frames, steps.values(), strict=True):
+            step += frame
+        studied, color = arm == "poles", {"color": COLORS[arm]}
+        line = color | ({"width": 2.5} if studied else {"width": 1.3, "dash": "dot"})
+        mode = "lines+markers+text" if studied else "lines+markers"
+        ring, dot = frames[start]
+        marker = color | {"size": 9 if studied else 5}
+        figure.add_scatter(**ring, mode=mode, line=line, marker=marker, hoverinfo="text", row=1, col=1)
+        marker = color | {"size": 12, "line": {"width": 1.5, "color": "white"}}
+        figure.add_scatter(**dot, mode="markers", line=color, marker=marker, hoverinfo="skip", row=1, col=2)
+    moving = list(range(len(figure.data)))
+    for concept, arm in shown:
+        errors = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
+        figure.add_scatter(**_measured(errors), name=NAMES[arm], line=line, row=1, col=2)
+    kinds = [concept for concept, _ in shown for _ in range(2)] + [concept for concept, _ in shown]
+    for trace, kind in zip(figure.data, kinds, strict=True):
+        trace.update(visible=kind == kinds[0], showlegend=trace.mode == "markers")
+    if moving:
+        moved = {
+            at: ({key: [t[key] for t in step] for key in ("x", "y", "name")}, moving) for at, step in steps.items()
+        }
+        figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", moved, start)])
+    reach = 1.15 * (1 + FARTHEST)
+    figure.update_xaxes(visible=False, range=[-reach, reach], col=1)
+    figure.update_yaxes(visible=False, range=[-reach, reach], scaleanchor="x", col=1)
+    figure.update_xaxes(title="dose alpha", col=2)
+    figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8], col=2)
+    return figure.update_layout(
+        height=380, legend={"orientation": "h", "y": -0.2}, margin={"t": 15, "r": 10, "l": 10, "b": 65}
+    )
+
+
+def _measured(errors: pd.DataFrame) -> dict[str, Any]:
+    """A curve through the doses that were measured, to hover over."""
+    read = ["aedp", "separation_scale_free", "l0"]
+    curve = errors.groupby("alpha")[["relative", *read]].mean().reset_index()
     hover = "alpha %{x:.2f}<br>error %{y:.3f} of no edit<br>pole distance %{customdata[0]:.3g}"
     hover += "<br>scale-free separation %{customdata[1]:.3f}<br>L0 %{customdata[2]:.0f}"
-    style = {"mode": "lines+markers", "marker": {"size": 5}, "hovertemplate": hover}
-    figure = go.Figure()
-    for concept, arm in itertools.product(concepts, ARMS):
-        part = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
-        curve = part.groupby("alpha")[["relative", *read]].mean().reset_index()
-        style["line"] = {"color": COLORS[arm], "dash": "solid" if arm == "poles" else "dash"}
-        style["visible"] = concept == concepts[0]
-        figure.add_scatter(
-            x=curve["alpha"], y=curve["relative"], name=NAMES[arm], customdata=curve[read].to_numpy(), **style
-        )
-    shown = {concept: [other == concept for other in concepts for _ in ARMS] for concept in concepts}
-    buttons = [{"label": name, "method": "update", "args": [{"visible": which}]} for name, which in shown.items()]
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}
-    layout = {"updatemenus": [menu], "legend": {"orientation": "h", "y": -0.22}, "margin": {"t": 60, "r": 10}}
-    figure.update_xaxes(title="dose alpha")
-    figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8])
-    return figure.update_layout(height=430, **layout)
+    places = {"x": curve["alpha"], "y": curve["relative"], "customdata": curve[read].to_numpy()}
+    return {**places, "mode": "lines+markers", "marker": {"size": 4}, "hovertemplate": hover}
+
+
+def _at_dose(poles: pd.DataFrame, errors: pd.DataFrame, arm: str, dose: float) -> list[dict[str, Any]]:
+    """The poles of one concept at a dose of one arm, and the dot on the closed form, which tells both in words."""
+    error = round(float(errors.loc[errors["alpha"] == dose, "parabola"].mean()), 4)
+    says = f"{NAMES[arm]}: error {written(error, '.3f')}"
+    if not len(poles):
+        return [{"x": [], "y": [], "name": NAMES[arm]}, {"x": [dose], "y": [error], "name": says}]
+    poles = poles.sort_values("place", key=lambda place: place.where(place >= 0, np.inf), kind="stable")
+    unmoved, step = poles[["x", "y"]].to_numpy(), poles[["step_x", "step_y"]].to_numpy()
+    points = (unmoved + dose * step) / (np.hypot(*unmoved.T).max() or 1)
+    cycle = poles["place"][poles["place"] >= 0].to_numpy()
+    around = points[: len(cycle)] - points[: len(cycle)].mean(axis=0) if len(cycle) else points
+    if np.hypot(*points.T).max() < NOWHERE:
+        says += ", all poles in one point"
+    elif len(cycle) >= MIN_MEMBERS:
+        says += f", circularity {cyclic_score(around, cycle, int(poles['period'].iloc[0])):.2f}"
+    drawn = ring(points, list(poles["word"].astype(str)), len(cycle))
+    return [drawn | {"name": NAMES[arm]}, {"x": [dose], "y": [error], "name": says}]
