@@ -34,6 +34,8 @@ from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval, written
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plotly.graph_objects import Figure as PlotlyFigure
 
 ZERO = {"color": "#888888", "linewidth": 1}
@@ -293,45 +295,34 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
     from plotly.subplots import make_subplots
 
     dense = curves[~curves["preserve_sparsity"]].dropna(subset="parabola")
-    shown = list(itertools.product(dict.fromkeys(dense["concept"]), ARMS))
     doses = [float(alpha) for alpha in sorted(dense["alpha"].unique()) if alpha <= FARTHEST]
-    steps: dict[str, Any] = {f"{dose:+.2f}": [] for dose in doses}
     start = doses.index(0.0) if 0.0 in doses else 0
-    figure = make_subplots(1, 2, horizontal_spacing=0.12)
-    for concept, arm in shown:
+    figure, kinds, moved = make_subplots(1, 2, horizontal_spacing=0.12), [], {}
+    for concept, arm in itertools.product(dict.fromkeys(dense["concept"]), ARMS):
         errors = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
         poles = planes[(planes["concept"] == concept) & (planes["arm"] == arm)] if len(planes) else planes
-        frames = [_at_dose(poles, errors, arm, dose) for dose in doses]
-        for frame, step in zip(frames, steps.values(), strict=True):
-            step += frame
-        studied, color = arm == "poles", {"color": COLORS[arm]}
-        line = color | ({"width": 2.5} if studied else {"width": 1.3, "dash": "dot"})
-        mode = "lines+markers+text" if studied else "lines+markers"
-        ring, dot = frames[start]
-        marker = color | {"size": 9 if studied else 5}
-        figure.add_scatter(**ring, mode=mode, line=line, marker=marker, hoverinfo="text", row=1, col=1)
-        marker = color | {"size": 12, "line": {"width": 1.5, "color": "white"}}
-        figure.add_scatter(**dot, mode="markers", line=color, marker=marker, hoverinfo="skip", row=1, col=2)
-    moving = list(range(len(figure.data)))
-    for concept, arm in shown:
-        errors = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
+        line = {"color": COLORS[arm], "width": 2.5, "dash": "solid"}
+        line |= {} if arm == "poles" else {"width": 1.3, "dash": "dot"}
         figure.add_scatter(**_measured(errors), name=NAMES[arm], line=line, row=1, col=2)
-    kinds = [concept for concept, _ in shown for _ in range(2)] + [concept for concept, _ in shown]
+        for course, look in _courses(poles, errors, arm, doses):
+            moved[len(figure.data)] = course
+            figure.add_scatter(**course[start], **look, line=line, marker_color=COLORS[arm], row=1)
+        kinds += [concept] * (len(figure.data) - len(kinds))
     for trace, kind in zip(figure.data, kinds, strict=True):
         trace.update(visible=kind == kinds[0], showlegend=trace.mode == "markers")
-    if moving:
-        moved = {
-            at: ({key: [t[key] for t in step] for key in ("x", "y", "name")}, moving) for at, step in steps.items()
-        }
-        figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", moved, start)])
-    reach = 1.15 * (1 + FARTHEST)
+    if kinds:
+        steps = {}
+        for i, dose in enumerate(doses):
+            now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
+            steps[f"{dose:+.2f}".replace("-", "−")] = now, list(moved)
+        figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
+    reach = 1.05 * (1 + FARTHEST)
     figure.update_xaxes(visible=False, range=[-reach, reach], col=1)
     figure.update_yaxes(visible=False, range=[-reach, reach], scaleanchor="x", col=1)
     figure.update_xaxes(title="dose alpha", col=2)
     figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8], col=2)
-    return figure.update_layout(
-        height=380, legend={"orientation": "h", "y": -0.2}, margin={"t": 15, "r": 10, "l": 10, "b": 65}
-    )
+    figure.update_layout(legend={"orientation": "h", "y": -0.2}, margin={"t": 15, "r": 10, "l": 10, "b": 65})
+    return figure.update_layout(height=380)
 
 
 def _measured(errors: pd.DataFrame) -> dict[str, Any]:
@@ -344,20 +335,50 @@ def _measured(errors: pd.DataFrame) -> dict[str, Any]:
     return {**places, "mode": "lines+markers", "marker": {"size": 4}, "hovertemplate": hover}
 
 
-def _at_dose(poles: pd.DataFrame, errors: pd.DataFrame, arm: str, dose: float) -> list[dict[str, Any]]:
-    """The poles of one concept at a dose of one arm, and the dot on the closed form, which tells both in words."""
-    error = round(float(errors.loc[errors["alpha"] == dose, "parabola"].mean()), 4)
-    says = f"{NAMES[arm]}: error {written(error, '.3f')}"
-    if not len(poles):
-        return [{"x": [], "y": [], "name": NAMES[arm]}, {"x": [dose], "y": [error], "name": says}]
-    poles = poles.sort_values("place", key=lambda place: place.where(place >= 0, np.inf), kind="stable")
+def _courses(
+    poles: pd.DataFrame, errors: pd.DataFrame, arm: str, doses: Sequence[float]
+) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """What moves with the dose in one arm of one concept, at each dose, and its look: the poles, the dot, the words."""
+    rings = [_poles_at(poles, dose, NAMES[arm]) for dose in doses]
+    dots = [_dot_at(poles, errors, arm, dose) for dose in doses]
+    size, rim = 9 if arm == "poles" else 5, {"color": "white", "width": 1.5}
+    courses = [
+        (rings, {"mode": "lines+markers", "marker": {"size": size}, "hoverinfo": "text", "col": 1}),
+        (dots, {"mode": "markers", "marker": {"size": 12, "line": rim}, "hoverinfo": "skip", "col": 2}),
+    ]
+    if arm == "poles":
+        # Words wait where the poles were until these come back: in one point nobody could read them.
+        words = [_poles_at(poles, max(dose, 0.0), "") for dose in doses]
+        look = {"mode": "markers+text", "marker": {"size": size, "opacity": 0}, "cliponaxis": False}
+        courses.append((words, {**look, "hoverinfo": "skip", "col": 1}))
+    return courses
+
+
+def _moved(poles: pd.DataFrame, dose: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places of one concept's poles at a dose of an arm, where the farthest unmoved one is at 1; and in the cycle."""
     unmoved, step = poles[["x", "y"]].to_numpy(), poles[["step_x", "step_y"]].to_numpy()
-    points = (unmoved + dose * step) / (np.hypot(*unmoved.T).max() or 1)
-    cycle = poles["place"][poles["place"] >= 0].to_numpy()
-    around = points[: len(cycle)] - points[: len(cycle)].mean(axis=0) if len(cycle) else points
-    if np.hypot(*points.T).max() < NOWHERE:
+    return (unmoved + dose * step) / (np.hypot(*unmoved.T).max() or 1), poles["place"].to_numpy()
+
+
+def _poles_at(poles: pd.DataFrame, dose: float, name: str) -> dict[str, Any]:
+    """The poles of one concept at a dose of an arm: the words of a cycle as a ring, others alone."""
+    if not len(poles):
+        return {"x": [], "y": [], "name": name}
+    points, place = _moved(poles, dose)
+    order = np.argsort(np.where(place < 0, place.max() + 1, place), kind="stable")
+    words = list(poles["word"].astype(str).iloc[order])
+    return ring(points[order], words, int((place >= 0).sum())) | {"name": name}
+
+
+def _dot_at(poles: pd.DataFrame, errors: pd.DataFrame, arm: str, dose: float) -> dict[str, Any]:
+    """The dot on the closed form of one concept's error in an arm, named for what it says, and what a cycle says."""
+    error = errors.loc[errors["alpha"] == dose, "parabola"].mean()
+    says = f"{NAMES[arm]}: error {written(error, '.3f')}"
+    points, place = _moved(poles, dose) if len(poles) else (np.zeros((0, 2)), np.zeros(0))
+    around = points[place >= 0]
+    if len(points) and np.hypot(*points.T).max() < NOWHERE:
         says += ", all poles in one point"
-    elif len(cycle) >= MIN_MEMBERS:
-        says += f", circularity {cyclic_score(around, cycle, int(poles['period'].iloc[0])):.2f}"
-    drawn = ring(points, list(poles["word"].astype(str)), len(cycle))
-    return [drawn | {"name": NAMES[arm]}, {"x": [dose], "y": [error], "name": says}]
+    elif len(around) >= MIN_MEMBERS:
+        score = cyclic_score(around - around.mean(axis=0), place[place >= 0], int(poles["period"].iloc[0]))
+        says += f", circularity {score:.2f}"
+    return {"x": [dose], "y": [round(error, 4)], "name": says}
