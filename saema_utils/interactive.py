@@ -61,6 +61,15 @@ def interactive(figure: Figure, name: str, alt: str) -> Any:
     return HTML(page_html(figure.to_json(), name, alt, int(figure.layout.height or 460)))
 
 
+def nothing_to_show(why: str) -> Figure:
+    """A plotly figure that says why it is empty, for a study without what is drawn."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure().add_annotation(text=why, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    return figure.update_layout(height=90, margin={"t": 10, "b": 10})
+
+
 def slider(name: str, steps: Mapping[str, Sequence[Any]], active: int) -> dict[str, Any]:
     """A slider of a plotly figure: the label of each step, and what it gives ``restyle``. It starts at ``active``."""
     shown = [{"label": label, "method": "restyle", "args": list(args)} for label, args in steps.items()]

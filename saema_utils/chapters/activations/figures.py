@@ -24,7 +24,7 @@ from saema_utils.figures import (
     span,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
-from saema_utils.interactive import menu, slider
+from saema_utils.interactive import menu, nothing_to_show, slider
 from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.statistics import written
 
@@ -152,13 +152,15 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
     import plotly.graph_objects as go
 
     table = table.dropna(subset=["x", "y"])
+    if table.empty:
+        return nothing_to_show(_NO_MAP)
     concepts, layers = list(table["concept"].unique()), sorted(table["layer"].unique())
     figure = go.Figure()
     shown = {concept: {at: part for at, part in rows.groupby("layer")} for concept, rows in table.groupby("concept")}
     frames = {at: [_ring_at(shown[concept].get(at), concept, at) for concept in concepts] for at in layers}
     active = layers.index(layer) if layer in layers else 0
     for i, concept in enumerate(concepts):
-        count = shown[concept].popitem()[1]["word"].nunique()
+        count = max(part["word"].nunique() for part in shown[concept].values())
         figure.add_scatter(
             **frames[layers[active]][i],
             mode="lines+markers+text",
@@ -170,9 +172,8 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
         )
     if len(concepts) > 1:
         figure.update_layout(updatemenus=[menu("concept", concepts, buttons=True)])
-    if layers:
-        steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
-        figure.update_layout(sliders=[slider("layer", steps, active)])
+    steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
+    figure.update_layout(sliders=[slider("layer", steps, active)])
     figure.update_xaxes(visible=False, range=[-1.25, 1.25])
     figure.update_yaxes(visible=False, range=[-1.2, 1.2], scaleanchor="x")
     return figure.update_layout(height=400, margin={"l": 10, "r": 10, "t": 10, "b": 10})

@@ -31,7 +31,7 @@ from saema_utils.figures import (
     span,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
-from saema_utils.interactive import menu
+from saema_utils.interactive import menu, nothing_to_show
 from saema_utils.statistics import written
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axe
     """An empty map for each representation of a concept, with its rows."""
     rows = table[table["concept"] == concept].dropna(subset=["x", "y"])
     if rows.empty:
-        return nothing_to_draw(f"No map of {concept}: it has too few tokens, or prompts, to be drawn."), iter(())
+        return nothing_to_draw(_no_map(concept)), iter(())
     names = present(rows, ORDER)
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis in axes[0]:
@@ -104,6 +104,10 @@ def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axe
         axis.margins(0.09)
     parts = (rows[rows["representation"] == name] for name in names)
     return figure, zip(axes[0], names, parts, strict=True)
+
+
+def _no_map(concept: str) -> str:
+    return f"No map of {concept}: it has too few tokens, or prompts, to be drawn."
 
 
 def map_of_tokens(table: pd.DataFrame, concept: str) -> Figure:
@@ -311,6 +315,8 @@ def map_to_hover(table: pd.DataFrame, concept: str) -> PlotlyFigure:
     import plotly.graph_objects as go
 
     rows = table[table["concept"] == concept].dropna(subset=["x", "y"])
+    if rows.empty:
+        return nothing_to_show(_no_map(concept))
     names = present(rows, SPARSE)
     maps = [rows[rows["representation"] == name].reset_index(drop=True) for name in names]
     figure, kinds = go.Figure(), []

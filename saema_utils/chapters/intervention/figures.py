@@ -29,7 +29,7 @@ from saema_utils.figures import (
 )
 from saema_utils.geometry.circles import MIN_MEMBERS, cyclic_score
 from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
-from saema_utils.interactive import menu, slider
+from saema_utils.interactive import menu, nothing_to_show, slider
 from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval, written
 
@@ -42,6 +42,8 @@ ZERO = {"color": "#888888", "linewidth": 1}
 EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  # band: smallest to largest
 BELOW = {"loc": "outside lower center", "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.4}
 NO_EDIT = "No concept has two words left whose poles could be moved."
+FARTHEST = 1.0  # dose at which the poles stand twice as far apart: rings of larger ones would leave no room for words
+NOWHERE = 1e-6  # of how far out the farthest pole stood: rounding
 SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
 
@@ -173,9 +175,6 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
     return figure
 
 
-FARTHEST = 1.0  # dose at which the poles stand twice as far apart: rings of larger ones would leave no room for words
-NOWHERE = 1e-6  # of how far out the farthest pole stood: rounding
-
 NOT_TRAINED = "No autoencoder was trained for separation."
 
 
@@ -295,6 +294,8 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
     from plotly.subplots import make_subplots
 
     dense = curves[~curves["preserve_sparsity"]].dropna(subset="parabola")
+    if dense.empty:
+        return nothing_to_show(NO_EDIT)
     doses = [float(alpha) for alpha in sorted(dense["alpha"].unique()) if alpha <= FARTHEST]
     start = doses.index(0.0) if 0.0 in doses else 0
     figure, kinds, moved = make_subplots(1, 2, horizontal_spacing=0.12), [], {}
@@ -310,12 +311,11 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
         kinds += [concept] * (len(figure.data) - len(kinds))
     for trace, kind in zip(figure.data, kinds, strict=True):
         trace.update(visible=kind == kinds[0], showlegend=trace.mode == "markers")
-    if kinds:
-        steps = {}
-        for i, dose in enumerate(doses):
-            now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
-            steps[f"{dose:+.2f}".replace("-", "−")] = now, list(moved)
-        figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
+    steps = {}
+    for i, dose in enumerate(doses):
+        now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
+        steps[f"{dose:+.2f}".replace("-", "−")] = now, list(moved)
+    figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
     reach = 1.05 * (1 + FARTHEST)
     figure.update_xaxes(visible=False, range=[-reach, reach], col=1)
     figure.update_yaxes(visible=False, range=[-reach, reach], scaleanchor="x", col=1)
