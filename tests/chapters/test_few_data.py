@@ -363,7 +363,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
 }
 # What takes no stored table, or is called by one of the above.
 OTHERS = {
-    "activations": {"cyclic_colors", "ring"},
+    "activations": {"ring"},
     "sae": {"features_found", "known_features"},
     "stratification": {"toy_spectra", "recovered_by_noise", "flagged_by_test"},
     "geometry": {"ruler_facts"},

@@ -165,7 +165,7 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
             **frames[layers[active]][i],
             mode="lines+markers+text",
             line={"color": COLORS["muted"], "width": 1.5},
-            marker={"size": 11, "color": [*cyclic_colors(count), "rgba(0,0,0,0)"], "line": {"width": 0}},
+            marker={"size": 11, "color": [*_cyclic_colors(count), "rgba(0,0,0,0)"], "line": {"width": 0}},
             hoverinfo="text",
             showlegend=True,
             visible=i == 0,
@@ -179,7 +179,7 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
     return figure.update_layout(height=400, margin={"l": 10, "r": 10, "t": 10, "b": 10})
 
 
-def cyclic_colors(n: int) -> list[str]:
+def _cyclic_colors(n: int) -> list[str]:
     """As many colours around a circle, none of them nearly white."""
     return [matplotlib.colors.to_hex(color) for color in matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(n) / n)]
 

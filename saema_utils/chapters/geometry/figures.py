@@ -322,7 +322,7 @@ def map_to_hover(table: pd.DataFrame, concept: str) -> PlotlyFigure:
     figure, kinds = go.Figure(), []
     for name, part in zip(names, maps, strict=True):
         home = maps[0]["cluster"].reindex(part.index, fill_value=-1)
-        part[["x", "y"]] = _towards(part, maps[0])
+        part = part.assign(**_towards(part, maps[0]))
         figure.add_scatter(**_tokens(part, home), name=_in_short(NAMES[name], part, home), showlegend=True)
         figure.add_scatter(**_islands(part), showlegend=False)
         kinds += 2 * [NAMES[name]]
