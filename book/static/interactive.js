@@ -38,11 +38,13 @@
     return box.content.textContent;
   }
 
-  function describe(trace, i) {
+  // A point in words: its trace if there are several, its text, and its place if axes say what that means.
+  function describe(box, trace, i, several) {
     const label = (trace.hovertext && trace.hovertext[i]) || (Array.isArray(trace.text) && trace.text[i]) || "";
-    const x = trace.x && trace.x[i], y = trace.y && trace.y[i];
     const number = (v) => (typeof v === "number" ? Number(v.toPrecision(3)) : v);
-    return [trace.name, words(label), `x ${number(x)}`, `y ${number(y)}`].filter(Boolean).join(", ");
+    const at = (axis) => box._fullLayout[trace[`${axis}axis`].replace(axis, `${axis}axis`)].visible &&
+      `${axis} ${number(trace[axis][i])}`;
+    return [several && trace.name, words(label), at("x"), at("y")].filter(Boolean).join(", ");
   }
 
   function walk(box, reading) {
@@ -51,13 +53,16 @@
       const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
       if (!step || !box._fullData) return;
       event.preventDefault();
-      const shown = box._fullData.filter((trace) => trace.visible === true && trace.x && trace.hoverinfo !== "skip");
+      const known = (x) => x !== null; // lines are broken where nothing is
+      const shown = box._fullData.filter(
+        (trace) => trace.visible === true && trace.x && trace.x.some(known) && trace.hoverinfo !== "skip");
       if (!shown.length) return;
       curve = (curve + step[0] + shown.length) % shown.length;
-      const n = shown[curve].x.length;
-      point = step[0] ? Math.min(Math.max(point, 0), n - 1) : (point + step[1] + n) % n;
-      window.Plotly.Fx.hover(box, [{ curveNumber: shown[curve].index, pointNumber: point }]);
-      reading.textContent = describe(shown[curve], point);
+      const trace = shown[curve], n = trace.x.length;
+      if (step[0]) point = Math.min(Math.max(point, 0), n - 1);
+      else do point = (point + step[1] + n) % n; while (!known(trace.x[point]));
+      window.Plotly.Fx.hover(box, [{ curveNumber: trace.index, pointNumber: point }], trace.xaxis + trace.yaxis);
+      reading.textContent = describe(box, trace, point, shown.length > 1);
     });
   }
 
