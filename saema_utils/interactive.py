@@ -87,6 +87,13 @@ def menu(name: str, traces: Sequence[str], buttons: bool = False) -> dict[str, A
     return {"name": name, "type": "buttons" if buttons else "dropdown", "buttons": shown, **place}
 
 
+def steered(figure: Figure, height: int, *, menus: Sequence[Any] = (), sliders: Sequence[Any] = ()) -> Figure:
+    """A plotly figure with its controls, and the legend that says what they change above it, beside the menus."""
+    legend = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    controls = {"updatemenus": list(menus), "sliders": list(sliders)}
+    return figure.update_layout(height=height, legend=legend, **controls)
+
+
 def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
     """The element of the published page: description, controls, empty box, and the figure's data."""
     plain = json.loads(figure_json)
@@ -125,7 +132,7 @@ def _control(control: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], ide
             f'<div><label for="{identifier}">{label}</label>'
             f'<input type="range" id="{identifier}" min="0" max="{len(steps) - 1}" value="{active}" '
             f'aria-valuetext="{labels[active]}" {facts}>'
-            f'<output for="{identifier}">{labels[active]}</output></div>'
+            f'<output for="{identifier}" aria-live="off">{labels[active]}</output></div>'
         )
     if control.get("type") == "buttons":
         radio = f'<input type="radio" name="{identifier}" {facts}'

@@ -24,7 +24,7 @@ from saema_utils.figures import (
     span,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
-from saema_utils.interactive import menu, nothing_to_show, slider
+from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.statistics import written
 
@@ -170,13 +170,12 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
             showlegend=True,
             visible=i == 0,
         )
-    if len(concepts) > 1:
-        figure.update_layout(updatemenus=[menu("concept", concepts, buttons=True)])
-    steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
-    figure.update_layout(sliders=[slider("layer", steps, active)])
     figure.update_xaxes(visible=False, range=[-1.25, 1.25])
     figure.update_yaxes(visible=False, range=[-1.2, 1.2], scaleanchor="x")
-    return figure.update_layout(height=400, margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
+    menus = [menu("concept", concepts, buttons=True)] if len(concepts) > 1 else []
+    return steered(figure, 400, menus=menus, sliders=[slider("layer", steps, active)])
 
 
 def _cyclic_colors(n: int) -> list[str]:

@@ -31,7 +31,7 @@ from saema_utils.figures import (
     span,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
-from saema_utils.interactive import menu, nothing_to_show
+from saema_utils.interactive import menu, nothing_to_show, steered
 from saema_utils.statistics import written
 
 if TYPE_CHECKING:
@@ -328,11 +328,10 @@ def map_to_hover(table: pd.DataFrame, concept: str) -> PlotlyFigure:
         kinds += 2 * [NAMES[name]]
     for trace, kind in zip(figure.data, kinds, strict=True):
         trace.visible = kind == kinds[0]
-    if len(names) > 1:
-        figure.update_layout(updatemenus=[menu("representation", kinds, buttons=True)])
-    figure.update_layout(height=460, margin={"l": 10, "r": 10, "t": 10, "b": 10}, legend={"orientation": "h"})
     figure.update_xaxes(visible=False, range=[-1.08, 1.08])
-    return figure.update_yaxes(visible=False, range=[-1.08, 1.14])
+    figure.update_yaxes(visible=False, range=[-1.08, 1.14])
+    figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    return steered(figure, 460, menus=[menu("representation", kinds, buttons=True)] if len(names) > 1 else [])
 
 
 def _towards(part: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:

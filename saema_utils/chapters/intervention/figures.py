@@ -29,7 +29,7 @@ from saema_utils.figures import (
 )
 from saema_utils.geometry.circles import MIN_MEMBERS, cyclic_score
 from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
-from saema_utils.interactive import menu, nothing_to_show, slider
+from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval, written
 
@@ -315,14 +315,13 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
     for i, dose in enumerate(doses):
         now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
         steps[f"{dose:+.2f}".replace("-", "−")] = now, list(moved)
-    figure.update_layout(updatemenus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
     reach = 1.05 * (1 + FARTHEST)
     figure.update_xaxes(visible=False, range=[-reach, reach], col=1)
     figure.update_yaxes(visible=False, range=[-reach, reach], scaleanchor="x", col=1)
     figure.update_xaxes(title="dose alpha", col=2)
     figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8], col=2)
-    figure.update_layout(legend={"orientation": "h", "y": -0.2}, margin={"t": 15, "r": 10, "l": 10, "b": 65})
-    return figure.update_layout(height=380)
+    figure.update_layout(margin={"t": 15, "r": 10, "l": 10, "b": 65})
+    return steered(figure, 400, menus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
 
 
 def _measured(errors: pd.DataFrame) -> dict[str, Any]:
