@@ -111,7 +111,7 @@
       holder.dataset.drawn = "true";
       walk(box, holder.querySelector(".saema-plot-reading"));
       if (controls.length) steer(holder, box, controls);
-      const again = () => window.Plotly.relayout(box, layout());
+      const again = () => window.Plotly.react(box, box.data, layout(), options);
       new MutationObserver(again).observe(
         document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
       phone.addEventListener("change", again);

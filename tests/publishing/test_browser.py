@@ -468,3 +468,25 @@ def test_a_figure_without_its_script_is_its_description(browser, base, holders):
             assert len(figure.locator(".saema-plot-fallback").inner_text().split()) > 8
             assert not figure.locator(".saema-controls").is_visible()
     context.close()
+
+
+def test_another_theme_or_width_keeps_what_was_chosen_on_the_same_axes(page, base, holders):
+    steered = 0
+    for name in holders:
+        page.set_viewport_size(DESK)
+        opened(page, base + name)
+        for figure in page.locator(".saema-interactive:has([type=range])").all():
+            plot = figure.locator(".saema-plot")
+            figure.locator("[type=range]").press("End")
+            shown, ranges = plot.evaluate(SHOWN), plot.evaluate(RANGES)
+            ink = plot.evaluate("plot => plot._fullLayout.font.color")
+            page.evaluate("document.documentElement.dataset.theme = 'dark'")
+            page.wait_for_function("([e, ink]) => e._fullLayout.font.color !== ink", arg=[plot.element_handle(), ink])
+            for size, drawn in ((PHONE, "< 390"), (DESK, "> 390")):
+                page.set_viewport_size(size)
+                page.wait_for_function(f"plot => plot._fullLayout.width {drawn}", arg=plot.element_handle())
+                assert plot.evaluate(SHOWN) == shown, name
+                assert plot.evaluate(RANGES) == ranges, f"{name}: the picture is another"
+            page.evaluate("document.documentElement.dataset.theme = 'light'")
+            steered += 1
+    assert steered >= 2

@@ -27,6 +27,7 @@ from saema_utils.interactive import interactive as interactive  # for the page
 from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.statistics import written
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,8 +171,8 @@ def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
             showlegend=True,
             visible=i == 0,
         )
-    figure.update_xaxes(visible=False, range=[-1.25, 1.25])
-    figure.update_yaxes(visible=False, range=[-1.2, 1.2], scaleanchor="x")
+    figure.update_xaxes(visible=False, range=[-1.25, 1.25], constrain="domain")
+    figure.update_yaxes(visible=False, range=[-1.2, 1.2], constrain="domain", scaleanchor="x")
     figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
     steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
     menus = [menu("concept", concepts, buttons=True)] if len(concepts) > 1 else []
@@ -213,7 +214,7 @@ def _ring_at(part: pd.DataFrame | None, concept: str, layer: int) -> dict[str, A
     points = (points - (points.max(0) + points.min(0)) / 2) / (np.ptp(points, axis=0).max() / 2 or 1)
     order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
     says = f"neighbours in order {written(order, '.0%')}, the plane holds {written(share, '.0%')} of the variance"
-    return ring(points, list(part["word"].astype(str))) | {"name": f"{concept}, layer {layer}: {says}"}
+    return ring(points, list(part["word"].astype(str))) | {"name": in_prose(f"{concept}, layer {layer}: {says}")}
 
 
 def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:

@@ -33,6 +33,7 @@ from saema_utils.figures import (
 from saema_utils.interactive import interactive as interactive  # for the page
 from saema_utils.interactive import menu, nothing_to_show, steered
 from saema_utils.statistics import written
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -379,4 +380,5 @@ def _in_short(name: str, part: pd.DataFrame, home: pd.Series) -> str:
     clustered = part["cluster"] >= 0
     alike = home[clustered].groupby(part["cluster"]).agg(lambda colours: colours.value_counts().iloc[0]).sum()
     share = written(alike / clustered.sum() if clustered.any() else np.nan, ".0%")
-    return f"{name}: {part['cluster'][clustered].nunique()} clusters, {share} of tokens in the colour of their cluster"
+    count = part["cluster"][clustered].nunique()
+    return in_prose(f"{name}: {count} clusters, {share} of tokens in the colour of their cluster")

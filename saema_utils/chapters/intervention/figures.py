@@ -32,6 +32,7 @@ from saema_utils.interactive import interactive as interactive  # the page shows
 from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.intervention.edits import ARMS
 from saema_utils.statistics import paired_interval, written
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -314,11 +315,11 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
     steps = {}
     for i, dose in enumerate(doses):
         now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
-        steps[f"{dose:+.2f}".replace("-", "−")] = now, list(moved)
+        steps[in_prose(f"{dose:+.2f}")] = now, list(moved)
     reach = 1.05 * (1 + FARTHEST)
-    figure.update_xaxes(visible=False, range=[-reach, reach], col=1)
-    figure.update_yaxes(visible=False, range=[-reach, reach], scaleanchor="x", col=1)
-    figure.update_xaxes(title="dose alpha", col=2)
+    figure.update_xaxes(visible=False, range=[-reach, reach], constrain="domain", col=1)
+    figure.update_yaxes(visible=False, range=[-reach, reach], constrain="domain", scaleanchor="x", col=1)
+    figure.update_xaxes(title="dose alpha", range=[dense["alpha"].min() - 0.1, dense["alpha"].max() + 0.1], col=2)
     figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8], col=2)
     figure.update_layout(margin={"t": 15, "r": 10, "l": 10, "b": 65})
     return steered(figure, 400, menus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
