@@ -110,9 +110,9 @@ def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
     )
     data = data.replace("</", "<\\/")
     description = html.escape(alt, quote=True)
-    steered = f'<div class="saema-controls" hidden>{native}<div class="saema-says"></div></div>' if controls else ""
+    above = f'<div class="saema-controls" hidden>{native}<div class="saema-says"></div></div>' if controls else ""
     return (
-        f'<div class="saema-interactive" id="{name}">{steered}'
+        f'<div class="saema-interactive" id="{name}">{above}'
         f'<div class="saema-plot" role="group" tabindex="0" style="height:{height}px" '
         f'aria-roledescription="interactive figure" aria-label="{description}">'
         f'<p class="saema-plot-fallback">{description}</p></div>'

@@ -309,7 +309,7 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
         for course, look in _courses(poles, errors, arm, doses):
             moved[len(figure.data)] = course
             figure.add_scatter(**course[start], **look, line=line, marker_color=COLORS[arm], row=1)
-        kinds += [concept] * (len(figure.data) - len(kinds))
+        kinds += [concept.replace("_", " ")] * (len(figure.data) - len(kinds))
     for trace, kind in zip(figure.data, kinds, strict=True):
         trace.update(visible=kind == kinds[0], showlegend=trace.mode == "markers")
     steps = {}
