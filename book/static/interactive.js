@@ -1,10 +1,21 @@
 /* Fills every .saema-plot of a page with its figure. plotly is fetched from this site, once, and only by
-   pages that have such a figure. Colours follow the theme; arrow keys walk through the points. */
+   pages that have such a figure. Colours follow the theme; arrow keys walk through the points; native controls take the
+   steps that plotly's own sliders and menus would take. */
 (() => {
   "use strict";
   const plotly = new URL("plotly.min.js", document.currentScript.src).href;
   const ink = () => getComputedStyle(document.body).color;
   const grid = () => getComputedStyle(document.documentElement).getPropertyValue("--pst-color-border").trim() || "#ccc";
+
+  const phone = window.matchMedia("(max-width: 480px)");
+
+  // Panels that stand beside each other on a desk stand below each other on a phone.
+  function stacked(layout, height) {
+    if (!phone.matches || !layout.xaxis2) return { ...layout, height };
+    const part = (axis, domain) => ({ ...(layout[axis] || {}), domain });
+    return { ...layout, height: Math.round(1.6 * height), xaxis: part("xaxis", [0, 1]), xaxis2: part("xaxis2", [0, 1]),
+      yaxis: part("yaxis", [0.5, 1]), yaxis2: part("yaxis2", [0, 0.4]) };
+  }
 
   function themed(layout) {
     const axes = {};
@@ -27,11 +38,13 @@
     return box.content.textContent;
   }
 
-  function describe(trace, i) {
+  // A point in words: its trace if there are several, its text, and its place if axes say what that means.
+  function describe(box, trace, i, several) {
     const label = (trace.hovertext && trace.hovertext[i]) || (Array.isArray(trace.text) && trace.text[i]) || "";
-    const x = trace.x && trace.x[i], y = trace.y && trace.y[i];
     const number = (v) => (typeof v === "number" ? Number(v.toPrecision(3)) : v);
-    return [trace.name, words(label), `x ${number(x)}`, `y ${number(y)}`].filter(Boolean).join(", ");
+    const at = (axis) => box._fullLayout[trace[`${axis}axis`].replace(axis, `${axis}axis`)].visible &&
+      `${axis} ${number(trace[axis][i])}`;
+    return [several && trace.name, words(label), at("x"), at("y")].filter(Boolean).join(", ");
   }
 
   function walk(box, reading) {
@@ -40,14 +53,45 @@
       const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
       if (!step || !box._fullData) return;
       event.preventDefault();
-      const shown = box._fullData.filter((trace) => trace.visible === true && trace.x && trace.hoverinfo !== "skip");
+      const known = (x) => x !== null; // lines are broken where nothing is
+      const shown = box._fullData.filter(
+        (trace) => trace.visible === true && trace.x && trace.x.some(known) && trace.hoverinfo !== "skip");
       if (!shown.length) return;
       curve = (curve + step[0] + shown.length) % shown.length;
-      const n = shown[curve].x.length;
-      point = step[0] ? Math.min(Math.max(point, 0), n - 1) : (point + step[1] + n) % n;
-      window.Plotly.Fx.hover(box, [{ curveNumber: shown[curve].index, pointNumber: point }]);
-      reading.textContent = describe(shown[curve], point);
+      const trace = shown[curve], n = trace.x.length;
+      if (step[0]) point = Math.min(Math.max(point, 0), n - 1);
+      else do point = (point + step[1] + n) % n; while (!known(trace.x[point]));
+      window.Plotly.Fx.hover(box, [{ curveNumber: trace.index, pointNumber: point }], trace.xaxis + trace.yaxis);
+      reading.textContent = describe(box, trace, point, shown.length > 1);
     });
+  }
+
+  // The traces that are shown say by their names what a control has changed: for the eye a legend, else read out.
+  function say(box, says) {
+    says.replaceChildren(...box._fullData.filter((trace) => trace.visible === true && trace.showlegend).map((trace) => {
+      const line = document.createElement("p"), color = (trace.line && trace.line.color) || trace.marker.color;
+      line.textContent = trace.name;
+      if (typeof color === "string") line.style.setProperty("--trace", color);
+      return line;
+    }));
+  }
+
+  function steer(holder, box, controls) {
+    const says = holder.querySelector(".saema-says");
+    holder.querySelectorAll(".saema-controls > *").forEach((control, number) => {
+      control.addEventListener("input", ({ target }) => {
+        const step = controls[number][target.value];
+        if (target.type === "range") {
+          target.setAttribute("aria-valuetext", step.label);
+          target.nextElementSibling.value = step.label;
+        }
+        window.Plotly[step.method](box, ...step.args).then(() => say(box, says));
+      });
+    });
+    say(box, says);
+    says.setAttribute("aria-live", "polite"); // from now on: what stands there at first is not news
+    says.setAttribute("aria-atomic", "true");
+    holder.querySelector(".saema-controls").hidden = false;
   }
 
   function draw(holder) {
@@ -55,13 +99,22 @@
     const figure = JSON.parse(holder.querySelector("script[type='application/json']").textContent);
     const options = { responsive: true, displaylogo: false, scrollZoom: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    const height = parseInt(box.style.height, 10), controls = figure.controls;
+    if (controls.length) figure.layout.showlegend = false; // what the traces say stands beside the controls
+    const layout = () => {
+      const found = themed(stacked(figure.layout, height));
+      box.style.height = `${found.height}px`;
+      return found;
+    };
     box.replaceChildren();
-    const height = parseInt(box.style.height, 10);
-    return window.Plotly.newPlot(box, figure.data, { ...themed(figure.layout || {}), height }, options).then(() => {
+    return window.Plotly.newPlot(box, figure.data, layout(), options).then(() => {
       holder.dataset.drawn = "true";
       walk(box, holder.querySelector(".saema-plot-reading"));
-      new MutationObserver(() => window.Plotly.relayout(box, themed(figure.layout || {}))).observe(
+      if (controls.length) steer(holder, box, controls);
+      const again = () => window.Plotly.react(box, box.data, layout(), options);
+      new MutationObserver(again).observe(
         document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+      phone.addEventListener("change", again);
     });
   }
 

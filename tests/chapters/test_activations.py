@@ -238,6 +238,33 @@ def test_the_layer_studied_is_the_middle_of_the_longest_run_of_perfect_rings(per
         tables.middle_of_rings(maps[maps["layer"] == 7])
 
 
+def test_every_layer_draws_its_own_places_and_says_its_own_order():
+    """Distances in the picture are those of the table up to one scale: a plane may be turned, never bent."""
+    maps = maps_with(0.005).assign(plane_share=lambda t: 0.25 + 0.5 * t["layer"])
+    rng = np.random.default_rng(0)
+    maps[["x", "y"]] = rng.normal(size=(len(maps), 2)) * 10.0 ** maps[["layer"]].to_numpy()
+    maps = maps[(maps["concept"] != "days") | (maps["layer"] != 1)]
+    figure = figures.word_circles_by_layer(maps, 1)
+    (control,) = figure.layout.sliders
+    assert [step.label for step in control.steps] == ["0", "1"]
+    for layer, step in enumerate(control.steps):
+        (frame,) = step.args
+        for concept, x, y, name in zip(("months", "days"), frame["x"], frame["y"], frame["name"], strict=True):
+            rows = maps[(maps["concept"] == concept) & (maps["layer"] == layer)]
+            if rows.empty:
+                assert (len(x), "too few words" in name) == (0, True)
+                continue
+            assert (x[0], y[0]) == (x[-1], y[-1]), "the ring is closed"
+            drawn, given = (torch.pdist(torch.tensor(p)) for p in (np.c_[x, y][:-1], rows[["x", "y"]].to_numpy()))
+            assert (drawn / drawn.max()).numpy() == pytest.approx((given / given.max()).numpy(), abs=0.02)
+            assert max(np.abs([*x, *y])) == pytest.approx(1, abs=0.01), "as large as the panel at every layer"
+            assert numbers(name) == [layer, 100 * rows["cyclic_order"].iloc[0], 100 * rows["plane_share"].iloc[0]]
+    first = figure.data[0]
+    assert control.active == 1
+    assert list(first.x) == control.steps[1].args[0]["x"][0]
+    assert [trace.visible for trace in figure.data] == [True, False]
+
+
 @pytest.mark.parametrize("n", [4, 7, 12])
 def test_on_a_ring_neighbours_are_more_alike_than_others(n):
     names = [f"word {i}" for i in range(n)]
@@ -473,6 +500,7 @@ def test_a_readers_own_concept_goes_all_the_way(study, tmp_path):
         figures.similarity_matrices(tables.word_similarities(run)),
     ):
         assert nothing.axes[0].texts
+    assert figures.word_circles_by_layer(maps, 1).layout.annotations
     assert set(tables.norm_table(run)["concept"]) == {"fruit"}
 
 

@@ -196,6 +196,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
         t["01_sink_variance"]
     ),
     "activations.figures.word_circles": lambda t: figures_1.word_circles(t["01_word_maps"], LAYER),
+    "activations.figures.word_circles_by_layer": lambda t: figures_1.word_circles_by_layer(t["01_word_maps"], LAYER),
     "activations.figures.order_by_layer": lambda t: figures_1.order_by_layer(t["01_word_maps"], LAYER),
     "activations.figures.similarity_matrices": lambda t: figures_1.similarity_matrices(similarities(t)),
     "activations.findings.sink_gap": lambda t: findings_1.sink_gap(t["01_norms"]),
@@ -244,7 +245,9 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "geometry.figures.comparison_forest": lambda t: figures_4.comparison_forest(t["04_comparison"]),
     "geometry.figures.word_change_intervals": lambda t: figures_4.word_change_intervals(t["04_uncertainty"]),
     "geometry.figures.numbers_by_seed": lambda t: figures_4.numbers_by_seed(t["04_geometry"]),
-    "geometry.figures.map_to_hover": lambda t: figures_4.map_to_hover(t["04_map"], t.concept),
+    "geometry.figures.map_to_hover": lambda t: figures_4.map_to_hover(
+        pd.concat([t["04_map"], t["04_map_random"]]), t.concept
+    ),
     "geometry.findings.significant_circles": lambda t: findings_4.significant_circles(t["04_circles"]).in_short(),
     "geometry.findings.change": lambda t: findings_4.change(t["04_comparison"], "words", "ami"),
     "geometry.findings.cluster_agreement": lambda t: findings_4.cluster_agreement(t["04_merging"]),
@@ -267,7 +270,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "intervention.figures.gaming": lambda t: figures_5.gaming(t["05_gaming"]),
     "intervention.figures.reversed_cause": lambda t: figures_5.reversed_cause(t["05_reversed_cause"]),
     "intervention.figures.effect_forest": lambda t: figures_5.effect_forest(t["05_effects"]),
-    "intervention.figures.dose_explorer": lambda t: figures_5.dose_explorer(curves(t)),
+    "intervention.figures.dose_explorer": lambda t: figures_5.dose_explorer(curves(t), t["05_planes"]),
     "intervention.findings.with_parabola": curves,
     "intervention.findings.mean_by_arm": lambda t: findings_5.mean_by_arm(t["05_optimum"], "gain"),
     "intervention.findings.sides": lambda t: findings_5.sides(t["05_correlation"]),
@@ -361,7 +364,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
 }
 # What takes no stored table, or is called by one of the above.
 OTHERS = {
-    "activations": set(),
+    "activations": {"ring"},
     "sae": {"features_found", "known_features"},
     "stratification": {"toy_spectra", "recovered_by_noise", "flagged_by_test"},
     "geometry": {"ruler_facts"},
@@ -408,8 +411,11 @@ def texts_of(found: Any) -> list[str]:
     if isinstance(found, pd.DataFrame):
         return [shown_table(found).data]
     if hasattr(found, "to_plotly_json"):
-        names = [trace.name or "" for trace in found.data]
-        return [*names, *(button.label for menu in found.layout.updatemenus for button in menu.buttons)]
+        controls = [*found.layout.updatemenus, *found.layout.sliders]
+        steps = [step for control in controls for step in control["buttons" if "buttons" in control else "steps"]]
+        changed = [name for step in steps if isinstance(step.args[0], dict) for name in step.args[0]["name"]]
+        written = [note.text for note in found.layout.annotations] + [trace.name or "" for trace in found.data]
+        return [*written, *changed, *(step.label for step in steps)]
     if isinstance(found, dict):
         return [finding("This holds.", holds=True, shows=findings_3.in_short(found)).data]
     return [finding("This holds.", holds=True, shows=str(found)).data]

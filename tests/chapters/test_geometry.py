@@ -548,17 +548,41 @@ def test_every_token_of_the_map_stands_in_brackets_in_its_own_prompt(clouds):
     assert cg.in_brackets(["In", " May"], 0, "In May") == "[In] May"
 
 
-def test_the_map_to_hover_over_shows_the_prompt_and_a_style_a_cluster():
-    rows = pd.DataFrame(
-        {"x": range(4), "y": range(4), "cluster": [0, 1, 7, -1], "is_word": [True, False, False, False]}
-    )
-    rows["context"] = [f"In [May] it <rains> {i}." for i in range(4)]
-    rows = rows.assign(concept="months", representation="sae", word="May")
-    traces = chapter4.map_to_hover(rows, "months").data
-    text = [t for trace in traces for t in trace.text]
-    assert all(f"In [May] it &lt;rains&gt; {i}." in "".join(text) for i in range(4))
-    styles = [pair for trace in traces for pair in zip(trace.marker.color, trace.marker.symbol, strict=True)]
-    assert len(set(styles)) == 4
+def map_rows(representation: str, turn: float = 0.0, merged: bool = False) -> pd.DataFrame:
+    """Four clusters of three tokens and one token of noise on a map that may be turned, of a code that merges two."""
+    rng = np.random.default_rng(0)
+    middles = np.array([(0, 0), (9, 1), (2, 7), (20, 12)]).repeat(3, axis=0)
+    places = np.vstack([middles + rng.normal(size=(12, 2)), [(5, 5)]])
+    places = places @ np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    cluster = np.array([*np.arange(4).repeat(3), -1])
+    rows = pd.DataFrame(places, columns=["x", "y"]).assign(cluster=np.where(merged & (cluster == 3), 2, cluster))
+    rows["context"] = [f"In [May] it <rains> {i}." for i in range(13)]
+    rows["token"], rows["is_word"] = [" it"] * 12 + ["."], [True, *[False] * 12]
+    return rows.assign(concept="months", representation=representation, word="May")
+
+
+def test_the_map_shows_every_prompt_and_a_style_a_cluster():
+    traces = chapter4.map_to_hover(map_rows("sae"), "months").data
+    text = "".join(t for trace in traces for t in trace.text)
+    assert all(f"In [May] it &lt;rains&gt; {i}." in text for i in range(13))
+    dots = traces[0].marker
+    assert len(set(zip(dots.color, dots.symbol, strict=True))) == 5
+
+
+def test_the_switch_keeps_each_tokens_colour_and_says_what_was_merged():
+    table = pd.concat([map_rows("residual"), map_rows("sae", turn=2.0), map_rows("random_dictionary", merged=True)])
+    figure = chapter4.map_to_hover(table, "months")
+    (control,) = figure.layout.updatemenus
+    assert [button.label for button in control.buttons] == ["residual stream", "SAE latents", "random dictionary"]
+    stream, sae, random = (trace for trace in figure.data if trace.mode == "markers")
+    assert stream.marker.color == sae.marker.color == random.marker.color
+    numbers = [[int(n) for n in re.findall(r"\d+", trace.name)] for trace in (stream, sae, random)]
+    assert numbers == [[4, 100], [4, 100], [3, 75]]  # of six tokens in the merged cluster three are of its colour
+    assert np.array([sae.x, sae.y]) == pytest.approx(np.array([stream.x, stream.y]), abs=0.01), "turned back"
+    for trace in (stream, sae, random):
+        assert np.abs([trace.x, trace.y]).max() <= 1
+    names = [trace.text for trace in figure.data if trace.mode == "text"]
+    assert [len(text) for text in names] == [4, 4, 3]
 
 
 # ---- the same measures, lined up for families and layers -------------------------------------------

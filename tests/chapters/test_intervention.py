@@ -332,6 +332,97 @@ def test_a_parabola_is_drawn_only_where_it_is_exact(stopped):
     assert sum(crosses) == (0 if stopped == 0 else 4)
 
 
+@pytest.fixture
+def moved(clusters):
+    """Three words whose poles span a plane, edited in every arm: rows of ``05_planes``, and what they say."""
+    from saema_utils.chapters.intervention.tables import WordTokens, planes_of
+    from saema_utils.text.concepts import ConceptPrompts, Prompt
+
+    latents, labels = clusters
+    latents, labels = latents[labels < 3], 2 * labels[labels < 3]  # of five words, two have no token left
+    words = tuple(Prompt(word, word, "{}", "c") for word in ("one", "two", "three", "four", "five"))
+    told = type("Told", (), {"prompts": ConceptPrompts("c", words)})
+    tokens = WordTokens(told, latents, latents, labels, labels, lambda z: z)
+    return planes_of(tokens, seed=4).assign(concept="c"), latents, labels
+
+
+@pytest.mark.parametrize("dose", [-1.0, -0.4, 0.0, 0.7])
+@pytest.mark.parametrize("arm", ["poles", "permuted_labels", "global_scaling"])
+def test_poles_stand_in_their_plane_as_far_apart_as_the_edit_puts_them(moved, arm, dose):
+    """Arms that stay in the plane of three poles keep all their distances there, at every dose."""
+    from saema_utils.intervention.edits import apply_edit, edit_direction
+
+    planes, latents, labels = moved
+    mine = planes[planes["arm"] == arm]
+    assert list(mine["word"]) == ["one", "three", "five"]
+    seen = mine[["x", "y"]].to_numpy() + dose * mine[["step_x", "step_y"]].to_numpy()
+    edited = apply_edit(latents, edit_direction(latents, labels, arm, seed=4), dose)
+    poles = torch.stack([edited[labels == k].mean(0) for k in (0, 2, 4)])
+    assert torch.pdist(torch.tensor(seen)).numpy() == pytest.approx(torch.pdist(poles).numpy(), abs=1e-9)
+
+
+def test_a_direction_that_leaves_the_plane_seems_shorter_in_it(moved):
+    from saema_utils.intervention.edits import edit_direction
+
+    planes, latents, labels = moved
+    seen = planes[planes["arm"] == "random_direction"][["step_x", "step_y"]].to_numpy()
+    step = edit_direction(latents, labels, "random_direction", seed=4)
+    whole = torch.stack([step[labels == k].mean(0) for k in (0, 2, 4)])
+    assert (seen**2).sum() < 0.9 * float((whole - whole.mean(0)).square().sum())
+
+
+def test_two_poles_stand_on_a_line():
+    from saema_utils.chapters.intervention.tables import in_plane
+
+    poles, other = torch.randn(2, 6).double(), torch.randn(2, 6).double()
+    places, steps = in_plane(poles, other)
+    assert (places[:, 1] == 0).all()
+    assert (steps[:, 1] == 0).all()
+    assert abs(places[0, 0] - places[1, 0]) == pytest.approx(float(torch.pdist(poles)))
+
+
+def with_hover(table):
+    return table.assign(aedp=1.0, separation_scale_free=0.5, l0=3.0)
+
+
+def test_each_step_of_the_dose_puts_the_dot_on_the_parabola_and_the_poles_where_they_go():
+    curves = with_hover(findings.with_parabola(*measured(False)))
+    angles, words = 2 * np.pi * np.arange(6) / 6, list("abcdef")
+    ring = {"word": words, "place": range(6), "period": 6, "x": 3 * np.cos(angles), "y": 3 * np.sin(angles)}
+    swap = 3 * np.cos(angles[[3, 4, 5, 0, 1, 2]])
+    planes = pd.concat(
+        [
+            pd.DataFrame({"concept": "months", "arm": arm, "seed": 0, **ring})
+            for arm in ("poles", "random_direction", "permuted_labels", "global_scaling")
+        ],
+        ignore_index=True,
+    )
+    along = ~planes["arm"].isin(["permuted_labels"])
+    planes["step_x"] = planes["x"].where(along, np.tile(swap, 4) - planes["x"])
+    planes["step_y"] = planes["y"].where(along, 0.0)
+    figure = figures.dose_explorer(curves, planes)
+    (control,) = figure.layout.sliders
+    assert [float(step.label.replace("−", "-")) for step in control.steps] == list(np.linspace(-1, 1, 9))
+    assert float(control.steps[control.active].label) == 0
+    for step in control.steps:
+        dose, (frame, places) = float(step.label.replace("−", "-")), step.args
+        assert len(frame["x"]) == len(places) == 9
+        for i, x, y, name in zip(places, frame["x"], frame["y"], frame["name"], strict=True):
+            trace = figure.data[i]
+            if trace.mode == "markers":  # the dot: 1 - 2 a* dose + dose ** 2, with the best dose a* at 0.2
+                assert (x, y) == ([dose], [pytest.approx(1 - 0.4 * dose + dose**2, abs=1e-4)])
+                assert f"error {y[0]:.3f}" in name
+                circle = "in one point" if dose == -1 and "labels" not in name else "circularity"
+                assert circle in name
+                if "labels" not in name and dose > -1:
+                    assert "circularity 1.00" in name, "a ring that grows is a ring"
+            elif trace.name == "poles":
+                assert np.hypot(x, y) == pytest.approx(np.full(7, 1 + dose), abs=0.01)
+    assert "circularity 1.00" not in control.steps[-1].args[0]["name"][5], "poles of others' labels leave the ring"
+    assert len({str(figure.layout[axis].range) for axis in ("xaxis", "yaxis")}) == 1
+    assert figures.dose_explorer(curves[:0], planes).layout.annotations
+
+
 @pytest.mark.parametrize("claimed", [1, -1])
 def test_an_effect_is_drawn_with_the_two_ends_of_its_own_interval(claimed):
     """In half-widths, turned towards the claim; beyond eight, the whole interval is moved."""
@@ -478,6 +569,7 @@ def test_a_concept_of_one_word_gives_no_rows_and_a_study_of_such_is_refused(lone
     from saema_utils.chapters.intervention import tables
 
     assert tables.beyond_scaling_table.__wrapped__(lonely).empty
+    assert tables.planes_table.__wrapped__(lonely).empty
     best = tables.optimum_table.__wrapped__(lonely)
     assert best["reason"].str.contains("at least 2").all()
     with pytest.raises(InterventionError, match="no concept of study 'smoke'"):

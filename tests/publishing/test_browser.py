@@ -77,6 +77,11 @@ FACTS = """async () => {
 }"""
 # Colours that are still fading from one theme to the other would be measured half way.
 STILL = "*, *::before, *::after { transition: none !important; animation: none !important; }"
+# What an interactive figure draws now, and on which axes.
+SHOWN = """plot => JSON.stringify(
+  plot._fullData.filter((trace) => trace.visible === true).map(({ x, y, name }) => [x, y, name]))"""
+RANGES = """plot => JSON.stringify(
+  Object.keys(plot._fullLayout).filter((key) => /^[xy]axis/.test(key)).map((key) => plot._fullLayout[key].range))"""
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -437,18 +442,28 @@ def test_dark_mode_toggles_and_stays(page, base):
     assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is kept"
 
 
-def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, visits, site):
-    holders = [n for n in visits if 'class="saema-interactive"' in (site / n).read_text(encoding="utf-8")]
+@pytest.fixture(scope="module")
+def holders(pages, site) -> list[str]:
+    """The pages that have an interactive figure."""
+    return [name for name in pages if 'class="saema-interactive"' in (site / name).read_text(encoding="utf-8")]
+
+
+def opened(page, address: str) -> int:
+    """Open a page, wait until its interactive figures are drawn, and say how many these are."""
+    page.goto(address)
+    count = page.locator(".saema-interactive").count()
+    page.wait_for_function(
+        f"document.querySelectorAll('.saema-interactive[data-drawn=true]').length === {count}", timeout=30_000
+    )
+    return count
+
+
+def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, holders, site):
     scripts = [p for p in site.rglob("plotly*.js")]
     assert len(scripts) == 1, "plotly's script is in the site once"
     drawn = 0
     for name in holders:
-        page.goto(base + name)
-        count = page.locator(".saema-interactive").count()
-        page.wait_for_function(
-            f"document.querySelectorAll('.saema-interactive[data-drawn=true]').length === {count}", timeout=30_000
-        )
-        for i in range(count):
+        for i in range(opened(page, base + name)):
             holder = page.locator(".saema-interactive").nth(i)
             plot = holder.locator(".saema-plot")
             caption = holder.locator("xpath=ancestor::figure[1]/figcaption")
@@ -472,3 +487,63 @@ def test_interactive_figures_answer_mouse_and_keyboard_offline(page, base, visit
             assert holder.locator(".hoverlayer .hovertext").count() >= 1, f"{name}: nothing under the mouse"
             drawn += 1
     assert drawn >= 2, f"at least two interactive figures in the book; found {drawn}"
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_every_control_of_a_figure_is_moved_by_key_and_says_what_it_changed(page, base, holders, size):
+    page.set_viewport_size(size)
+    kinds = []
+    for name in holders:
+        opened(page, base + name)
+        for figure in page.locator(".saema-interactive:has(.saema-controls)").all():
+            says, plot = figure.locator(".saema-says"), figure.locator(".saema-plot")
+            assert says.get_attribute("aria-live") == "polite"
+            for group in figure.locator(".saema-controls > :has(input, select)").all():
+                control = group.locator("select, [type=range], :checked:not(option)")
+                where = f"{name}, {figure.get_attribute('id')}, {control.get_attribute('id') or 'radio'}"
+                before, told, axes = plot.evaluate(SHOWN), says.inner_text(), plot.evaluate(RANGES)
+                assert told.strip(), where
+                assert group.aria_snapshot().count('"') >= 2, f"{where} has no name"
+                control.focus()
+                page.keyboard.press("ArrowRight" if control.get_attribute("type") == "range" else "ArrowDown")
+                page.wait_for_function("([e, told]) => e.innerText !== told", arg=[says.element_handle(), told])
+                focused = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert focused != "none", f"{where}: nobody sees where the focus is"
+                assert plot.evaluate(SHOWN) != before, f"{where} moves nothing"
+                assert plot.evaluate(RANGES) == axes, f"{where} moves the axes"
+                kinds.append(control.evaluate("e => e.type"))
+        assert page.evaluate(WIDER) <= 0, name
+    assert {"range", "radio", "select-one"} <= set(kinds)
+
+
+def test_a_figure_without_its_script_is_its_description(browser, base, holders):
+    context = browser.new_context(viewport=DESK, java_script_enabled=False)
+    tab = context.new_page()
+    for name in holders:
+        tab.goto(base + name)
+        for figure in tab.locator(".saema-interactive").all():
+            assert len(figure.locator(".saema-plot-fallback").inner_text().split()) > 8
+            assert not figure.locator(".saema-controls").is_visible()
+    context.close()
+
+
+def test_another_theme_or_width_keeps_what_was_chosen_on_the_same_axes(page, base, holders):
+    steered = 0
+    for name in holders:
+        page.set_viewport_size(DESK)
+        opened(page, base + name)
+        for figure in page.locator(".saema-interactive:has([type=range])").all():
+            plot = figure.locator(".saema-plot")
+            figure.locator("[type=range]").press("End")
+            shown, ranges = plot.evaluate(SHOWN), plot.evaluate(RANGES)
+            ink = plot.evaluate("plot => plot._fullLayout.font.color")
+            page.evaluate("document.documentElement.dataset.theme = 'dark'")
+            page.wait_for_function("([e, ink]) => e._fullLayout.font.color !== ink", arg=[plot.element_handle(), ink])
+            for size, drawn in ((PHONE, "< 390"), (DESK, "> 390")):
+                page.set_viewport_size(size)
+                page.wait_for_function(f"plot => plot._fullLayout.width {drawn}", arg=plot.element_handle())
+                assert plot.evaluate(SHOWN) == shown, name
+                assert plot.evaluate(RANGES) == ranges, f"{name}: the picture is another"
+            page.evaluate("document.documentElement.dataset.theme = 'light'")
+            steered += 1
+    assert steered >= 2

@@ -12,10 +12,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saema_utils.errors import BookError
-from saema_utils.interactive import PUBLISHING, interactive
+from saema_utils.interactive import PUBLISHING, interactive, menu, slider
 from saema_utils.publishing import address, execution, fragments
 from saema_utils.publishing.build import build_book, last_finished, prepare_page, with_captions
 from saema_utils.publishing.cleaning import clean_notebook
@@ -417,6 +418,54 @@ def test_a_notebook_shows_plotly_and_the_book_shows_html(scatter, monkeypatch):
 def test_an_interactive_figure_needs_name_and_description(scatter, name, alt):
     with pytest.raises(BookError, match="interactive figure"):
         interactive(scatter, name, alt)
+
+
+@pytest.fixture
+def steered(scatter):
+    """Two kinds of dots, of which one is shown at a time, at one of three heights."""
+    scatter.add_scatter(x=[0.0, 1.0], y=[3.0, 1.0], visible=False)
+    heights = {f"<{height}>": ({"y": [[height, height]] * 2}, [0, 1]) for height in (1, 2, 3)}
+    return scatter.update_layout(
+        sliders=[slider("height", heights, active=1)],
+        updatemenus=[menu("way", ["up", "down"]), menu("way & kind", ["up", "down"], buttons=True)],
+    )
+
+
+def test_each_slider_and_menu_is_a_control_of_the_page_with_a_label_and_the_same_steps(steered, monkeypatch):
+    monkeypatch.setenv(PUBLISHING, "1")
+    page = BeautifulSoup(interactive(steered, "two-points", "Two points on a rising line").data, "html.parser")
+    data = json.loads(page.script.string)
+    assert not {"sliders", "updatemenus"} & set(data["layout"]), "the page would draw them once more"
+    way, kind, height = data["controls"]
+    assert [step["args"] for step in way] == [["visible", [True, False]], ["visible", [False, True]]]
+    assert kind == way
+    assert [step["args"] for step in height] == [[{"y": [[y, y]] * 2}, [0, 1]] for y in (1, 2, 3)]
+    drawn_down, grouped, moved = page.select(".saema-controls > :has(input, select)")
+    assert [option.string for option in drawn_down.select("option")] == ["up", "down"]
+    assert [label.text.strip() for label in grouped.select("label:has([type=radio])")] == ["up", "down"]
+    assert [radio["value"] for radio in grouped.select("[checked]")] == ["0"]
+    control = moved.select_one("[type=range]")
+    assert (control["min"], control["max"], control["value"], control["aria-valuetext"]) == ("0", "2", "1", "<2>")
+    named = {page.select_one(f"label[for={control['id']}]").string for control in page.select("[type=range], select")}
+    assert named == {"way", "height"}
+    assert grouped.legend.string == "way & kind"
+    ids = [found["id"] for found in page.select("[id]")]
+    assert len(set(ids)) == len(ids)
+    assert "hidden" in page.select_one(".saema-controls").attrs, "without its script the page has nothing to steer"
+
+
+def test_a_control_without_a_name_is_refused(steered):
+    steered.layout.sliders[0].name = None
+    with pytest.raises(BookError, match="control without a name"):
+        interactive(steered, "two-points", "Two points on a rising line")
+
+
+def test_a_menu_shows_one_kind_of_trace_at_a_time_and_together_all():
+    kinds = ["a", "b", "a", "c"]
+    steps = menu("kind", kinds)["buttons"]
+    assert [step["label"] for step in steps] == ["a", "b", "c"]
+    shown = np.array([step["args"][1] for step in steps])
+    assert (shown.sum(axis=0) == 1).all()
 
 
 # ---- building ------------------------------------------------------------------------------------

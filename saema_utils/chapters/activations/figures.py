@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -23,8 +25,16 @@ from saema_utils.figures import (
     span,
     write_beside,
 )
+from saema_utils.interactive import interactive as interactive  # for the page
+from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.model.residual_stream import SINK_FACTOR
 from saema_utils.statistics import written
+from saema_utils.wording import in_prose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 _KINDS = {"first": COLORS["accent"], "sink": COLORS["pca"], "ordinary": COLORS["residual"]}
 _NAMES = ("first position", "later sink", "ordinary token")
@@ -134,6 +144,78 @@ def _word_map(ax: Axes, points: np.ndarray, words: list[str]) -> None:
     ax.set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
+
+
+def word_circles_by_layer(table: pd.DataFrame, layer: int) -> PlotlyFigure:
+    """A plotly figure: the words of one concept as in :func:`word_circles`, at one layer after the other.
+
+    Every ring is drawn as large as the panel, whatever the stream's length at its layer.
+    """
+    import plotly.graph_objects as go
+
+    table = table.dropna(subset=["x", "y"])
+    if table.empty:
+        return nothing_to_show(_NO_MAP)
+    concepts, layers = list(table["concept"].unique()), sorted(table["layer"].unique())
+    figure = go.Figure()
+    shown = {concept: {at: part for at, part in rows.groupby("layer")} for concept, rows in table.groupby("concept")}
+    frames = {at: [_ring_at(shown[concept].get(at), concept, at) for concept in concepts] for at in layers}
+    active = layers.index(layer) if layer in layers else 0
+    for i, concept in enumerate(concepts):
+        count = max(part["word"].nunique() for part in shown[concept].values())
+        figure.add_scatter(
+            **frames[layers[active]][i],
+            mode="lines+markers+text",
+            line={"color": COLORS["muted"], "width": 1.5},
+            marker={"size": 11, "color": [*_cyclic_colors(count), "rgba(0,0,0,0)"], "line": {"width": 0}},
+            hoverinfo="text",
+            showlegend=True,
+            visible=i == 0,
+        )
+    figure.update_xaxes(visible=False, range=[-1.25, 1.25], constrain="domain")
+    figure.update_yaxes(visible=False, range=[-1.2, 1.2], constrain="domain", scaleanchor="x")
+    figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    steps = {str(at): [{key: [ring[key] for ring in rings] for key in rings[0]}] for at, rings in frames.items()}
+    menus = [menu("concept", concepts, buttons=True)] if len(concepts) > 1 else []
+    return steered(figure, 400, menus=menus, sliders=[slider("layer", steps, active)])
+
+
+def _cyclic_colors(n: int) -> list[str]:
+    """As many colours around a circle, none of them nearly white."""
+    return [matplotlib.colors.to_hex(color) for color in matplotlib.colormaps[CYCLIC](0.08 + 0.84 * np.arange(n) / n)]
+
+
+def ring(points: np.ndarray, words: Sequence[str], joined: int | None = None) -> dict[str, Any]:
+    """Words as plotly takes them, each with its short name on the side that points out.
+
+    The first ``joined`` (default: all) are joined to a ring, the others stand alone.
+    """
+    joined = len(words) if joined is None else joined
+    places = [*range(joined), *[0][:joined]]
+    for other in range(joined, len(words)):
+        places += [None, other]
+    sides = ("middle right", "top right", "top center", "top left")
+    sides += ("middle left", "bottom left", "bottom center", "bottom right")
+    eighths = np.round(np.arctan2(points[:, 1], points[:, 0]) / (np.pi / 4)).astype(int) % 8
+    named = [None if i == joined else place for i, place in enumerate(places)]  # the first word once
+    return {
+        "x": [None if i is None else round(float(points[i, 0]), 2) for i in places],
+        "y": [None if i is None else round(float(points[i, 1]), 2) for i in places],
+        "text": ["" if i is None else words[i][:3] for i in named],
+        "hovertext": ["" if i is None else words[i] for i in places],
+        "textposition": [sides[0 if i is None else eighths[i]] for i in places],
+    }
+
+
+def _ring_at(part: pd.DataFrame | None, concept: str, layer: int) -> dict[str, Any]:
+    """The words of a concept at a layer, and what the layer does to their order; an empty ring where it has none."""
+    if part is None:
+        return ring(np.zeros((0, 2)), ()) | {"name": f"{concept}, layer {layer}: too few words to draw"}
+    points = _upright(part[["x", "y"]].to_numpy())
+    points = (points - (points.max(0) + points.min(0)) / 2) / (np.ptp(points, axis=0).max() / 2 or 1)
+    order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
+    says = f"neighbours in order {written(order, '.0%')}, the plane holds {written(share, '.0%')} of the variance"
+    return ring(points, list(part["word"].astype(str))) | {"name": in_prose(f"{concept}, layer {layer}: {says}")}
 
 
 def order_by_layer(table: pd.DataFrame, layer: int) -> Figure:

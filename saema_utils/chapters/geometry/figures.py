@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -33,7 +34,12 @@ from saema_utils.figures import (
     write_beside,
 )
 from saema_utils.interactive import interactive as interactive  # for the page
+from saema_utils.interactive import menu, nothing_to_show, steered
 from saema_utils.statistics import written
+from saema_utils.wording import in_prose
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
@@ -88,7 +94,7 @@ def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axe
     """An empty map for each representation of a concept, with its rows."""
     rows = table[table["concept"] == concept].dropna(subset=["x", "y"])
     if rows.empty:
-        return nothing_to_draw(f"No map of {concept}: it has too few tokens, or prompts, to be drawn."), iter(())
+        return nothing_to_draw(_no_map(concept)), iter(())
     names = present(rows, ORDER)
     figure, axes = panels(len(names), width=4.7 * len(names), height=4.4, squeeze=False)
     for axis in axes[0]:
@@ -96,6 +102,10 @@ def _maps(table: pd.DataFrame, concept: str) -> tuple[Figure, Iterator[tuple[Axe
         axis.margins(0.09)
     parts = (rows[rows["representation"] == name] for name in names)
     return figure, zip(axes[0], names, parts, strict=True)
+
+
+def _no_map(concept: str) -> str:
+    return f"No map of {concept}: it has too few tokens, or prompts, to be drawn."
 
 
 def map_of_tokens(table: pd.DataFrame, concept: str) -> Figure:
@@ -113,15 +123,19 @@ def map_of_tokens(table: pd.DataFrame, concept: str) -> Figure:
 
 
 def _label_cluster(axis: Axes, members: pd.DataFrame) -> None:
-    """Over a cluster: the words if these are its tokens, else its commonest token."""
-    words = members[members["is_word"]]["word"].unique()
-    at = (members["x"].median(), members["y"].max())
+    """Over a cluster: its name, in bold if that is of words."""
+    text, of_words = _cluster_name(members)
+    style = {"fontweight": "bold"} if of_words else {"color": GREY}
+    write_beside(axis, [text], [(members["x"].median(), members["y"].max())], [UP], **style)
+
+
+def _cluster_name(members: pd.DataFrame) -> tuple[str, bool]:
+    """The words if these are the cluster's tokens, else its commonest token; and which of the two it is."""
     if members["is_word"].mean() > 0.5:
-        text = str(words[0]) if len(words) == 1 else f"{len(words)} words"
-        write_beside(axis, [text], [at], [UP], fontweight="bold")
-    else:
-        text = str(members["token"].astype(str).mode().iloc[0]).strip() or "space"
-        write_beside(axis, [text], [at], [UP], color=GREY)
+        words = members[members["is_word"]]["word"].unique()
+        return (str(words[0]) if len(words) == 1 else f"{len(words)} words"), True
+    token = str(members["token"].astype(str).mode().iloc[0]).strip() or "space"
+    return token if any(map(str.isalnum, token)) else f"“{token}”", False
 
 
 def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
@@ -294,29 +308,78 @@ def numbers_by_seed(geometry: pd.DataFrame) -> Figure:
     return figure
 
 
-def map_to_hover(table: pd.DataFrame, concept: str, representation: str = "sae") -> Any:
-    """The map of one representation to hover over: each token in its prompt, with its word and its cluster."""
-    import html
+def map_to_hover(table: pd.DataFrame, concept: str) -> PlotlyFigure:
+    """A plotly figure: the tokens of a concept in one representation at a time, to hover over, each in its prompt.
 
+    A token keeps the colour and shape of its cluster in the first representation, the residual stream, wherever it
+    goes. A map has no axes of its own: each is turned towards the first one, and as large as the panel.
+    """
     import plotly.graph_objects as go
 
-    rows = table[(table["concept"] == concept) & (table["representation"] == representation)].sort_values("is_word")
-    styles = [class_style(cluster) if cluster >= 0 else (COLORS["muted"], None) for cluster in rows["cluster"]]
+    rows = table[table["concept"] == concept].dropna(subset=["x", "y"])
+    if rows.empty:
+        return nothing_to_show(_no_map(concept))
+    names = present(rows, SPARSE)
+    maps = [rows[rows["representation"] == name].reset_index(drop=True) for name in names]
+    figure, kinds = go.Figure(), []
+    for name, part in zip(names, maps, strict=True):
+        home = maps[0]["cluster"].reindex(part.index, fill_value=-1)
+        part = part.assign(**_towards(part, maps[0]))
+        figure.add_scatter(**_tokens(part, home), name=_in_short(NAMES[name], part, home), showlegend=True)
+        figure.add_scatter(**_islands(part), showlegend=False)
+        kinds += 2 * [NAMES[name]]
+    for trace, kind in zip(figure.data, kinds, strict=True):
+        trace.visible = kind == kinds[0]
+    figure.update_xaxes(visible=False, range=[-1.08, 1.08])
+    figure.update_yaxes(visible=False, range=[-1.08, 1.14])
+    figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    return steered(figure, 460, menus=[menu("representation", kinds, buttons=True)] if len(names) > 1 else [])
+
+
+def _towards(part: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """Places on a map in a panel from -1 to 1, turned (and mirrored) so that tokens are near where the first has them.
+
+    Half of a place is its rank along the axis: far islands come nearer, and close ones apart, in unchanged order.
+    """
+    here, there = (rows[["x", "y"]] - rows[["x", "y"]].mean() for rows in (part, first))
+    if len(here) == len(there):
+        u, _, v = np.linalg.svd(here.to_numpy().T @ there.to_numpy())
+        here = (here @ u @ v).set_axis(["x", "y"], axis=1)
+    reach = (here.max() - here.min()).replace(0, 1)
+    return ((here - here.min()) / reach + here.rank(pct=True) - 1).round(3)
+
+
+def _tokens(part: pd.DataFrame, home: pd.Series) -> dict[str, Any]:
+    """The dots of a map: large and with a rim where the token is of a word of the concept."""
+    styles = [class_style(cluster) if cluster >= 0 else (COLORS["muted"], None) for cluster in home]
     text = [
         f"{html.escape(str(row.context))}<br>word: {html.escape(str(row.word))}<br>"
         + ("noise" if row.cluster < 0 else f"local representation {row.cluster}")
-        for row in rows.itertuples()
+        for row in part.itertuples()
     ]
     marker = {
         "color": [color for color, _ in styles],
         "symbol": ["x-thin-open" if mark is None else PLOTLY_SYMBOLS[mark] for _, mark in styles],
-        "size": np.where(rows["is_word"], 10, 6),
-        "line": {"width": np.where(rows["is_word"], 1.5, 0), "color": COLORS["muted"]},
+        "size": np.where(part["is_word"], 10, 7),
+        "line": {"width": np.where(part["is_word"], 1.5, 0), "color": COLORS["muted"]},
         "opacity": 0.85,
     }
-    places = {"x": rows["x"].round(3), "y": rows["y"].round(3)}
-    figure = go.Figure(go.Scatter(**places, mode="markers", text=text, hoverinfo="text", marker=marker))
-    figure.update_layout(height=460, margin={"l": 10, "r": 10, "t": 10, "b": 10})
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
-    return figure
+    return {"x": part["x"], "y": part["y"], "mode": "markers", "text": text, "hoverinfo": "text", "marker": marker}
+
+
+def _islands(part: pd.DataFrame) -> dict[str, Any]:
+    """The name of each cluster above it."""
+    clusters = part[part["cluster"] >= 0].groupby("cluster")
+    names = [(html.escape(name), of_words) for name, of_words in (_cluster_name(members) for _, members in clusters)]
+    text = [f"<b>{name}</b>" if of_words else name for name, of_words in names]
+    places = {"x": clusters["x"].median(), "y": clusters["y"].max()}
+    return {**places, "mode": "text", "text": text, "textposition": "top center", "hoverinfo": "skip"}
+
+
+def _in_short(name: str, part: pd.DataFrame, home: pd.Series) -> str:
+    """What a switch to this map shows: how many clusters there are, and whether they are those of the first map."""
+    clustered = part["cluster"] >= 0
+    alike = home[clustered].groupby(part["cluster"]).agg(lambda colours: colours.value_counts().iloc[0]).sum()
+    share = written(alike / clustered.sum() if clustered.any() else np.nan, ".0%")
+    count = part["cluster"][clustered].nunique()
+    return in_prose(f"{name}: {count} clusters, {share} of tokens in the colour of their cluster")

@@ -167,16 +167,15 @@ uncertainty_table = measured_concepts.whole(
         "n_resamples": "resamples that gave a value",
     },
 )
+MAP = {
+    "prompt": "number of the prompt that the token stands in",
+    "word": "the word that the prompt is about",
+    "is_word": "whether the token belongs to that word",
+    "cluster": "local representation by the paper's protocol; -1 is noise",
+    "context": "the prompt, with the token in brackets",
+}
 map_table = measured_concepts.whole(
-    "04_map",
-    "Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster.",
-    {
-        "prompt": "number of the prompt that the token stands in",
-        "word": "the word that the prompt is about",
-        "is_word": "whether the token belongs to that word",
-        "cluster": "local representation by the paper's protocol; -1 is noise",
-        "context": "the prompt, with the token in brackets",
-    },
+    "04_map", "Two-dimensional UMAP of the tokens, with text, prompt (and its words), word and cluster.", MAP
 )
 word_map_table = measured_concepts.whole(
     "04_word_map",
@@ -192,6 +191,15 @@ persistence_table = measured_concepts.whole(
         "death": "scale at which it is gone, in the same units",
     },
 )
+
+
+@table("04_map_random", needs=(concept_tensors, control_tensors), columns=MAP)
+def random_map_table(run: RunDirectory) -> pd.DataFrame:
+    """The map of the first concept's tokens in the latents of a random dictionary, a control of those in ``04_map``."""
+    clouds, seed, representation = clouds_of(run, concepts_of(run)[0]), run.study.seeds[0], "random_dictionary"
+    smallest = run.study.geometry.min_cluster_size
+    local = cluster_cloud(clouds, representation, "paper", min_cluster_size=smallest, seed=seed)
+    return _token_map(clouds, representation, local, seed)
 
 
 @table(
@@ -283,10 +291,7 @@ def concept_tables(clouds: ConceptClouds, study: Study) -> dict[str, pd.DataFram
             if seed == seeds[0]:
                 rows["04_local"] += _local_rows(clouds, representation, names, local, smallest)
             if protocol == "paper" and seed == seeds[0] and representation in MAPPED:
-                plane = _map(clouds, representation, clouds.distances(representation, "sphere"), seed)
-                about = {"prompt": clouds.prompt_of, "word": np.array(clouds.words)[clouds.word_of]}
-                about |= {"is_word": clouds.is_word, "cluster": local.labels, "context": clouds.contexts}
-                rows["04_map"] += plane.assign(token=clouds.tokens, **about).to_dict("records")
+                rows["04_map"] += _token_map(clouds, representation, local, seed).to_dict("records")
         names = head | {"protocol": "words", "representation": representation, "seed": seeds[0]}
         if comparable:
             _add_word_rows(rows, clouds, representation, names, recipe)
@@ -345,6 +350,14 @@ def _map(clouds: ConceptClouds, representation: str, distances: np.ndarray, seed
     """Places on a two-dimensional UMAP, one row a point."""
     x, y = umap_embedding(distances, n_components=2, seed=seed).astype(float).T
     return pd.DataFrame({"concept": clouds.concept, "representation": representation, "x": x, "y": y})
+
+
+def _token_map(clouds: ConceptClouds, representation: str, local: LocalRepresentations, seed: int) -> pd.DataFrame:
+    """Places of a concept's tokens, what each of them is, and its local representation."""
+    plane = _map(clouds, representation, clouds.distances(representation, "sphere"), seed)
+    about = {"prompt": clouds.prompt_of, "word": np.array(clouds.words)[clouds.word_of]}
+    about |= {"is_word": clouds.is_word, "cluster": local.labels, "context": clouds.contexts}
+    return plane.assign(token=clouds.tokens, **about)
 
 
 def _persistence_rows(clouds: ConceptClouds, representation: str) -> list[dict[str, Any]]:

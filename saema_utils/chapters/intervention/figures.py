@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saema_utils.chapters.activations.figures import ring
 from saema_utils.chapters.intervention.findings import CHANGES, SEARCHES, STOPS, closed_form, edit_names, gaming_ratios
 from saema_utils.evidence.effects import within_levels
 from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
@@ -26,17 +27,24 @@ from saema_utils.figures import (
     panels,
     says_if_empty,
 )
+from saema_utils.geometry.circles import MIN_MEMBERS, cyclic_score
 from saema_utils.interactive import interactive as interactive  # the page shows a figure of this chapter with it
+from saema_utils.interactive import menu, nothing_to_show, slider, steered
 from saema_utils.intervention.edits import ARMS
-from saema_utils.statistics import paired_interval
+from saema_utils.statistics import paired_interval, written
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plotly.graph_objects import Figure as PlotlyFigure
 
 ZERO = {"color": "#888888", "linewidth": 1}
 EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  # band: smallest to largest
 BELOW = {"loc": "outside lower center", "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.4}
 NO_EDIT = "No concept has two words left whose poles could be moved."
+FARTHEST = 1.0  # dose at which the poles stand twice as far apart: rings of larger ones would leave no room for words
+NOWHERE = 1e-6  # of how far out the farthest pole stood: rounding
 SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
 
@@ -278,28 +286,99 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def dose_explorer(curves: pd.DataFrame) -> PlotlyFigure:
-    """A plotly figure: pick a concept, hover over any arm's dose to read distance, separation, error and L0."""
-    import plotly.graph_objects as go
+def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
+    """A plotly figure: pick a concept and a dose, and see in every arm where poles go and what becomes of the error.
 
-    dense = curves[~curves["preserve_sparsity"]]
-    concepts, read = list(dict.fromkeys(dense["concept"])), ["aedp", "separation_scale_free", "l0"]
+    Left, poles in their principal plane (``05_planes``), the words of a cycle joined in their order; right, the error,
+    with a dot on the closed form. Hovering over a measured dose tells pole distance, separation and L0.
+    """
+    from plotly.subplots import make_subplots
+
+    dense = curves[~curves["preserve_sparsity"]].dropna(subset="parabola")
+    if dense.empty:
+        return nothing_to_show(NO_EDIT)
+    doses = [float(alpha) for alpha in sorted(dense["alpha"].unique()) if alpha <= FARTHEST]
+    start = doses.index(0.0) if 0.0 in doses else 0
+    figure, kinds, moved = make_subplots(1, 2, horizontal_spacing=0.12), [], {}
+    for concept, arm in itertools.product(dict.fromkeys(dense["concept"]), ARMS):
+        errors = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
+        poles = planes[(planes["concept"] == concept) & (planes["arm"] == arm)] if len(planes) else planes
+        line = {"color": COLORS[arm], "width": 2.5, "dash": "solid"}
+        line |= {} if arm == "poles" else {"width": 1.3, "dash": "dot"}
+        figure.add_scatter(**_measured(errors), name=NAMES[arm], line=line, row=1, col=2)
+        for course, look in _courses(poles, errors, arm, doses):
+            moved[len(figure.data)] = course
+            figure.add_scatter(**course[start], **look, line=line, marker_color=COLORS[arm], row=1)
+        kinds += [concept.replace("_", " ")] * (len(figure.data) - len(kinds))
+    for trace, kind in zip(figure.data, kinds, strict=True):
+        trace.update(visible=kind == kinds[0], showlegend=trace.mode == "markers")
+    steps = {}
+    for i, dose in enumerate(doses):
+        now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
+        steps[in_prose(f"{dose:+.2f}")] = now, list(moved)
+    reach = 1.05 * (1 + FARTHEST)
+    figure.update_xaxes(visible=False, range=[-reach, reach], constrain="domain", col=1)
+    figure.update_yaxes(visible=False, range=[-reach, reach], constrain="domain", scaleanchor="x", col=1)
+    figure.update_xaxes(title="dose alpha", range=[dense["alpha"].min() - 0.1, dense["alpha"].max() + 0.1], col=2)
+    figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8], col=2)
+    figure.update_layout(margin={"t": 15, "r": 10, "l": 10, "b": 65})
+    return steered(figure, 400, menus=[menu("concept", kinds)], sliders=[slider("dose", steps, start)])
+
+
+def _measured(errors: pd.DataFrame) -> dict[str, Any]:
+    """A curve through the doses that were measured, to hover over."""
+    read = ["aedp", "separation_scale_free", "l0"]
+    curve = errors.groupby("alpha")[["relative", *read]].mean().reset_index()
     hover = "alpha %{x:.2f}<br>error %{y:.3f} of no edit<br>pole distance %{customdata[0]:.3g}"
     hover += "<br>scale-free separation %{customdata[1]:.3f}<br>L0 %{customdata[2]:.0f}"
-    style = {"mode": "lines+markers", "marker": {"size": 5}, "hovertemplate": hover}
-    figure = go.Figure()
-    for concept, arm in itertools.product(concepts, ARMS):
-        part = dense[(dense["concept"] == concept) & (dense["arm"] == arm)]
-        curve = part.groupby("alpha")[["relative", *read]].mean().reset_index()
-        style["line"] = {"color": COLORS[arm], "dash": "solid" if arm == "poles" else "dash"}
-        style["visible"] = concept == concepts[0]
-        figure.add_scatter(
-            x=curve["alpha"], y=curve["relative"], name=NAMES[arm], customdata=curve[read].to_numpy(), **style
-        )
-    shown = {concept: [other == concept for other in concepts for _ in ARMS] for concept in concepts}
-    buttons = [{"label": name, "method": "update", "args": [{"visible": which}]} for name, which in shown.items()]
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}
-    layout = {"updatemenus": [menu], "legend": {"orientation": "h", "y": -0.22}, "margin": {"t": 60, "r": 10}}
-    figure.update_xaxes(title="dose alpha")
-    figure.update_yaxes(title="squared error, relative to no edit", range=[0.95, 1.8])
-    return figure.update_layout(height=430, **layout)
+    places = {"x": curve["alpha"], "y": curve["relative"], "customdata": curve[read].to_numpy()}
+    return {**places, "mode": "lines+markers", "marker": {"size": 4}, "hovertemplate": hover}
+
+
+def _courses(
+    poles: pd.DataFrame, errors: pd.DataFrame, arm: str, doses: Sequence[float]
+) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """What moves with the dose in one arm of one concept, at each dose, and its look: the poles, the dot, the words."""
+    rings = [_poles_at(poles, dose, NAMES[arm]) for dose in doses]
+    dots = [_dot_at(poles, errors, arm, dose) for dose in doses]
+    size, rim = 9 if arm == "poles" else 5, {"color": "white", "width": 1.5}
+    courses = [
+        (rings, {"mode": "lines+markers", "marker": {"size": size}, "hoverinfo": "text", "col": 1}),
+        (dots, {"mode": "markers", "marker": {"size": 12, "line": rim}, "hoverinfo": "skip", "col": 2}),
+    ]
+    if arm == "poles":
+        # Words wait where the poles were until these come back: in one point nobody could read them.
+        words = [_poles_at(poles, max(dose, 0.0), "") for dose in doses]
+        look = {"mode": "markers+text", "marker": {"size": size, "opacity": 0}, "cliponaxis": False}
+        courses.append((words, {**look, "hoverinfo": "skip", "col": 1}))
+    return courses
+
+
+def _moved(poles: pd.DataFrame, dose: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places of one concept's poles at a dose of an arm, where the farthest unmoved one is at 1; and in the cycle."""
+    unmoved, step = poles[["x", "y"]].to_numpy(), poles[["step_x", "step_y"]].to_numpy()
+    return (unmoved + dose * step) / (np.hypot(*unmoved.T).max() or 1), poles["place"].to_numpy()
+
+
+def _poles_at(poles: pd.DataFrame, dose: float, name: str) -> dict[str, Any]:
+    """The poles of one concept at a dose of an arm: the words of a cycle as a ring, others alone."""
+    if not len(poles):
+        return {"x": [], "y": [], "name": name}
+    points, place = _moved(poles, dose)
+    order = np.argsort(np.where(place < 0, place.max() + 1, place), kind="stable")
+    words = list(poles["word"].astype(str).iloc[order])
+    return ring(points[order], words, int((place >= 0).sum())) | {"name": name}
+
+
+def _dot_at(poles: pd.DataFrame, errors: pd.DataFrame, arm: str, dose: float) -> dict[str, Any]:
+    """The dot on the closed form of one concept's error in an arm, named for what it says, and what a cycle says."""
+    error = errors.loc[errors["alpha"] == dose, "parabola"].mean()
+    says = f"{NAMES[arm]}: error {written(error, '.3f')}"
+    points, place = _moved(poles, dose) if len(poles) else (np.zeros((0, 2)), np.zeros(0))
+    around = points[place >= 0]
+    if len(points) and np.hypot(*points.T).max() < NOWHERE:
+        says += ", all poles in one point"
+    elif len(around) >= MIN_MEMBERS:
+        score = cyclic_score(around - around.mean(axis=0), place[place >= 0], int(poles["period"].iloc[0]))
+        says += f", circularity {score:.2f}"
+    return {"x": [dose], "y": [round(error, 4)], "name": says}

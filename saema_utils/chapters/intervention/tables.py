@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ from saema_utils.chapters.intervention.training import natural_variation_table, 
 from saema_utils.chapters.sae.coders import study_sae
 from saema_utils.errors import InterventionError
 from saema_utils.evidence.effects import coefficient_effects, effects
+from saema_utils.geometry.circles import cycle_of
 from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum, separation_error_correlation
 from saema_utils.intervention.edits import ARMS, apply_edit, edit_direction
 from saema_utils.intervention.search import optimise_separability
@@ -197,6 +199,51 @@ def optimum_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
                 facts["reason"] = str(error)
             rows.append(choices | facts)
     return pd.DataFrame(rows)
+
+
+@_of_concepts(
+    "05_planes",
+    EDITED
+    | {
+        "place": "the word's place in the cycle; -1 outside of it, or where the words form none",
+        "period": "places in the whole cycle; 0 where the words form none",
+        "x": "first coordinate of the word's pole in the principal plane of the poles, from their centre",
+        "y": "second coordinate in that plane",
+        "step_x": "what a dose of one adds to x, in every arm from the centre of the poles where they then stand",
+        "step_y": "the same of y",
+    },
+)
+def planes_table(run: RunDirectory, tokens: WordTokens) -> pd.DataFrame:
+    """Poles in the plane where they differ most, and where each arm moves them there: exactly linear in the dose."""
+    return planes_of(tokens, run.study.seed) if tokens.is_usable else pd.DataFrame()
+
+
+def planes_of(tokens: WordTokens, seed: int) -> pd.DataFrame:
+    """Rows of ``05_planes`` for the words of one concept: one an arm and a word."""
+    latents, labels, k = check_labelled(float64(tokens.latents), tokens.labels)
+    words = [tokens.activations.prompts.words[i] for i in tokens.labels.unique().tolist()]
+    cycle = cycle_of(words)
+    _, places, period = cycle or ("", -1, 0)
+    facts = {"seed": seed, "word": words, "place": places, "period": period}
+    steps = [cluster_means(edit_direction(latents, labels, arm, seed=seed), labels, k) for arm in ARMS]
+    (x, y), *moved = (places.T for places in in_plane(cluster_means(latents, labels, k), *steps))
+    found = [
+        pd.DataFrame({"arm": arm, **facts, "x": x, "y": y, "step_x": step_x, "step_y": step_y})
+        for arm, (step_x, step_y) in zip(ARMS, moved, strict=True)
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def in_plane(poles: Float[Tensor, "K F"], *others: Float[Tensor, "K F"]) -> list[Float[np.ndarray, "K 2"]]:
+    """Poles, and vectors that may be added to them, each from its centre in the plane where the poles differ most."""
+    centred = [vectors - vectors.mean(0) for vectors in (poles, *others)]
+    _, sizes, axes = torch.linalg.svd(centred[0], full_matrices=False)
+    # Two poles stand on a line, and any axis across it would do.
+    axes = axes[:2] * (sizes[:2] > 1e-9 * sizes[0])[:, None]
+    seen = [(vectors @ axes.T).cpu().numpy() for vectors in centred]
+    # The sign of an axis is arbitrary: the pole farthest out stands on its positive side.
+    signs = np.where(seen[0][np.abs(seen[0]).argmax(0), [0, 1]] < 0, -1, 1)
+    return [places * signs for places in seen]
 
 
 @_of_concepts(
