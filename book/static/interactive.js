@@ -30,7 +30,7 @@
   function describe(trace, i) {
     const label = (trace.hovertext && trace.hovertext[i]) || (Array.isArray(trace.text) && trace.text[i]) || "";
     const x = trace.x && trace.x[i], y = trace.y && trace.y[i];
-    const number = (v) => (typeof v === "number" ? Number(v.toPrecision(3)) : v);
+    const number = (v) => (typeof v === "number" ? String(Number(v.toPrecision(3))).replace(/-/g, "−") : v);
     return [trace.name, words(label), `x ${number(x)}`, `y ${number(y)}`].filter(Boolean).join(", ");
   }
 

@@ -34,6 +34,7 @@ from saema_utils.figures import (
 )
 from saema_utils.interactive import interactive as interactive  # for the page
 from saema_utils.statistics import written
+from saema_utils.wording import in_prose
 
 ORDER = ("residual", "sae", "reconstruction", "pca", "random_dictionary")
 SPARSE = ("residual", "sae", "random_dictionary")  # the stream, and two sparse codes of it
@@ -137,7 +138,7 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
             places = members[["x", "y"]].to_numpy()
             middle = places[np.hypot(*(places - np.median(places, axis=0)).T).argmin()]
             write_beside(axis, [str(word)], [middle], [UP], fontweight="bold", bbox=box, zorder=3)
-        axis.set_title(f"{NAMES[name]}: {mixed.mean():.0%} merged", color=COLORS[name])
+        axis.set_title(in_prose(f"{NAMES[name]}: {mixed.mean():.0%} merged"), color=COLORS[name])
     keep_apart(figure)
     return figure
 
