@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from saema_utils.errors import BookError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PUBLISHING = "SAEMA_PUBLISHING"
+ELEMENT = re.compile(
+    r'class="saema-plot".*?aria-label="([^"]*)".*<script type="application/json">(.*)</script>', re.DOTALL
+)
 
 
 def publishing() -> bool:
@@ -72,3 +76,19 @@ def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
         f'<p class="saema-plot-reading" aria-live="polite"></p>'
         f'<script type="application/json">{data}</script></div>'
     )
+
+
+def without_page(element: str) -> dict[str, Any] | None:
+    """What a notebook shows in place of :func:`page_html` where there is no page; None for any other HTML.
+
+    That is plotly's own figure, and its description where plotly is not known.
+    """
+    found = ELEMENT.search(element)
+    if found is None:
+        return None
+    said = f"{html.unescape(found[1])} (The book's page draws it.)"
+    return {
+        "application/vnd.plotly.v1+json": json.loads(found[2]),
+        "text/html": f"<p>{html.escape(said)}</p>",
+        "text/plain": said,
+    }

@@ -409,6 +409,16 @@ def test_a_notebook_shows_plotly_and_the_book_shows_html(scatter, monkeypatch):
     )
 
 
+def test_a_notebook_elsewhere_has_plotlys_own_figure_and_its_description(scatter):
+    from saema_utils.interactive import page_html, without_page
+
+    shown = without_page(page_html(scatter.to_json(), "two", 'Two "points" on a line', 400))
+    assert list(shown["application/vnd.plotly.v1+json"]["data"][0]["hovertext"]) == list(scatter.data[0].hovertext)
+    assert "Two &quot;points&quot; on a line" in shown["text/html"]
+    assert "saema-plot" not in str(shown)
+    assert without_page("<table class='saema-table'></table>") is None
+
+
 @pytest.mark.parametrize(
     ("name", "alt"), [("Two Points", "a rising line of points"), ("two", "points"), ("", "a b c d")]
 )
