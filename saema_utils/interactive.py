@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PUBLISHING = "SAEMA_PUBLISHING"
+ELEMENT = re.compile(
+    r'class="saema-plot".*?aria-label="([^"]*)".*<script type="application/json">(.*)</script>', re.DOTALL
+)
 
 
 def publishing() -> bool:
@@ -101,12 +105,12 @@ def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
     # The page decides on these: they change between light and dark, narrow and wide.
     for key in ("template", "paper_bgcolor", "plot_bgcolor", "width"):
         layout.pop(key, None)
-    controls = [*layout.pop("updatemenus", []), *layout.pop("sliders", [])]
-    steps = [control.get("steps") or control["buttons"] for control in controls]
-    native = "".join(_control(control, steps[i], f"{name}-{i}") for i, control in enumerate(controls))
+    steering = {kind: layout.pop(kind) for kind in ("updatemenus", "sliders") if layout.get(kind)}
+    controls = [control for kind in steering.values() for control in kind]
+    native = "".join(_control(control, f"{name}-{i}") for i, control in enumerate(controls))
     # "</" inside a script element would end it, whatever the quotes around it.
     data = json.dumps(
-        {"data": plain["data"], "layout": layout, "controls": steps}, sort_keys=True, separators=(",", ":")
+        {"data": plain["data"], "layout": layout, "controls": steering}, sort_keys=True, separators=(",", ":")
     )
     data = data.replace("</", "<\\/")
     description = html.escape(alt, quote=True)
@@ -121,16 +125,16 @@ def page_html(figure_json: str, name: str, alt: str, height: int) -> str:
     )
 
 
-def _control(control: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], identifier: str) -> str:
+def _control(control: Mapping[str, Any], identifier: str) -> str:
     """The native control that takes a slider's or a menu's steps; its values are their numbers."""
     label, active = html.escape(control["name"]), control.get("active", 0)
-    labels = [html.escape(step["label"]) for step in steps]
+    labels = [html.escape(step["label"]) for step in control.get("steps") or control["buttons"]]
     # A browser that restored an old choice would show what the figure does not.
     facts = 'autocomplete="off"'
     if "steps" in control:
         return (
             f'<div><label for="{identifier}">{label}</label>'
-            f'<input type="range" id="{identifier}" min="0" max="{len(steps) - 1}" value="{active}" '
+            f'<input type="range" id="{identifier}" min="0" max="{len(labels) - 1}" value="{active}" '
             f'aria-valuetext="{labels[active]}" {facts}>'
             f'<output for="{identifier}" aria-live="off">{labels[active]}</output></div>'
         )
@@ -142,3 +146,16 @@ def _control(control: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], ide
         return f'<fieldset id="{identifier}"><legend>{label}</legend>{each}</fieldset>'
     each = "".join(f'<option value="{i}"{" selected" * (i == active)}>{step}</option>' for i, step in enumerate(labels))
     return f'<div><label for="{identifier}">{label}</label><select id="{identifier}" {facts}>{each}</select></div>'
+
+
+def without_page(element: str) -> dict[str, Any] | None:
+    """What a notebook shows in place of :func:`page_html` where there is no page; None for any other HTML.
+
+    That is plotly's own figure, and its description where plotly is not known.
+    """
+    found = ELEMENT.search(element)
+    if found is None:
+        return None
+    said, figure = f"{html.unescape(found[1])} (The book's page draws it.)", json.loads(found[2])
+    figure["layout"] |= figure.pop("controls")
+    return {"application/vnd.plotly.v1+json": figure, "text/html": f"<p>{html.escape(said)}</p>", "text/plain": said}

@@ -41,7 +41,7 @@
   // A point in words: its trace if there are several, its text, and its place if axes say what that means.
   function describe(box, trace, i, several) {
     const label = (trace.hovertext && trace.hovertext[i]) || (Array.isArray(trace.text) && trace.text[i]) || "";
-    const number = (v) => (typeof v === "number" ? Number(v.toPrecision(3)) : v);
+    const number = (v) => (typeof v === "number" ? String(Number(v.toPrecision(3))).replace(/-/g, "−") : v);
     const at = (axis) => box._fullLayout[trace[`${axis}axis`].replace(axis, `${axis}axis`)].visible &&
       `${axis} ${number(trace[axis][i])}`;
     return [several && trace.name, words(label), at("x"), at("y")].filter(Boolean).join(", ");
@@ -99,7 +99,8 @@
     const figure = JSON.parse(holder.querySelector("script[type='application/json']").textContent);
     const options = { responsive: true, displaylogo: false, scrollZoom: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-    const height = parseInt(box.style.height, 10), controls = figure.controls;
+    const height = parseInt(box.style.height, 10), { updatemenus = [], sliders = [] } = figure.controls;
+    const controls = [...updatemenus, ...sliders].map((control) => control.steps || control.buttons);
     if (controls.length) figure.layout.showlegend = false; // what the traces say stands beside the controls
     const layout = () => {
       const found = themed(stacked(figure.layout, height));

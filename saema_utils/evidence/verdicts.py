@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from saema_utils.statistics import NO_INTERVAL, written
+from saema_utils.wording import in_prose
 
 SUPPORTED = "supported"
 NOT_LEARNED = "reproduced, not learned"
@@ -71,7 +72,7 @@ class Evidence:
     def __str__(self) -> str:
         bounded = math.isfinite(self.low) and math.isfinite(self.high)
         interval = f"{self.low:.2f} to {self.high:.2f}" if bounded else NO_INTERVAL
-        return f"{interval}; median {written(self.median, '.2f')}, p = {written(self.joint_p, '.3f')}"
+        return in_prose(f"{interval}; median {written(self.median, '.2f')}, p = {written(self.joint_p, '.3f')}")
 
     @property
     def where(self) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from saema_utils.chapters import OF_A_RUN
 from saema_utils.errors import TERMINAL_CODE, ArtifactError, BookError
+from saema_utils.interactive import without_page
 from saema_utils.publishing import address, fragments, terms
 from saema_utils.publishing.cleaning import clean_notebook, default_build_paths
 from saema_utils.publishing.execution import chapter_notebooks, find_root, import_path, is_done
@@ -243,7 +244,7 @@ def _executed(run: RunDirectory, root: Path, name: str, number: int, allow_stale
 
 def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
     """A copy of a cleaned chapter to be read elsewhere, in Colab say: under each figure stand its number and caption,
-    which a page takes from the cell.
+    which a page takes from the cell, and figures to hover over do without the page's script.
     """
     import copy
 
@@ -252,6 +253,9 @@ def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
     copied, number = copy.deepcopy(notebook), 0
     for cell in copied.cells:
         caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
+        for output in cell.get("outputs", []):
+            if shown := without_page(output.get("data", {}).get("text/html", "")):
+                output.data = shown
         if caption and any({"image/svg+xml", "text/html"} & set(o.get("data", {})) for o in cell.outputs):
             number += 1
             said = f"**Fig. {chapter}.{number}** {caption}"

@@ -438,10 +438,12 @@ def test_little_is_drawn_and_told_without_a_number_that_is_not_there(read, case)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if ".figures." in case])
-def test_no_word_in_a_figure_stands_on_another(read, case):
+def test_no_word_in_a_figure_stands_on_another_and_numbers_are_written_as_in_prose(read, case):
     figure = CASES[case](Tables(read, "all of it"))
     if isinstance(figure, Figure):
         figure.draw_without_rendering()
+        said = [text.get_text() for text in figure.findobj(Text) if "mathdefault" not in text.get_text()]
+        assert [text for text in said if re.search(r"(?<![\w.])-\.?\d|\de[-+]\d|\d%", text)] == []
         for axes in (axes for axes in figure.axes if axes.get_visible()):
             words = [text for text in axes.texts if text.get_text().strip()]
             boxes = [(word.get_text(), word.get_window_extent().padded(-1)) for word in words]

@@ -161,6 +161,11 @@ def test_pages_show_no_error_and_no_warning(executed):
         assert clean_notebook(notebook).cells
 
 
+def test_numbers_that_cells_print_are_written_as_in_prose(executed):
+    for name, notebook in executed.items():
+        assert re.findall(r"(?<![\w.\-])-\.?\d.*|\de[-+]\d.*", printed(notebook)) == [], name
+
+
 def test_a_task_of_a_sweep_makes_every_table_of_its_chapter(smoke_run, tmp_path, monkeypatch):
     """The tables that the notebooks asked for are those that a task asks for, but for rulers: they know no model."""
     run = RunDirectory(shutil.copytree(smoke_run.run.path, tmp_path / "run"), smoke_run.run.study, device="cpu")

@@ -218,7 +218,9 @@ def test_what_is_plumbing_folds_everywhere(notebook):
 
 
 def test_text_reads_as_well_where_there_is_no_sphinx(notebook):
-    assert not re.findall(r"\{[a-z:]+\}`[^`]*`|^(?:```|:::)\{.*$", markdown(notebook), re.M), (
+    captions = [cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "") for cell in code(notebook)]
+    said = "\n".join([markdown(notebook), *captions])
+    assert not re.findall(r"\{[a-z:]+\}`[^`]*`|^(?:```|:::)\{.*$|\{\{.*?\}\}|^\([\w-]+\)=", said, re.M), (
         "a role is raw text in Colab"
     )
     (said,) = re.findall(r"<!-- time --> about (\w+) minutes to read", notebook.cells[0].source)

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saema_utils.errors import BookError
-from saema_utils.interactive import PUBLISHING, interactive, menu, slider
+from saema_utils.interactive import PUBLISHING, interactive, menu, page_html, slider, without_page
 from saema_utils.publishing import address, execution, fragments
 from saema_utils.publishing.build import build_book, last_finished, prepare_page, with_captions
 from saema_utils.publishing.cleaning import clean_notebook
@@ -412,6 +412,14 @@ def test_a_notebook_shows_plotly_and_the_book_shows_html(scatter, monkeypatch):
     )
 
 
+def test_a_notebook_elsewhere_has_plotlys_own_figure_and_its_description(scatter):
+    shown = without_page(page_html(scatter.to_json(), "two", 'Two "points" on a line', 400))
+    assert list(shown["application/vnd.plotly.v1+json"]["data"][0]["hovertext"]) == list(scatter.data[0].hovertext)
+    assert "Two &quot;points&quot; on a line" in shown["text/html"]
+    assert "saema-plot" not in str(shown)
+    assert without_page("<table class='saema-table'></table>") is None
+
+
 @pytest.mark.parametrize(
     ("name", "alt"), [("Two Points", "a rising line of points"), ("two", "points"), ("", "a b c d")]
 )
@@ -436,7 +444,8 @@ def test_each_slider_and_menu_is_a_control_of_the_page_with_a_label_and_the_same
     page = BeautifulSoup(interactive(steered, "two-points", "Two points on a rising line").data, "html.parser")
     data = json.loads(page.script.string)
     assert not {"sliders", "updatemenus"} & set(data["layout"]), "the page would draw them once more"
-    way, kind, height = data["controls"]
+    way, kind = (menu["buttons"] for menu in data["controls"]["updatemenus"])
+    (height,) = (slider["steps"] for slider in data["controls"]["sliders"])
     assert [step["args"] for step in way] == [["visible", [True, False]], ["visible", [False, True]]]
     assert kind == way
     assert [step["args"] for step in height] == [[{"y": [[y, y]] * 2}, [0, 1]] for y in (1, 2, 3)]
@@ -452,6 +461,8 @@ def test_each_slider_and_menu_is_a_control_of_the_page_with_a_label_and_the_same
     ids = [found["id"] for found in page.select("[id]")]
     assert len(set(ids)) == len(ids)
     assert "hidden" in page.select_one(".saema-controls").attrs, "without its script the page has nothing to steer"
+    handed_out = without_page(str(page))["application/vnd.plotly.v1+json"]["layout"]
+    assert [len(handed_out[kind]) for kind in ("updatemenus", "sliders")] == [2, 1]
 
 
 def test_a_control_without_a_name_is_refused(steered):

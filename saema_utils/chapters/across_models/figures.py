@@ -25,7 +25,7 @@ from saema_utils.figures import (
     write_beside,
 )
 from saema_utils.statistics import written
-from saema_utils.wording import SIGNS
+from saema_utils.wording import SIGNS, in_prose
 
 METRIC_NAMES = {
     "explained_variance": "explained variance",
@@ -133,7 +133,7 @@ def agreement_forest(table: pd.DataFrame, agreed: pd.DataFrame, metrics: Sequenc
             axis.text(1.02, place, SIGNS[verdict], transform=axis.get_yaxis_transform(), va="center", fontsize=10)
         note_missing(axis, rows, why="one unit")
         share = pooled["i_squared"]
-        axis.set_title(metric if np.isnan(share) else f"{metric}\n$I^2$ = {share:.0%}", fontsize=SMALL)
+        axis.set_title(metric if np.isnan(share) else f"{metric}\n$I^2$ = {in_prose(f'{share:.0%}')}", fontsize=SMALL)
         axis.set_ylim(len(runs) - 0.4, -0.6)
         axis.set_yticks(range(len(runs)), runs)
     figure.supxlabel("effect in margins (95 % interval); grey band: pooled", fontsize=10)

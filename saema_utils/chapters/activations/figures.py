@@ -118,7 +118,7 @@ def word_circles(table: pd.DataFrame, layer: int) -> Figure:
             order, share = part["cyclic_order"].iloc[0], part["plane_share"].iloc[0]
             ax.set_title(f"layer {shown}", fontsize=SMALL, loc="center", pad=2)
             text = f"in order {written(order, '.0%')}\nplane holds {written(share, '.0%')}"
-            ax.set_xlabel(text, fontsize=SMALL, color=GREY)
+            ax.set_xlabel(in_prose(text), fontsize=SMALL, color=GREY)
         row[0].set_ylabel(concept, fontsize=11, fontweight="bold")
     keep_apart(figure)
     return figure

@@ -151,7 +151,7 @@ def map_of_words(table: pd.DataFrame, concept: str) -> Figure:
             places = members[["x", "y"]].to_numpy()
             middle = places[np.hypot(*(places - np.median(places, axis=0)).T).argmin()]
             write_beside(axis, [str(word)], [middle], [UP], fontweight="bold", bbox=box, zorder=3)
-        axis.set_title(f"{NAMES[name]}: {mixed.mean():.0%} merged", color=COLORS[name])
+        axis.set_title(in_prose(f"{NAMES[name]}: {mixed.mean():.0%} merged"), color=COLORS[name])
     keep_apart(figure)
     return figure
 

@@ -156,11 +156,11 @@ def spliced_effects(losses: pd.DataFrame) -> Figure:
     if losses.empty:
         return nothing_to_draw("No edit was spliced into the model where it predicts something.")
     doses = sorted(set(losses["alpha"]) - {0})
-    order = ["no edit", *(f"{NAMES[arm]} {alpha:+g}" for arm in ARMS for alpha in doses)]
+    order = ["no edit", *(in_prose(f"{NAMES[arm]} {alpha:+g}") for arm in ARMS for alpha in doses)]
     places = [place for place in ("concept", "after") if place in set(losses["position"])]
     figure, axes = panels(2, len(places), width=9.2, height=3.3, sharey=True, sharex=True, squeeze=False)
     for ax, (place, error_term) in zip(axes.flat, itertools.product(places, (False, True)), strict=True):
-        part = losses.assign(edit=edit_names(losses))[
+        part = losses.assign(edit=edit_names(losses).map(in_prose))[
             (losses["position"] == place) & (losses["error_term"] == error_term)
         ]
         style = {"x": "ce_change", "y": "edit", "hue": "arm", "order": order, "legend": False, "ax": ax}
@@ -206,6 +206,7 @@ def training_changes(trained: pd.DataFrame) -> Figure:
         if trained["seed"].nunique() < 2:
             note(ax, "no interval: one seed")
         ax.set(xlabel="coefficient of the separation term", ylabel="", title=title)
+        ax.set_xticks(ax.get_xticks(), [in_prose(label.get_text()) for label in ax.get_xticklabels()])
     axes[0].set_ylabel("difference from coefficient 0")
     figure.legend(*axes[2].get_legend_handles_labels(), ncols=3, **BELOW)  # text of the middle panel has one colour
     return figure
@@ -279,7 +280,7 @@ def effect_forest(table: pd.DataFrame) -> Figure:
     ax.scatter(centre, rows, color=colors, s=25)
     ax.axvline(0, **ZERO)
     names = table["effect"] + "  vs " + table["control"].replace(NAMES)
-    ax.set_yticks(rows, names, fontsize=SMALL)
+    ax.set_yticks(rows, names.map(in_prose), fontsize=SMALL)
     note_missing(ax, table, why="one concept, one seed")
     label = "effect in half-widths of its 95 % interval\n(right: as the causal claim predicts)"
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(-9.2, 9.2), xlabel=label)

@@ -31,6 +31,7 @@ from saema_utils.figures import (
     span,
 )
 from saema_utils.stratification.spectra import DEFAULT_RTOL
+from saema_utils.wording import in_prose
 
 MODE_NAMES = ("prompts (mode 0)", "positions (mode 1)", "features (mode 2)")
 ORDER = ("residual", "sae", "pca", "random_dictionary", "shuffled")
@@ -178,10 +179,10 @@ def tolerance_map(table: pd.DataFrame) -> Figure:
     for axis, name in zip(axes, ("residual", "sae", "random_dictionary"), strict=True):
         wide = rows[rows["representation"] == name].pivot(index="concept", columns="rtol", values="first_noise_rms")
         wide = wide.loc[concepts].fillna(NEVER)
-        text = wide.map(lambda level: f"{level:.2g}" if level < NEVER else "never")
+        text = wide.map(lambda level: in_prose(f"{level:.2g}") if level < NEVER else "never")
         sns.heatmap(np.log10(wide), annot=text, fmt="", ax=axis, **look)
         axis.set_title(SHORT[name], color=COLORS[name])
-        axis.set_xticklabels([f"{rtol:.0e}".replace("e-0", "e-") for rtol in wide], rotation=0)
+        axis.set_xticklabels([in_prose(f"{rtol:.0e}") for rtol in wide], rotation=0)
         axis.set(xlabel="tolerance (share of the largest)", ylabel="")
     axes[0].set_yticklabels([concept.replace("_", " ") for concept in concepts], rotation=0)
     return figure
