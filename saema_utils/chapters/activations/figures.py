@@ -196,7 +196,8 @@ def ring(points: np.ndarray, words: Sequence[str], joined: int | None = None) ->
         places += [None, other]
     sides = ("middle right", "top right", "top center", "top left")
     sides += ("middle left", "bottom left", "bottom center", "bottom right")
-    eighths = np.round(np.arctan2(points[:, 1], points[:, 0]) / (np.pi / 4)).astype(int) % 8
+    x, y = (points - points.mean(axis=0)).T if len(points) else points.T
+    eighths = np.round(np.arctan2(y, x) / (np.pi / 4)).astype(int) % 8
     named = [None if i == joined else place for i, place in enumerate(places)]  # the first word once
     return {
         "x": [None if i is None else round(float(points[i, 0]), 2) for i in places],

@@ -44,7 +44,7 @@ EXTENT = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.13, "linewidth": 0}}  
 BELOW = {"loc": "outside lower center", "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.4}
 NO_EDIT = "No concept has two words left whose poles could be moved."
 FARTHEST = 1.0  # dose at which the poles stand twice as far apart: rings of larger ones would leave no room for words
-NOWHERE = 1e-6  # of how far out the farthest pole stood: rounding
+NOWHERE = 1e-6  # of half the room that the poles took: rounding
 SEARCH_COLORS = [COLORS[name] for name in ("poles", "accent", "permuted_labels", "residual", "random_direction")]
 
 
@@ -317,7 +317,7 @@ def dose_explorer(curves: pd.DataFrame, planes: pd.DataFrame) -> PlotlyFigure:
     for i, dose in enumerate(doses):
         now = {key: [course[i][key] for course in moved.values()] for key in ("x", "y", "name")}
         steps[in_prose(f"{dose:+.2f}")] = now, list(moved)
-    reach = 1.05 * (1 + FARTHEST)
+    reach = 1.2 * (1 + FARTHEST)
     figure.update_xaxes(visible=False, range=[-reach, reach], constrain="domain", col=1)
     figure.update_yaxes(visible=False, range=[-reach, reach], constrain="domain", scaleanchor="x", col=1)
     figure.update_xaxes(title="dose alpha", range=[dense["alpha"].min() - 0.1, dense["alpha"].max() + 0.1], col=2)
@@ -356,9 +356,10 @@ def _courses(
 
 
 def _moved(poles: pd.DataFrame, dose: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places of one concept's poles at a dose of an arm, where the farthest unmoved one is at 1; and in the cycle."""
+    """Places of a concept's poles at a dose, in a frame that the poles arm fills at the last one; and in the cycle."""
     unmoved, step = poles[["x", "y"]].to_numpy(), poles[["step_x", "step_y"]].to_numpy()
-    return (unmoved + dose * step) / (np.hypot(*unmoved.T).max() or 1), poles["place"].to_numpy()
+    middle, reach = (unmoved.max(axis=0) + unmoved.min(axis=0)) / 2, np.ptp(unmoved, axis=0).max() / 2
+    return (unmoved + dose * step - (1 + FARTHEST) * middle) / (reach or 1), poles["place"].to_numpy()
 
 
 def _poles_at(poles: pd.DataFrame, dose: float, name: str) -> dict[str, Any]:
@@ -377,7 +378,7 @@ def _dot_at(poles: pd.DataFrame, errors: pd.DataFrame, arm: str, dose: float) ->
     says = f"{NAMES[arm]}: error {written(error, '.3f')}"
     points, place = _moved(poles, dose) if len(poles) else (np.zeros((0, 2)), np.zeros(0))
     around = points[place >= 0]
-    if len(points) and np.hypot(*points.T).max() < NOWHERE:
+    if len(points) > 1 and np.ptp(points, axis=0).max() < NOWHERE:
         says += ", all poles in one point"
     elif len(around) >= MIN_MEMBERS:
         score = cyclic_score(around - around.mean(axis=0), place[place >= 0], int(poles["period"].iloc[0]))
