@@ -441,7 +441,8 @@ def steered(scatter):
 
 def test_each_slider_and_menu_is_a_control_of_the_page_with_a_label_and_the_same_steps(steered, monkeypatch):
     monkeypatch.setenv(PUBLISHING, "1")
-    page = BeautifulSoup(interactive(steered, "two-points", "Two points on a rising line").data, "html.parser")
+    element = interactive(steered, "two-points", "Two points on a rising line").data
+    page = BeautifulSoup(element, "html.parser")
     data = json.loads(page.script.string)
     assert not {"sliders", "updatemenus"} & set(data["layout"]), "the page would draw them once more"
     way, kind = (menu["buttons"] for menu in data["controls"]["updatemenus"])
@@ -461,7 +462,7 @@ def test_each_slider_and_menu_is_a_control_of_the_page_with_a_label_and_the_same
     ids = [found["id"] for found in page.select("[id]")]
     assert len(set(ids)) == len(ids)
     assert "hidden" in page.select_one(".saema-controls").attrs, "without its script the page has nothing to steer"
-    handed_out = without_page(str(page))["application/vnd.plotly.v1+json"]["layout"]
+    handed_out = without_page(element)["application/vnd.plotly.v1+json"]["layout"]
     assert [len(handed_out[kind]) for kind in ("updatemenus", "sliders")] == [2, 1]
 
 
