@@ -19,6 +19,7 @@ from saema_utils.notebook import default_run_dir, parse_chapters, resolve_study,
 from saema_utils.runs.files import user_path
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
 from saema_utils.sweeps.command import sweep_command
+from saema_utils.wording import in_prose
 
 if TYPE_CHECKING:
     from saema_utils.runs.directory import RunDirectory
@@ -307,6 +308,7 @@ def compare(
     out: Annotated[str, typer.Option(help="Where the table and figure go.")] = "runs/comparison",
 ) -> None:
     """Put finished runs side by side: one table and one figure."""
+    from rich.columns import Columns
     from rich.console import Console
     from rich.table import Table
 
@@ -321,9 +323,8 @@ def compare(
     for name in wide:
         listing.add_column(name, overflow="fold")
     for row in wide.itertuples(index=False):
-        listing.add_row(*map(str, row))
-    Console().print(listing)
-    typer.echo("   ".join(LEGEND.values()))
+        listing.add_row(*(in_prose(str(value)) for value in row))
+    Console().print(listing, "", Columns(LEGEND.values(), padding=(0, 3)), sep="\n")
     for path in save_comparison(table, effects_by_run(table), user_path(out).resolve(), "comparison"):
         typer.echo(str(path))
 

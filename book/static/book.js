@@ -37,7 +37,40 @@
     document.documentElement.dataset.theme = theme;
   });
 
+  /* What a term means stands in its title, which only a mouse brings up (and a screen reader says): here it comes up
+     under the term for the keyboard too, and at a first touch; the second follows the link. */
+  function explainTerms() {
+    const box = document.createElement("div");
+    box.className = "saema-meaning";
+    box.setAttribute("aria-hidden", "true");
+    box.hidden = true;
+    document.body.append(box);
+    let shown = null, before = null;
+    const hide = () => { box.hidden = true; shown = null; };
+    function show(link) {
+      shown = link;
+      box.textContent = link.title;
+      box.hidden = false;
+      const [place] = link.getClientRects(), room = document.documentElement.clientWidth - box.offsetWidth - 8;
+      box.style.left = `${window.scrollX + Math.max(8, Math.min(place.left, room))}px`;
+      box.style.top = `${window.scrollY + place.bottom + 4}px`;
+    }
+    for (const link of document.querySelectorAll('.bd-article a[href*="#term-"][title]:not(.headerlink)')) {
+      link.addEventListener("focus", () => { if (link.matches(":focus-visible")) show(link); });
+      link.addEventListener("blur", hide);
+      link.addEventListener("click", (event) => {
+        if (event.pointerType !== "touch" || before === link) return;
+        event.preventDefault();
+        show(link);
+      });
+    }
+    document.addEventListener("pointerdown", () => { before = shown; hide(); }, true);
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+    window.addEventListener("resize", hide);
+  }
+
   document.addEventListener("DOMContentLoaded", nameToggles);
+  document.addEventListener("DOMContentLoaded", explainTerms);
   /* Formulas take their width only when MathJax has set them, which may be after the page has loaded. */
   window.addEventListener("load", () => {
     reachScrollable();

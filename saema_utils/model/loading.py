@@ -159,7 +159,10 @@ def _hub_folder(name: str) -> Path:
         with quietly():
             return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, OSError) as error:
-        remedy = f"use '{EMBEDDED_MODEL}', a folder, or a machine's HF_HOME cache that holds it"
+        remedy = (
+            "copy a machine's HF_HOME cache that holds it (by default ~/.cache/huggingface) and set HF_HUB_OFFLINE=1, "
+            f"give a folder (--model PATH), or take '{EMBEDDED_MODEL}', as the study smollm2-135m does"
+        )
         raise hub_error(error, f"model {name!r}", name, ModelError, remedy) from error
     except ValueError as error:  # a name the hub's own rules refuse
         raise ModelError(f"{name!r} is not a hub name ({one_line(error)}).") from error

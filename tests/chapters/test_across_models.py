@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,18 @@ def test_every_run_gives_its_effects_and_its_quality(tmp_path):
     quality = table[(table["metric"] == "explained_variance") & (table["representation"] == "sae")].set_index("run")
     assert quality["estimate"].to_dict() == {"one": 0.8, "two": 0.9}
     assert table.set_index("run").loc["two", "seed"].unique().tolist() == [3]
+
+
+def test_a_terminal_of_80_columns_shows_them_side_by_side_with_what_each_sign_means(tmp_path):
+    for name in ("one", "two"):
+        make_run(tmp_path, name, effect=-2.0)
+    command = [sys.executable, "-m", "saema_utils", "compare", "one", "two", "--out", "out"]
+    places = {"COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | places, check=True)
+    assert re.search(r"rank-moves-more +−2 ✓ +−2 ✓", done.stdout)
+    shown = done.stdout.split(str(tmp_path))[0].splitlines()
+    assert max(map(len, shown)) <= 80
+    assert all(any(f"{SIGNS[verdict]} {verdict}" in line for line in shown) for verdict in VERDICTS)
 
 
 def test_effects_are_what_the_run_said_of_itself(tmp_path):

@@ -408,6 +408,41 @@ def test_letters_of_every_figure_can_be_read(page, base, pages, size, pixels):
     assert small == {}
 
 
+def test_a_term_is_explained_to_a_keyboard_and_to_a_finger(browser, base):
+    chapter = f"{base}notebooks/04_local_and_global_geometry.html"
+    context = browser.new_context(viewport=PHONE, has_touch=True)
+    page = context.new_page()
+    page.goto(chapter)
+    box = page.locator(".saema-meaning")
+    terms = page.locator('.bd-article a[href*="#term-"]')
+    assert terms.count() > 5
+    assert box.is_hidden()
+    for i in (0, terms.count() - 1):
+        term = terms.nth(i)
+        term.tap()
+        assert box.inner_text() == term.get_attribute("title")
+        assert page.url == chapter
+        place, word = box.bounding_box(), term.bounding_box()
+        assert place["y"] >= word["y"] + 10
+        assert 0 <= place["x"] <= PHONE["width"] - place["width"]
+    page.locator(".bd-article h1").tap()
+    assert box.is_hidden()
+    term.tap()
+    term.tap()
+    page.wait_for_url("**/glossary.html#term-*")
+    page.set_viewport_size(DESK)
+    page.goto(chapter)
+    page.keyboard.press("Tab")
+    while not page.evaluate("document.activeElement.matches('.bd-article a[href*=\"#term-\"]')"):
+        page.keyboard.press("Tab")
+    assert box.inner_text() == terms.first.get_attribute("title")
+    page.keyboard.press("Escape")
+    assert box.is_hidden()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/glossary.html#term-*")
+    context.close()
+
+
 def test_weight_of_every_page_is_known_and_bounded(visits):
     heaviest = sorted(((v.facts["weight"], name) for name, v in visits.items()), reverse=True)
     print("\n".join(f"{weight / 1e6:6.2f} MB {name}" for weight, name in heaviest[:8]))
