@@ -101,6 +101,7 @@ def dose_response(
                     "ce_loss": float("nan") if cross_entropy is None else float(cross_entropy(decoded)),
                 }
             )
+            del edited  # before the next is made
     return pd.DataFrame(rows)
 
 
