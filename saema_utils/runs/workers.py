@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from graphlib import TopologicalSorter
 from multiprocessing.connection import Connection, wait
@@ -99,10 +99,7 @@ class Workers:
     def end(self) -> None:
         """End the processes, at work or not; what they have not finished is not recorded."""
         with self._changed:
-            at_work = bool(self._sent)
             self._leave_the_rest()
-        if at_work:
-            self._lifeline.close()
         self._pool.shutdown(cancel_futures=True)
 
     def _send(self) -> None:
@@ -120,21 +117,21 @@ class Workers:
                 return
             try:
                 seconds, peak = made.result()
-            except (BrokenProcessPool, CancelledError):
-                self.death = True
-                self._leave_the_rest()
-            except Exception:  # whatever it is, the notebook meets it in its own cell, and says it there
-                self._leave_the_rest()
-            else:
                 self.seconds[piece.result.chapter] += seconds
                 self.peak = max(self.peak, peak)
                 self._sent.remove(piece)
                 self._open.remove(piece)
                 self._graph.done(piece)
                 self._send()
+            except BrokenProcessPool:
+                self.death = True
+                self._leave_the_rest()
+            except Exception:  # whatever it is, the notebook meets it in its own cell, and says it there
+                self._leave_the_rest()
             self._changed.notify_all()
 
     def _leave_the_rest(self) -> None:
+        self._lifeline.close()
         for pieces in (self._open, self._ready, self._sent):
             pieces.clear()
 

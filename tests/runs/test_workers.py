@@ -135,6 +135,7 @@ def test_nothing_is_begun_where_nothing_is_missing(toys, run, monkeypatch):
 
 def test_what_fails_is_left_with_all_that_comes_after(toys, run, tmp_path):
     """A page says it in its own cell; until then nobody waits for work that may be in vain."""
+    (tmp_path / "01_apart_a").write_text("time.sleep(600)")
     (tmp_path / "01_apart_b").write_text("raise ValueError('a word that only a page shows')")
     with made_ahead(run, results_of(toys), 2, {}) as workers:
         workers.wait(1, lambda *_: None)
@@ -143,6 +144,8 @@ def test_what_fails_is_left_with_all_that_comes_after(toys, run, tmp_path):
     assert toys.first.is_made(run)
     assert not toys.apart.is_made(run)
     assert begun(tmp_path, "02_last") == []
+    (tmp_path / "01_apart_a").unlink()
+    until(lambda: not any(map(psutil.pid_exists, begun(tmp_path, "01_apart"))))
     with pytest.raises(ValueError, match="a word that only a page shows"):
         toys.apart(run)
 
