@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench_roofline
+from benchmarks import bench_choices, bench_roofline
+from saema_utils.geometry.choices import geometry_under_choices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,3 +62,18 @@ def test_a_step_beyond_its_bound_of_memory_fails_and_is_written_all_the_same(ste
     (found,) = pd.read_csv(tmp_path / "width.csv").to_dict("records")
     assert found["Step"] == step
     assert (found["Peak (GiB)"] > found["Bound (GiB)"]) == bool(code)
+
+
+@pytest.fixture(scope="module")
+def one_concept():
+    clouds = bench_choices.concept_clouds()
+    return clouds, geometry_under_choices(clouds)
+
+
+@pytest.mark.parametrize("family", sorted(bench_choices.ALONE))
+def test_an_analysis_made_by_itself_finds_the_value_that_the_shared_pass_found(family, one_concept):
+    clouds, values = one_concept
+    rows = list(bench_choices.sampled(values, family, 2).itertuples())
+    assert rows
+    for row in rows:
+        assert bench_choices.alone(clouds, row) == pytest.approx(row.value, rel=1e-6)
