@@ -7,6 +7,7 @@ pytest-xdist share one folder and wait for whoever came first.
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(items):
     need not wait for it."""
     waiting = {path for path in {item.path for item in items} if "smoke_run" in path.read_text(encoding="utf-8")}
     items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path in waiting))
+
+
+@pytest.fixture
+def interrupts_are_heard():
+    """A program inherits deafness to SIGINT from a shell that started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,9 @@ import time
 import psutil
 import pytest
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("interrupts_are_heard")]
 SECONDS_INSIDE = 2  # past a process's start, while it imports and loads
 STARTED_BY = {"1": "ipykernel", "2": "spawn_main"}  # what makes the tables, by --jobs: the kernel, or workers before it
-
-
-@pytest.fixture(autouse=True)
-def _signal_is_heard():
-    """A program inherits deafness to SIGINT from a shell that started the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("jobs", STARTED_BY)

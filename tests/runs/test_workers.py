@@ -161,6 +161,7 @@ def test_a_worker_that_dies_is_said_and_costs_nothing_that_was_made(toys, run, t
     assert begun(tmp_path, "01_apart_a") == made, "a finished part was made again"
 
 
+@pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize("how", ["is told", "is killed"])
 def test_no_process_outlives_the_one_that_began_it(toys, run, tmp_path, how):
     """In the middle of a piece, whether the first process ends them itself or is gone without a word."""
