@@ -15,7 +15,7 @@ from saema_utils import geometry
 from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import GeometryError
 from saema_utils.geometry.clouds import rms_radius, rms_radius_of
-from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere
+from saema_utils.geometry.clusters import find_local_representations, standardise_to_sphere, umap_embedding
 from saema_utils.geometry.dimension import (
     IntrinsicDimension,
     intrinsic_dimension,
@@ -236,6 +236,16 @@ def test_direct_finds_well_separated_clusters():
     assert found.n_local == 6
     assert found.embedding is None
     assert merging_scores(found.labels, truth).ami == pytest.approx(1)
+
+
+def test_a_cloud_of_copies_is_embedded_the_same_way_each_time():
+    """Copies make eigenvalues coincide, where the solver of the spectral start begins anew at random."""
+    draws = np.random.default_rng(1)
+    points = np.concatenate([draws.normal(size=(40, 8)).repeat(10, axis=0), 100 + draws.normal(size=(100, 8))])
+    distances = pairwise_distances(points)
+    first, second, other = (umap_embedding(distances, n_components=10, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
 
 
 def test_paper_finds_them_too_in_an_embedding_of_its_dimension():
