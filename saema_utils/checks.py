@@ -325,9 +325,9 @@ def _hardware() -> Iterator[Finding]:
     disk = shutil.disk_usage(existing).free / 2**30
     yield Finding(f"disk for {cache}", disk >= 3, f"{disk:.1f} GiB free", "Set SAEMA_CACHE to a larger disk")
     if importlib.util.find_spec("torch") is not None:
-        from saema_utils.runtime import choose_device
+        from saema_utils.runtime import choose_device, cores
 
-        yield Finding("device", True, f"{choose_device()} ({os.cpu_count()} CPU cores)")
+        yield Finding("device", True, f"{choose_device()} ({cores()} CPU cores)")
 
 
 def _answers(host: str) -> bool:
