@@ -40,6 +40,8 @@ COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff",
 # The notebooks that pages hand out: Sphinx copies what is in here beside the pages.
 HANDED_OUT = "handed_out"
 NO_NUMBER = "(not measured in this run)"
+# A link to another page or chapter, which a notebook that is handed out alone does not have beside it.
+NEIGHBOUR = re.compile(r"(?<!!)\[([^\[\]]+)\]\((\.\./)?(?!https?:|#)([^)]+)\)")
 # Cells that the page shows on demand: how they fold, and what the fold says.
 FOLDED = {
     "parameters": ("hide-input", "Parameters of this chapter"),
@@ -244,7 +246,8 @@ def _executed(run: RunDirectory, root: Path, name: str, number: int, allow_stale
 
 def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
     """A copy of a cleaned chapter to be read elsewhere, in Colab say: under each figure stand its number and caption,
-    which a page takes from the cell, and figures to hover over do without the page's script.
+    which a page takes from the cell, figures to hover over do without the page's script, and links to other pages lead
+    to the book's address, or are plain words where it has none.
     """
     import copy
 
@@ -252,6 +255,8 @@ def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
 
     copied, number = copy.deepcopy(notebook), 0
     for cell in copied.cells:
+        if cell.cell_type == "markdown":
+            cell.source = NEIGHBOUR.sub(_by_address, cell.source)
         caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
         for output in cell.get("outputs", []):
             if shown := without_page(output.get("data", {}).get("text/html", "")):
@@ -261,6 +266,12 @@ def with_captions(notebook: NotebookNode, chapter: int) -> NotebookNode:
             said = f"**Fig. {chapter}.{number}** {caption}"
             cell.outputs.append(new_output("display_data", data={"text/markdown": said, "text/plain": said}))
     return copied
+
+
+def _by_address(link: re.Match[str]) -> str:
+    """A link of a notebook, relative to the folder of notebooks, as one that leads there from anywhere."""
+    words, up, place = link.groups()
+    return f"[{words}]({address.source_url(place if up else f'notebooks/{place}')})" if address.is_set() else words
 
 
 def prepare_page(

@@ -25,7 +25,7 @@ from saema_utils.runs.files import name_of, write_figure
 from saema_utils.runs.freshness import PACKAGE_DIR
 from saema_utils.saes.facts import SaeFacts
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study
-from saema_utils.wording import format_number
+from saema_utils.wording import format_number, in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def numbers(run: RunDirectory) -> dict[str, str]:
         "model": _model_name(study.model),
         "layer": study.layer,
         "n_concepts": len(study.concepts),
-        "concepts": ", ".join(study.concepts),
+        "concepts": ", ".join(in_words(concept) for concept in study.concepts),
         "templates": study.templates,
         "sae": _sae_in_words(study, sae),
         "d_sae": sae.d_sae,

@@ -278,6 +278,25 @@ def test_a_notebook_that_is_handed_out_numbers_its_figures_as_the_page_does():
     assert nbformat.writes(notebook) == before
 
 
+@pytest.mark.parametrize(
+    ("repository", "told"),
+    [
+        ("OWNER/saema-book", "See Method and chapter 5, [3] of [this](https://a.org/b.md). ![x](../book/x.svg)"),
+        (
+            "ada/saema-book",
+            "See [Method](https://github.com/ada/saema-book/blob/{tag}/book/method.md#poles) and [chapter 5]"
+            "(https://github.com/ada/saema-book/blob/{tag}/notebooks/05_x.ipynb), [3] of [this](https://a.org/b.md). "
+            "![x](../book/x.svg)",
+        ),
+    ],
+)
+def test_links_of_a_notebook_that_is_handed_out_alone_lead_somewhere_or_are_words(monkeypatch, repository, told):
+    monkeypatch.setattr(address, "REPOSITORY", repository)
+    here = "See [Method](../book/method.md#poles) and [chapter 5](05_x.ipynb), [3] of [this](https://a.org/b.md). "
+    handed = with_captions(new_notebook(cells=[new_markdown_cell(here + "![x](../book/x.svg)")]), 4)
+    assert handed.cells[0].source == told.format(tag=address.BRANCH)
+
+
 # ---- the address ---------------------------------------------------------------------------------
 
 
