@@ -89,6 +89,7 @@ def umap_embedding(distances: Distances, *, n_components: int, seed: int) -> Flo
             numba.config.CACHE_DIR = str(cache_dir() / "numba")
         import umap
 
+        _keep_what_is_compiled()
         # Numba's OpenMP layer would change torch's number of threads for the rest of the process: small
         # matrix products then take a hundred times as long. Its own work queue does not.
         numba.config.THREADING_LAYER = "workqueue"
@@ -106,6 +107,18 @@ def umap_embedding(distances: Distances, *, n_components: int, seed: int) -> Flo
                 random_state=seed,
                 n_jobs=1,
             ).fit_transform(distances)
+
+
+@functools.cache
+def _keep_what_is_compiled() -> None:
+    """Ask numba to keep UMAP's machine code for the next process, as the library does for some: ten seconds each."""
+    from numba.core.dispatcher import Dispatcher
+    from umap import layouts, umap_, utils
+
+    for module in (layouts, umap_, utils):
+        for found in vars(module).values():
+            if isinstance(found, Dispatcher):
+                found.enable_caching()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 FEW_POLES = 6  # all 720 ways to match them can be tried
 _BLOCK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Concept tokens: vectors ``[N, D]``, the cluster of each (unique over concepts), its concept."""
+
+    vectors: Float[Tensor, "N D"]
+    clusters: Int[Tensor, " N"]
+    concepts: Int[Tensor, " N"]
 
 
 def blocks_of(latents: Float[Tensor, "N F"]) -> Iterator[slice]:

@@ -21,13 +21,13 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
 from saema_utils.errors import InterventionError, unknown_name
-from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
+from saema_utils.intervention.separation import LabelledTokens, cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import generator, seed_everything
 from saema_utils.saes.sparse_topk import SparseTopKTrainingSAE
 from saema_utils.saes.training import NORMALISED, plain_sae, training_steps
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
     from sae_lens import SAE
     from torch import Tensor
 
@@ -109,15 +109,6 @@ class SeparableTopKTrainingSAE(SparseTopKTrainingSAE):
                 first = self._first_distances.setdefault(int(group), float(distance.detach()))
                 values.append(distance / first)
         return torch.stack(values).mean() if values else latents.new_zeros(())
-
-
-@dataclass(frozen=True)
-class LabelledTokens:
-    """Concept tokens: vectors ``[N, D]``, the cluster of each (unique over concepts), its concept."""
-
-    vectors: Float[Tensor, "N D"]
-    clusters: Int[Tensor, " N"]
-    concepts: Int[Tensor, " N"]
 
 
 def labelled_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,6 +247,16 @@ def test_a_cloud_of_copies_is_embedded_the_same_way_each_time():
     first, second, other = (umap_embedding(distances, n_components=10, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+def test_what_numba_compiles_of_umap_is_kept_for_the_next_process():
+    from umap.layouts import _nb_optimize_layout_euclidean_single_epoch as optimise
+    from umap.umap_ import compute_membership_strengths, fast_knn_indices, smooth_knn_dist
+
+    umap_embedding(pairwise_distances(np.random.default_rng(0).normal(size=(60, 5))), n_components=3, seed=0)
+    for function in (fast_knn_indices, smooth_knn_dist, compute_membership_strengths, optimise):
+        assert function.signatures
+        assert list(Path(function.stats.cache_path).glob(f"*.{function.py_func.__name__}-*.nbi"))
 
 
 def test_paper_finds_them_too_in_an_embedding_of_its_dimension():

@@ -13,8 +13,7 @@ from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.dimension import intrinsic_dimension
 from saema_utils.geometry.matching import procrustes_disparity
 from saema_utils.geometry.pole_measures import mst_weight_scale_free
-from saema_utils.intervention.separation import cluster_means, mean_pole_distance, separation_scale_free
-from saema_utils.intervention.training import LabelledTokens
+from saema_utils.intervention.separation import LabelledTokens, cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import SaeCoder
 from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity

@@ -2,7 +2,8 @@
 
 Each seed has an autoencoder of its own: a plain run from fresh weights, which is watched, and which the runs that
 separate continue. These see the same batches; only the coefficient differs. A quarter of each concept's words, and
-a third of the sentences of the other words, are kept out of training.
+a third of the sentences of the other words, are kept out of training. What trains them brings all of sae_lens along,
+and is imported where a run begins: chapters that only read the tables need it not.
 """
 
 from __future__ import annotations
@@ -21,15 +22,7 @@ from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.intervention.measures import MEASURED, Split, measure_trained
 from saema_utils.chapters.sae.coders import study_sae
-from saema_utils.intervention.training import (
-    LabelledTokens,
-    SeparableTopKTrainingSAE,
-    activation_scale,
-    as_plain,
-    continued,
-    fresh,
-    train_separable,
-)
+from saema_utils.intervention.separation import LabelledTokens
 from saema_utils.model.residual_stream import label_words
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, table
@@ -38,6 +31,8 @@ from saema_utils.study import Study
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+
+    from saema_utils.intervention.training import SeparableTopKTrainingSAE
 
 AUTOENCODERS = 6  # units of the experiment, in a study of ENOUGH seeds; smaller studies have one a seed
 ENOUGH = 5
@@ -103,6 +98,8 @@ class Bench:
         return self.finetune_steps if self.warm else self.fresh_steps
 
     def fresh(self, seed: int, **choices: Any) -> SeparableTopKTrainingSAE:
+        from saema_utils.intervention.training import fresh
+
         sizes = {"d_sae": self.d_sae, "k": self.k, "device": str(self.heldout.device)}
         return fresh(self.corpus.shape[1], seed=seed, **sizes | choices)
 
@@ -115,12 +112,16 @@ class Bench:
 
     def train(self, start: SeparableTopKTrainingSAE, seed: int, **choices: Any) -> SAE:
         """A run with concept tokens in every batch; ``start`` is the plain run of its seed, and is left alone."""
+        from saema_utils.intervention.training import continued
+
         sae = continued(start, **choices) if self.warm else self.fresh(seed, **choices)
         return self._train(sae, self.split.train, seed, warm=self.warm)
 
     def _train(
         self, sae: SeparableTopKTrainingSAE, tokens: LabelledTokens | None, seed: int, *, warm: bool, **watched: Any
     ) -> SAE:
+        from saema_utils.intervention.training import train_separable
+
         return train_separable(
             sae,
             self.corpus,
@@ -135,6 +136,8 @@ class Bench:
 
     def plain(self, sae: SeparableTopKTrainingSAE) -> SAE:
         """One in training, for inference on the model's own activations."""
+        from saema_utils.intervention.training import as_plain
+
         return as_plain(sae, self.scale)
 
     def measure(self, plain: SAE) -> dict[str, float]:
@@ -150,6 +153,8 @@ def sizes_of(run: RunDirectory) -> tuple[int, int]:
 
 def bench(run: RunDirectory) -> Bench:
     """Load what the runs share."""
+    from saema_utils.intervention.training import activation_scale
+
     corpus, recipe = corpus_activations(run), run.study.intervention
     return Bench(
         *sizes_of(run),
