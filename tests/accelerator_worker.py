@@ -1,4 +1,4 @@
-"""Runs notebooks in this process on the pretended accelerator: ``accelerator_worker.py FOLDER CHAPTERS KIND``.
+"""Runs notebooks in this process on the pretended accelerator: ``accelerator_worker.py STUDY.json CHAPTERS KIND``.
 
 A process of its own, because every library that asks for a device by name has to learn of one that does not exist.
 Prints one JSON object: each cell that failed, with the reason.
@@ -21,7 +21,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import hub_layout  # noqa: E402
 from accelerator import accelerator  # noqa: E402
 
 import saema_utils  # noqa: E402
@@ -84,40 +83,6 @@ def introduce(device: torch.device) -> None:
     saema_utils.runs.directory.write_figure = lambda path, figure, name: path.write_text("<svg/>")
 
 
-def tiny_study(folder: Path) -> Path:
-    from saema_utils.study import STUDIES
-
-    hub_layout.write_model(folder / "llama", "llama")
-    study = STUDIES["smoke"].changed(
-        **{
-            "name": "tiny",
-            "model": str(folder / "llama"),
-            "layer": 1,
-            "concepts": ["months", "days"],
-            "templates": 3,
-            "n_seeds": 2,
-            "noise_levels": [0, 0.1, 0.5, 2],
-            "corpus.tokens": 1500,
-            "corpus.heldout_tokens": 500,
-            "corpus.context": 32,
-            "sae.d_sae": 96,
-            "sae.k": 8,
-            "sae.epochs": 1,
-            "sae.batch": 128,
-            "geometry.min_cluster_size": 4,
-            "geometry.n_neighbors": 5,
-            "geometry.bootstrap": 20,
-            "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
-            "intervention.finetune_steps": 4,
-            "intervention.fresh_steps": 8,
-            "intervention.optimise_steps": 3,
-        }
-    )
-    path = folder / "study.json"
-    path.write_text(json.dumps(study.as_dict()))
-    return path
-
-
 def run_notebook(path: Path, study: Path) -> list[str]:
     cells = json.loads(path.read_text())["cells"]
     setup = next("".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", []))
@@ -136,13 +101,11 @@ def run_notebook(path: Path, study: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    folder, chapters, kind = sys.argv[1:]
+    study, chapters, kind = sys.argv[1:]
     torch.set_num_threads(1)
     introduce(torch.device(kind, 0))
     failures: list[str] = []
-    with contextlib.redirect_stdout(io.StringIO()):
-        study = tiny_study(Path(folder))
-        with accelerator(kind):
-            for chapter in chapters.split(","):
-                failures += run_notebook(next((ROOT / "notebooks").glob(f"{chapter}_*.ipynb")), study)
+    with contextlib.redirect_stdout(io.StringIO()), accelerator(kind):
+        for chapter in chapters.split(","):
+            failures += run_notebook(next((ROOT / "notebooks").glob(f"{chapter}_*.ipynb")), Path(study))
     print(json.dumps(failures))

@@ -5,26 +5,31 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import hub_layout
 import numpy as np
 import pytest
 import torch
 from accelerator import KINDS, accelerator
 
+from saema_utils.chapters import declared_results
 from saema_utils.chapters.intervention.measures import Split, measure_trained
 from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum
 from saema_utils.intervention.edits import apply_edit
 from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import distance_matrix
 from saema_utils.intervention.training import LabelledTokens, activation_scale, fresh, train_separable
+from saema_utils.runs.directory import RunDirectory
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.fidelity import measure_fidelity
 from saema_utils.stratification.grams import center_both
 from saema_utils.stratification.spectra import unfold
+from saema_utils.study import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -226,9 +231,46 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
     assert torch.allclose(here.decode(here.encode(x)), there.decode(there.encode(x.to(device))).cpu(), atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A tiny study, and a run of it that has the rulers: they say nothing of the model and never see its device."""
+    folder = tmp_path_factory.mktemp("begun")
+    small = {
+        "layer": 1,
+        "concepts": ["months", "days"],
+        "templates": 3,
+        "n_seeds": 2,
+        "noise_levels": [0, 0.1, 0.5, 2],
+        "corpus.tokens": 1500,
+        "corpus.heldout_tokens": 500,
+        "corpus.context": 32,
+        "sae.d_sae": 96,
+        "sae.k": 8,
+        "sae.epochs": 1,
+        "sae.batch": 128,
+        "geometry.min_cluster_size": 4,
+        "geometry.n_neighbors": 5,
+        "geometry.bootstrap": 20,
+        "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
+        "intervention.finetune_steps": 4,
+        "intervention.fresh_steps": 8,
+        "intervention.optimise_steps": 3,
+    }
+    model = hub_layout.write_model(folder / "llama", "llama")
+    study = STUDIES["smoke"].changed(**small, name="tiny", model=str(model))
+    (folder / "study.json").write_text(json.dumps(study.as_dict()))
+    run = RunDirectory(folder / "run", study, device="cpu")
+    for result in declared_results().values():
+        if result.is_ruler:
+            result(run)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
+def test_every_notebook_that_computes_runs_on_an_accelerator(kind, begun, tmp_path):
+    shutil.copytree(begun / "run", tmp_path / "run")
+    study = shutil.copy(begun / "study.json", tmp_path)
     environment = {
         **os.environ,
         "SAEMA_CACHE": str(tmp_path / "cache"),
@@ -238,7 +280,7 @@ def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path):
         "MPLBACKEND": "agg",
     }
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(tmp_path), "01,02,03,04,05,06,07,09", kind],
+        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), study, "01,02,03,04,05,06,07,09", kind],
         env=environment,
         capture_output=True,
         text=True,

@@ -182,7 +182,7 @@ def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(
     assert {name[:2] for name in manifest["chapters"]} == {"01", "02", "03", "04", "05", "06", "07"}
     assert resolve_study(str(first / "study.json")).digest == manifest["study_digest"]
 
-    done = saema(tmp_path, "run", "--study", str(first / "study.json"), "--chapters", "1-3", "--run-dir", str(second))
+    done = saema(tmp_path, "run", "--study", str(first / "study.json"), "--chapters", "1-2", "--run-dir", str(second))
     assert done.returncode == 0, done.stderr[-1500:]
     again = json.loads((second / "manifest.json").read_text())["artifacts"]
     tables = [name for name in again if name.startswith("tables/")]

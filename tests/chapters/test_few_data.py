@@ -117,6 +117,9 @@ MADE: dict[str, Callable[[Tables], pd.DataFrame]] = {
 }
 
 
+ONCE: dict[tuple[str, str], tuple[pd.DataFrame, dict[str, pd.DataFrame]]] = {}
+
+
 class Tables:
     """Tables of a finished run by name, each cut down in one way."""
 
@@ -124,15 +127,25 @@ class Tables:
         self.read, self.cut, self.taken = read, cut, {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        if name not in self.taken and self.cut == "all of it":
-            self.taken[name] = MADE[name](self) if name in MADE else self.read(name)
         if name not in self.taken:
-            cut_first = self.cut.startswith("one")
-            found = (
-                MADE[name](self if cut_first else Tables(self.read, "all of it")) if name in MADE else self.read(name)
-            )
-            self.taken[name] = found if name in MADE and cut_first else CUTS[self.cut](found)
+            if name not in MADE:
+                found = self.read(name)
+            elif self.cut.startswith(("one", "all of it")):
+                found = self.made(name)
+            else:
+                found = Tables(self.read, "all of it").made(name)
+            whole = self.cut == "all of it" or (name in MADE and self.cut.startswith("one"))
+            self.taken[name] = found if whole else CUTS[self.cut](found)
         return self.taken[name].copy()
+
+    def made(self, name: str) -> pd.DataFrame:
+        """A table that is made from others, once for all cases."""
+        if (self.cut, name) not in ONCE:
+            inner = Tables(self.read, self.cut)
+            ONCE[self.cut, name] = MADE[name](inner), inner.taken
+        found, behind = ONCE[self.cut, name]
+        self.taken |= behind
+        return found
 
     @property
     def concept(self) -> str:
