@@ -44,6 +44,24 @@ def carried_out(study: str, chapters: str, jobs: int) -> tuple[float, float]:
     return seconds, sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
 
 
+def medians(rows: list[dict]) -> pd.DataFrame:
+    """Both sides, quiet and busy, as the page shows them."""
+    found = pd.DataFrame(rows).groupby(["busy", "jobs"], sort=False).median().reset_index()
+    plain = found[found["jobs"] == 1].set_index("busy")["seconds"]
+    quiet = found[~found["busy"]].set_index("jobs")["seconds"]
+    return pd.DataFrame(
+        {
+            "Machine": found["busy"].map({False: "quiet", True: "beside a busy process"}),
+            "Tables made by": found["jobs"].map(lambda jobs: "the notebooks" if jobs == 1 else f"{jobs} workers"),
+            "Seconds": found["seconds"].round().astype(int),
+            "Seconds of all cores": found["cores"].round().astype(int),
+            "Times faster than notebooks": (found["busy"].map(plain) / found["seconds"]).round(2),
+            "Times its own quiet time": (found["seconds"] / found["jobs"].map(quiet)).round(2),
+            "Rounds": len(rows) // len(found),
+        }
+    )
+
+
 def main() -> None:
     """Print and write medians of both sides, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -52,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=cores(), help="processes. Default: one a core")
     given = parser.parse_args()
-    rows = []
+    rows: list[dict] = []
     for _ in range(given.rounds):
         for busy in (False, True):
             for jobs in (1, given.jobs):
@@ -60,21 +78,9 @@ def main() -> None:
                     seconds, worked = carried_out(given.study, given.chapters, jobs)
                 rows.append({"busy": busy, "jobs": jobs, "seconds": seconds, "cores": worked})
                 print(rows[-1], flush=True)
-    found = pd.DataFrame(rows).groupby(["busy", "jobs"], sort=False).median().reset_index()
-    plain = found[found["jobs"] == 1].set_index("busy")["seconds"]
-    quiet = found[~found["busy"]].set_index("jobs")["seconds"]
-    shown = pd.DataFrame(
-        {
-            "Machine": found["busy"].map({False: "quiet", True: "beside a busy process"}),
-            "Processes": found["jobs"].map(lambda jobs: "each notebook itself" if jobs == 1 else f"{jobs} workers"),
-            "Seconds": found["seconds"].round(),
-            "Seconds of all cores": found["cores"].round(),
-            "Times faster than the notebooks": (found["busy"].map(plain) / found["seconds"]).round(2),
-            "Times its own quiet time": (found["seconds"] / found["jobs"].map(quiet)).round(2),
-        }
-    )
-    print(shown.to_string(index=False))
-    shown.to_csv(TABLE, index=False)
+        shown = medians(rows)  # after each round, for a round takes long and may be the last
+        print(shown.to_string(index=False), flush=True)
+        shown.to_csv(TABLE, index=False)
 
 
 if __name__ == "__main__":

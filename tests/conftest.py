@@ -31,9 +31,11 @@ class SmokeRun:
 
 def pytest_collection_modifyitems(items):
     """The browser's tests first: one worker runs the study that many tests share. Others that ask for it come last, and
-    need not wait for it."""
-    waiting = {path for path in {item.path for item in items} if "smoke_run" in path.read_text(encoding="utf-8")}
-    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path in waiting))
+    need not wait for it. Files with slow tests begin early, so that no worker is left alone with one at the end."""
+    text = {path: path.read_text(encoding="utf-8") for path in {item.path for item in items}}
+    waiting = {path for path in text if "smoke_run" in text[path]}
+    slow = {path for path in text if "pytest.mark.slow" in text[path]}
+    items.sort(key=lambda item: (item.path.name != "test_browser.py", item.path in waiting, item.path not in slow))
 
 
 @pytest.fixture

@@ -13,6 +13,28 @@ from pathlib import Path
 
 import torch
 
+# What makes a study so small that a chapter of it takes seconds; a test changes what it is about.
+TINY = {
+    "concepts": ["months", "days"],
+    "templates": 2,
+    "n_seeds": 2,
+    "noise_levels": [0, 0.1, 1],
+    "corpus.tokens": 1500,
+    "corpus.heldout_tokens": 500,
+    "corpus.context": 32,
+    "sae.d_sae": 64,
+    "sae.k": 8,
+    "sae.epochs": 2,
+    "sae.batch": 128,
+    "geometry.min_cluster_size": 3,
+    "geometry.n_neighbors": 3,
+    "geometry.bootstrap": 20,
+    "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
+    "intervention.coefficients": [-0.1, 0, 0.1],
+    "intervention.finetune_steps": 3,
+    "intervention.fresh_steps": 12,
+    "intervention.optimise_steps": 3,
+}
 ENDOFTEXT = "<|endoftext|>"
 # What prompts are made of, so that some words are one token and others several.
 TEXT = (

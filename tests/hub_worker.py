@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hub_layout
 import torch
 
 
@@ -20,25 +21,9 @@ def tiny(name: str):
     """The registered study with everything but its model, layer and SAE made small."""
     from saema_utils.study import STUDIES
 
-    return STUDIES[name].changed(
-        **{
-            "concepts": ["months", "days"],
-            "templates": 2,
-            "n_seeds": 2,
-            "noise_levels": [0, 0.1, 0.5, 2],
-            "corpus.tokens": 1500,
-            "corpus.heldout_tokens": 500,
-            "corpus.context": 32,
-            "geometry.min_cluster_size": 4,
-            "geometry.n_neighbors": 5,
-            "geometry.bootstrap": 20,
-            "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
-            "intervention.coefficients": [0, 0.1],
-            "intervention.finetune_steps": 2,
-            "intervention.fresh_steps": 12,
-            "intervention.optimise_steps": 3,
-        }
-    )
+    kept = {"sae.d_sae", "sae.k", "sae.epochs", "sae.batch"}
+    small = {key: value for key, value in hub_layout.TINY.items() if key not in kept}
+    return STUDIES[name].changed(**small)
 
 
 def plain_residual(folder: str, layer: int, tokens: torch.Tensor) -> torch.Tensor:

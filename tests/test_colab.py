@@ -22,28 +22,6 @@ from saema_utils.study import STUDIES
 ROOT = Path(__file__).resolve().parents[1]
 
 NOTEBOOKS = chapter_notebooks(ROOT)
-TINY = {
-    "concepts": ["months", "days"],
-    "templates": 2,
-    "layer": 1,
-    "n_seeds": 2,
-    "noise_levels": [0, 0.1, 1],
-    "corpus.tokens": 1500,
-    "corpus.heldout_tokens": 500,
-    "corpus.context": 32,
-    "sae.d_sae": 64,
-    "sae.k": 8,
-    "sae.epochs": 2,
-    "sae.batch": 128,
-    "geometry.min_cluster_size": 3,
-    "geometry.n_neighbors": 3,
-    "geometry.bootstrap": 20,
-    "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
-    "intervention.coefficients": [-0.1, 0, 0.1],
-    "intervention.finetune_steps": 3,
-    "intervention.fresh_steps": 12,
-    "intervention.optimise_steps": 3,
-}
 
 
 # ---- installing ----------------------------------------------------------------------------------
@@ -146,7 +124,7 @@ def tiny(tmp_path_factory) -> Path:
     """A study file small enough that every chapter can make what it lacks in seconds."""
     folder = tmp_path_factory.mktemp("colab")
     hub_layout.write_model(folder / "model", "llama")
-    study = STUDIES["smoke"].changed(**TINY, model=str(folder / "model"), name="tiny")
+    study = STUDIES["smoke"].changed(**hub_layout.TINY, layer=1, model=str(folder / "model"), name="tiny")
     (folder / "tiny.json").write_text(json.dumps(study.as_dict()))
     return folder
 

@@ -235,29 +235,8 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
 def begun(tmp_path_factory) -> Path:
     """A tiny study, and a run of it that has the rulers: they say nothing of the model and never see its device."""
     folder = tmp_path_factory.mktemp("begun")
-    small = {
-        "layer": 1,
-        "concepts": ["months", "days"],
-        "templates": 3,
-        "n_seeds": 2,
-        "noise_levels": [0, 0.1, 0.5, 2],
-        "corpus.tokens": 1500,
-        "corpus.heldout_tokens": 500,
-        "corpus.context": 32,
-        "sae.d_sae": 96,
-        "sae.k": 8,
-        "sae.epochs": 1,
-        "sae.batch": 128,
-        "geometry.min_cluster_size": 4,
-        "geometry.n_neighbors": 5,
-        "geometry.bootstrap": 20,
-        "intervention.alphas": [-1, -0.5, 0, 0.5, 1],
-        "intervention.finetune_steps": 4,
-        "intervention.fresh_steps": 8,
-        "intervention.optimise_steps": 3,
-    }
     model = hub_layout.write_model(folder / "llama", "llama")
-    study = STUDIES["smoke"].changed(**small, name="tiny", model=str(model))
+    study = STUDIES["smoke"].changed(**hub_layout.TINY, name="tiny", model=str(model), layer=1)
     (folder / "study.json").write_text(json.dumps(study.as_dict()))
     run = RunDirectory(folder / "run", study, device="cpu")
     for result in declared_results().values():

@@ -170,7 +170,7 @@ def test_a_refused_study_leaves_nothing_behind(parts, tmp_path):
 
 @pytest.mark.slow
 def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(parts, tmp_path):
-    small = STUDIES["smoke"].changed(**SMALL, name="own")
+    small = STUDIES["smoke"].changed(**hub_layout.TINY, name="own")
     (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
     own_parts = ["--model", str(parts / "model"), "--layer", "1", "--sae", str(parts / "sae")]
     own_parts += ["--prompts", str(parts / "prompts.json"), "--corpus", str(parts / "text.txt")]
@@ -209,13 +209,14 @@ def texts_on(notebook: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_the_documented_example_runs_through_all_chapters_and_becomes_a_book_without_a_missing_number(parts, tmp_path):
     """One concept, one sentence a word, one seed: no mean over concepts has an interval."""
-    small = STUDIES["smoke"].changed(**{**SMALL, "n_seeds": 1}, name="documented")
+    small = STUDIES["smoke"].changed(**{**hub_layout.TINY, "n_seeds": 1}, name="documented")
     (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
     prompts = documented_prompts()
     assert len(prompts) == 1
     (tmp_path / "mine.json").write_text(json.dumps(prompts))
     own_parts = ["--model", str(parts / "model"), "--layer", "1", "--corpus", str(parts / "text.txt")]
     own_parts += ["--prompts", str(tmp_path / "mine.json"), "--chapters", "1-9", "--run-dir", str(tmp_path / "run")]
+    own_parts += ["--jobs", "1"]  # each notebook makes what it shows
     done = saema(tmp_path, "run", "--study", str(tmp_path / "small.json"), *own_parts)
     assert done.returncode == 0, done.stderr[-1500:]
     pages = sorted((tmp_path / "run" / "notebooks").glob("*.ipynb"))
@@ -231,24 +232,3 @@ def test_the_documented_example_runs_through_all_chapters_and_becomes_a_book_wit
     shown = [page.read_text() for page in (first_page.parent / "notebooks").glob("*.html")]
     assert len(shown) == 9
     assert not [page for page in shown if str(parts) in page or str(tmp_path) in page], "names are shown, not paths"
-
-
-SMALL = {
-    "n_seeds": 2,
-    "noise_levels": [0, 0.1, 1],
-    "corpus.tokens": 1500,
-    "corpus.heldout_tokens": 500,
-    "corpus.context": 32,
-    "sae.d_sae": 64,
-    "sae.k": 8,
-    "sae.epochs": 2,
-    "sae.batch": 128,
-    "geometry.min_cluster_size": 3,
-    "geometry.n_neighbors": 3,
-    "geometry.bootstrap": 20,
-    "intervention.alphas": [-1, 0, 1],
-    "intervention.coefficients": [0, 0.1],
-    "intervention.finetune_steps": 2,
-    "intervention.fresh_steps": 12,
-    "intervention.optimise_steps": 3,
-}

@@ -42,6 +42,8 @@ COLUMNS = (
         "saes",
         "layers",
         "margin",
+        "median",
+        "joint_p",
     ),
     *(f"share_{part}" for part in (*PARTS, REST)),
     *("seeds", "holds_up", "holds_up_mean"),
@@ -142,13 +144,14 @@ def replication(replicates: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFra
     Parameters
     ----------
     replicates
-        Columns claim, contrast, concept, layer, seed, effect: by the analysis that was named beforehand, in the unit
-        of its measure.
+        Columns claim, contrast, concept, layer, seed, effect (by the analysis that was named beforehand, in the unit
+        of its measure) and median (over all analyses, in margins).
 
     Returns
     -------
-    Columns claim, contrast, estimate, low, high, new_low, new_high, n (concepts), minimum_n, saes, layers, margin, the
-    share of the variance that each part explains (share_concept, share_layer, share_sae, share_rest), seeds (two
+    Columns claim, contrast, estimate, low, high, new_low, new_high, n (concepts), minimum_n, saes, layers, margin,
+    median (over autoencoders, of the mean over concepts of ``median``), joint_p (its p under flips of whole concepts),
+    the share of the variance that each part explains (share_concept, share_layer, share_sae, share_rest), seeds (two
     standard deviations between autoencoders of one layer, of their mean over concepts), and on the row of the claim
     itself holds_up (by the predictive interval) and holds_up_mean (by the plain one).
     """
@@ -163,14 +166,15 @@ def replication(replicates: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFra
         start = len(rows)
         for contrast in contrasts_of(claim):
             effects = own[own["contrast"] == contrast]
-            found, wide = mixture(effects), effects.pivot(index=["layer", "seed"], columns="concept", values="effect")
-            median, joint_p = joint_test(wide.to_numpy() / claim.margin)
+            found, (wide, every) = mixture(effects), (_by_concept(effects, name) for name in ("effect", "median"))
+            median, joint_p = joint_test(every.to_numpy())
             n = int(wide.notna().any().sum())
             total = sum(found.variances.values())
             shares = {f"share_{part}": v / total if total > 0 else np.nan for part, v in found.variances.items()}
             facts = {name: value for name, value in vars(found).items() if name != "variances"}
             facts |= {"n": n, "minimum_n": claim.minimum_n, "saes": int(wide.notna().any(axis=1).sum())}
             facts |= {"layers": effects.loc[effects["effect"].notna(), "layer"].nunique(), "margin": claim.margin}
+            facts |= {"median": median, "joint_p": joint_p}
             rows.append({"claim": claim.id, "contrast": contrast, **facts, **shares, "seeds": between_seeds(effects)})
             ends = {"predicted": (found.new_low, found.new_high), "mean": (found.low, found.high)}
             evidence[contrast] = {
@@ -183,10 +187,15 @@ def replication(replicates: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFra
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _by_concept(effects: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A row an autoencoder, a column a concept."""
+    return effects.pivot(index=["layer", "seed"], columns="concept", values=name)
+
+
 def between_seeds(effects: pd.DataFrame) -> float:
     """Two standard deviations between autoencoders of one layer, of the mean over those concepts that all have; NaN
     where no layer has two."""
-    wide = effects.pivot(index=["layer", "seed"], columns="concept", values="effect").dropna(axis=1)
+    wide = _by_concept(effects, "effect").dropna(axis=1)
     means = wide.mean(axis=1).groupby(level="layer")
     free = (means.count() - 1).sum()
     if not free or wide.shape[1] == 0:

@@ -39,11 +39,6 @@ def repository_url() -> str:
     return f"https://github.com/{REPOSITORY}"
 
 
-def release_url() -> str:
-    """What a fresh host hands to pip, after ``git+``, to install the package at the book's release."""
-    return f"{repository_url()}@{BRANCH}"
-
-
 def source_url(path: str) -> str:
     """Address of a file of the repository as released."""
     return f"{repository_url()}/blob/{BRANCH}/{path}"

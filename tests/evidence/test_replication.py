@@ -6,7 +6,7 @@ import pytest
 
 from saema_utils.evidence.claims import load_claims
 from saema_utils.evidence.replication import between_seeds, mixture, replication
-from saema_utils.evidence.verdicts import NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW
+from saema_utils.evidence.verdicts import DEPENDS, NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW
 
 CLAIM = next(claim for claim in load_claims() if claim.id == "compression")  # has a lead, and expects less
 CONCEPTS = 9
@@ -127,7 +127,8 @@ def test_starts_are_compared_within_a_layer():
 def replicates(own, lead):
     """Effects of one claim from worlds of its effect and of its lead."""
     pairs = zip(("itself", "lead"), (own, lead), strict=True)
-    return pd.concat([found.assign(claim=CLAIM.id, contrast=name) for name, found in pairs])
+    effects = pd.concat([found.assign(claim=CLAIM.id, contrast=name) for name, found in pairs])
+    return effects.assign(median=effects["effect"] / CLAIM.margin)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,15 @@ def test_the_rule_speaks_of_the_next_autoencoder(own, lead, verdict):
     assert found[["n", "saes", "layers"]].to_numpy().tolist() == [[9, 9, 3]] * 2
     shares = found[[name for name in found if name.startswith("share_")]].sum(axis=1)
     assert shares.tolist() == pytest.approx([1, 1])
+
+
+def test_an_effect_that_other_analyses_do_not_show_depends_on_the_analysis():
+    rng, size = np.random.default_rng(9), abs(CLAIM.margin)
+    parts = {"concept": 0.1 * size, "sae": 0.1 * size, "rest": 0.1 * size}
+    table = replicates(*(world(rng, 3 * CLAIM.margin, **parts) for _ in range(2)))
+    found = replication(table.assign(median=table["median"] - 2.5), [CLAIM])
+    assert found.loc[0, ["holds_up_mean", "holds_up"]].tolist() == [DEPENDS, DEPENDS]
+    assert found.loc[0, "median"] == pytest.approx(0.5, abs=0.2)
 
 
 def test_a_sharp_mean_does_not_speak_for_an_autoencoder_that_may_differ():

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import hub_layout
 import numpy as np
 import pandas as pd
 import psutil
@@ -27,28 +28,7 @@ from saema_utils.sweeps.tasks import make_chapter
 
 KILLS, KILLS_OF_THE_COMMAND = 17, 3
 KILLED_CHAPTER = 5  # the one with the most parts
-TINY = STUDIES["smoke"].changed(
-    **{
-        "name": "tiny",
-        "concepts": ["days", "color"],
-        "templates": 3,
-        "noise_levels": [0.0, 0.5, 2.0],
-        "n_seeds": 2,
-        "corpus.tokens": 1000,
-        "corpus.heldout_tokens": 500,
-        "corpus.context": 32,
-        "sae.d_sae": 64,
-        "sae.k": 8,
-        "sae.epochs": 2,
-        "sae.batch": 64,
-        "geometry.bootstrap": 20,
-        "intervention.alphas": [-0.5, 0.0, 0.5],
-        "intervention.coefficients": [0.0, 0.1],
-        "intervention.finetune_steps": 4,
-        "intervention.fresh_steps": 12,
-        "intervention.optimise_steps": 3,
-    }
-)
+TINY = STUDIES["smoke"].changed(**hub_layout.TINY | {"concepts": ["days", "color"], "templates": 3}, name="tiny")
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

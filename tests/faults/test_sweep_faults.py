@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 
+import hub_layout
 import pytest
 
 from saema_utils.sweeps.plan import plan_sweep
@@ -16,20 +17,7 @@ from saema_utils.sweeps.plan import plan_sweep
 pytest.importorskip("distributed")
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
-TINY = {
-    "base": "smoke",
-    "name": "tiny",
-    "concepts": ["days"],
-    "templates": 2,
-    "n_seeds": 1,
-    "corpus.tokens": 1000,
-    "corpus.heldout_tokens": 500,
-    "corpus.context": 32,
-    "sae.d_sae": 64,
-    "sae.k": 8,
-    "sae.epochs": 1,
-    "sae.batch": 64,
-}
+TINY = hub_layout.TINY | {"base": "smoke", "name": "tiny", "concepts": ["days"], "n_seeds": 1, "sae.epochs": 1}
 SEEDS = "base: tiny.json\ngrid: {seed: [0, 1]}\nchapters: 1-2\n"
 POISONED = "base: tiny.json\ngrid: {seed: [0, 1]}\ncases: [{layer: 15}, {layer: 99}]\nchapters: 1-2\n"
 

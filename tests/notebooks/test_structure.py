@@ -117,7 +117,9 @@ def test_setup_is_the_same_everywhere(notebook):
     reference = nbformat.read(NOTEBOOKS[min(NOTEBOOKS)], as_version=4)
     assert cell.source == code(reference, "setup")[0].source
     assert len(lines) <= 9  # its title among them
-    assert f'"{address.release_url()}"' in cell.source, "the setup cell installs from the book's address"
+    assert f'"{address.repository_url()}@{address.BRANCH}"' in cell.source, (
+        "the setup cell installs from the book's address"
+    )
 
 
 def test_imports_are_the_public_names_and_those_of_its_own_chapter(number, notebook):

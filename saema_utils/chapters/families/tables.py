@@ -199,6 +199,8 @@ def families_table(run: RunDirectory) -> pd.DataFrame:
         "minimum_n": "fewest concepts with which the rule may speak",
         "saes": "autoencoders with a value",
         "layers": "layers that they were trained at",
+        "median": "over autoencoders: mean over concepts of the median over all analyses, in margins",
+        "joint_p": "p of that median, if the signs of whole concepts are flipped",
         "share_concept": "share of the variance that lies between concepts",
         "share_layer": "between layers",
         "share_sae": "between autoencoders of one layer",
