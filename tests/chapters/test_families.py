@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from saema_utils.chapters.families import figures
 from saema_utils.chapters.families.findings import (
     best_dose,
+    excursion_hangs_on_width,
     family_spread,
     gaps_of_families,
     gaps_over_layers,
@@ -209,6 +210,25 @@ def test_gaps_over_layers_are_those_of_the_means_over_concepts():
     ]
     gaps = gaps_over_layers(pd.DataFrame(rows))
     assert gaps["merging"].to_dict() == pytest.approx({3: -0.5, 9: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "holds"), [(-0.5, (0.1, 0.0), True), (-0.5, (0.1, -0.1), False), (0.5, (0.1, 0.1), False)]
+)
+def test_what_the_rank_does_is_compared_between_widths(families, narrow, wide, holds):
+    given = families.copy()
+    given.loc[given["architecture"] == "topk", "excursion"] += narrow + 0.5  # the world's own gap is half below
+    rows = [
+        {"representation": name, "layer": layer, **dict.fromkeys(STREAM_MEASURES, value)}
+        for layer, gap in zip((3, 9), wide, strict=True)
+        for name, value in (("residual", 2.0), ("sae", 2.0 + gap))
+    ]
+    layers = pd.DataFrame(rows)
+    found = excursion_hangs_on_width(given, layers)
+    assert found.holds is holds
+    assert f"narrow {narrow:+.2f}" in found.shows
+    nobody = given.assign(excursion=math.nan)
+    assert excursion_hangs_on_width(nobody, layers).holds is None
 
 
 def test_the_best_dose_is_that_of_the_family_that_gains_most(families):

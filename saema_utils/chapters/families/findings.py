@@ -36,11 +36,24 @@ def gaps_over_layers(layers: pd.DataFrame) -> pd.DataFrame:
     return (sae - residual).dropna(axis=1, how="all")
 
 
-def lower_at_every_depth(layers: pd.DataFrame, measures: Sequence[str] = ("excursion", "intrinsic_dimension")) -> Found:
+def lower_at_every_depth(
+    layers: pd.DataFrame, measures: Sequence[str] = ("intrinsic_dimension", "circularity")
+) -> Found:
     """Whether the latents lie below the residual stream at every layer, on each of some measures."""
     gaps = gaps_over_layers(layers)
     lower = (gaps.max() < 0)[[*measures]].all() if set(measures) <= set(gaps) else None
     return Found(lower, f"latents minus residual stream: {in_ranges(gaps)}")
+
+
+def excursion_hangs_on_width(families: pd.DataFrame, layers: pd.DataFrame) -> Found:
+    """Whether the rank of TopK latents moves less than the stream's among the families, and no less at any layer in
+    autoencoders of the study's own recipe, which are wider; None where one side has no rank."""
+    narrow, wide = gaps_of_families(families), gaps_over_layers(layers)
+    if "excursion" not in narrow or "excursion" not in wide or "topk" not in narrow.index:
+        return Found(None, "no rank was measured on one of the two sides")
+    few, many = narrow.loc["topk", "excursion"], wide["excursion"]
+    between = f"{many.min():+.2f} to {many.max():+.2f}"
+    return Found(bool(few < 0 <= many.min()), f"latents minus residual stream: narrow {few:+.2f} · wide {between}")
 
 
 def in_ranges(gaps: pd.DataFrame) -> str:
