@@ -19,6 +19,7 @@ from saema_utils.wording import SIGNS, format_number, heading, in_prose, in_word
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from nbformat import NotebookNode
 
 # Libraries ask for a widget toolkit when they are imported; published pages have no widgets and no warnings.
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -140,6 +141,7 @@ def show(run: RunDirectory, name: str, figure: Figure) -> Any:
     return SVG(filename=str(run.save_figure(name, figure)))
 
 
+DIFFERS = "*Here this run differs from the sentence* "
 _NAN = re.compile(r"[+-]?\bnan\b(?: ?[%°])?", re.IGNORECASE)
 
 
@@ -187,7 +189,13 @@ def finding(sentence: str, *, holds: bool | None, shows: str = "") -> Any:
         numbers += f" (The sentence is about the book's study; this one is {_study.name}.)"
     if holds is None:
         return Markdown(f"*This run cannot tell whether:* {sentence}{numbers}")
-    return Markdown(f"*Here this run differs from the sentence* “{sentence}”{numbers}")
+    return Markdown(f"{DIFFERS}“{sentence}”{numbers}")
+
+
+def not_borne_out(notebook: NotebookNode) -> list[str]:
+    """The sentences of findings that an executed chapter does not bear out."""
+    said = (o.get("data", {}).get("text/markdown", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    return [text.removeprefix(DIFFERS)[1:].partition("”")[0] for text in said if text.startswith(DIFFERS)]
 
 
 def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[str, ...] = ()) -> Any:

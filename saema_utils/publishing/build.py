@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from saema_utils.chapters import OF_A_RUN
 from saema_utils.errors import TERMINAL_CODE, ArtifactError, BookError
 from saema_utils.interactive import without_page
+from saema_utils.notebook import is_the_books, not_borne_out
 from saema_utils.publishing import address, fragments, terms
 from saema_utils.publishing.cleaning import clean_notebook, default_build_paths
 from saema_utils.publishing.execution import chapter_notebooks, find_root, import_path, is_done
@@ -94,7 +95,8 @@ def build_book(
     allow_stale
         Also publish chapters that were executed from older sources.
     say
-        Receives one line on page weight and build time.
+        Receives one line on page weight and build time, and one on each sentence that the book's own study does not
+        bear out.
 
     Returns
     -------
@@ -226,6 +228,8 @@ def _stage_notebooks(
             cleaned = clean_notebook(nbformat.read(source, as_version=4), build_paths=forbidden)
         except BookError as error:
             raise BookError(f"chapter {number} ({source.stem}) cannot be published: {error}") from error
+        for sentence in not_borne_out(cleaned) if is_the_books(run.study) else ():
+            say(f"Chapter {number} says of the book's own study what this run does not find: “{sentence}”")
         nbformat.write(with_captions(cleaned, number), handed_out / source.name)
         prepare_page(cleaned, run, source.stem, glossary)
         nbformat.write(cleaned, staging / "notebooks" / source.name)

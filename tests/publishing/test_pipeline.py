@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from saema_utils.errors import BookError
 from saema_utils.interactive import PUBLISHING, interactive, menu, page_html, slider, without_page
+from saema_utils.notebook import finding, not_borne_out
 from saema_utils.publishing import address, execution, fragments
 from saema_utils.publishing.build import build_book, last_finished, prepare_page, with_captions
 from saema_utils.publishing.cleaning import clean_notebook
@@ -276,6 +277,13 @@ def test_a_notebook_that_is_handed_out_numbers_its_figures_as_the_page_does():
     told = [[o.data.get("text/markdown") for o in cell.outputs[1:]] for cell in with_captions(notebook, 4).cells]
     assert told == [["**Fig. 4.1** One?"], [], ["**Fig. 4.2** Two?"]]
     assert nbformat.writes(notebook) == before
+
+
+def test_sentences_that_a_run_does_not_bear_out_are_found_in_its_notebook():
+    shown = [finding(f"It is {holds}.", holds=holds, shows="x 1").data for holds in (True, False, None)]
+    outputs = [new_output("display_data", data={"text/markdown": text}) for text in [*shown, "Prose."]]
+    notebook = new_notebook(cells=[new_markdown_cell("Prose."), new_code_cell("x", outputs=outputs)])
+    assert not_borne_out(notebook) == ["It is False."]
 
 
 @pytest.mark.parametrize(
