@@ -26,6 +26,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 NUMBERED = ("latent", "seed")  # columns whose numbers name something: no thousands are set apart
 JUDGED = ("reproduces", "holds_up", "verdict", "change", "called", "on the mean", "on the next one")
+P_VALUES = ("p_", "_p")  # how names of columns begin or end that hold them: one may be as small as it likes
 REMARKS = ("reason", "left_out")  # columns in which something stands only where there is something to say
 ROWS_IN_SIGHT = 12
 # What a table needs where the book's own style is not: notebooks set every cell to the right.
@@ -226,8 +227,8 @@ def table(frame: Any, caption: str = "", digits: int = 3, html_columns: tuple[st
             return escape(str(value))
         if isinstance(value, bool):
             return "yes" if value else "no"
-        if isinstance(value, float) and abs(value) < 1e-12:
-            return "0"
+        if isinstance(value, float) and abs(value) < 1e-12 and not ({"p", *P_VALUES} & {name, name[:2], name[-2:]}):
+            return "0"  # but for rounding
         if isinstance(value, str):
             value = signed(value) if name in judged else in_prose(in_words(value))
             return escape(value).replace("\n", "↵").replace("_", "_<wbr>")  # a long name may break

@@ -163,6 +163,7 @@ def format_number(value: Any, digits: int = 3) -> str:
         text = f"{value or 0:,.0f}"
     elif abs(value) >= 1e-3:
         text = f"{value:.{digits}g}"
+        text = f"{value:,.0f}" if "e" in text else text  # more places before the point than digits
     else:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         text = power_of_ten(mantissa, int(exponent))

@@ -18,10 +18,20 @@ from saema_utils.wording import HEADINGS, SIGNS, format_number, heading, in_pros
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.79312, "0.793"), (160_000, "160,000"), (-12.0, "−12"), (1e-5, "1.0\xa0×\xa010⁻⁵"), (float("nan"), "undefined"),
-     ("months", "months"), (True, "True"), (12345.6, "12,346"), (0.0, "0"), (float("inf"), "infinity")],
+     ("months", "months"), (True, "True"), (999.7, "1,000"), (12345.6, "12,346"), (0.0, "0"),
+     (float("inf"), "infinity")],
 )  # fmt: skip
 def test_numbers_are_formatted_for_reading(value, shown):
     assert format_number(value) == shown
+
+
+def test_two_digits_of_a_large_number_need_no_exponent():
+    assert [format_number(value, 2) for value in (777.4, 99.97, 12.34)] == ["777", "100", "12"]
+
+
+def test_a_p_value_is_as_small_as_it_is_and_a_measure_zero_but_for_rounding():
+    said = cells(table(pd.DataFrame({"p": [7e-20], "joint_p": [3e-14], "sphere": [7e-20]})).data)
+    assert said[3:] == ["7.0\xa0×\xa010⁻²⁰", "3.0\xa0×\xa010⁻¹⁴", "0"]
 
 
 def cells(html: str) -> list[str]:

@@ -360,7 +360,8 @@ PAPER = {"width": 680, "height": 960}  # what margins leave of a sheet, in pixel
 ON_PAPER = """() => {
   const shown = (e) => e.checkVisibility({opacityProperty: true, visibilityProperty: true});
   const article = document.querySelector(".bd-article");
-  const boxes = [...article.querySelectorAll("pre, .saema-scroll, .pst-scrollable-table-container")].filter(shown);
+  const wide = "pre, .saema-scroll, .pst-scrollable-table-container, mjx-container[display=true]";
+  const boxes = [...article.querySelectorAll(wide)].filter(shown);
   return {
     to_press: [...document.querySelectorAll("button, nav, input, .copybtn")].filter(shown).map((e) => e.className),
     cut: boxes.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 40)),
