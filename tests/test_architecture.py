@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,11 @@ def test_a_chapter_hands_on_names_of_this_package_and_no_others(subject):
         assert imported not in dir(chapter)
         with pytest.raises(AttributeError, match=f"{subject}.*has no attribute '{imported}'"):
             getattr(chapter, imported)
+
+
+def test_what_the_page_on_speed_names_is_there():
+    rooms = "|".join(path.name for path in (ROOT / "saema_utils").iterdir() if (path / "__init__.py").exists())
+    named = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "book" / "speed.md").read_text(encoding="utf-8"))
+    assert len(named) > 8
+    for name in named:
+        pkgutil.resolve_name(f"saema_utils.{name}")

@@ -232,7 +232,11 @@ def power(values: Float[np.ndarray, " n"], margin: float, truth: float = 2.0, le
 
 def primary_effects(units: pd.DataFrame, claim: Claim, contrast: str = ITSELF) -> pd.Series:
     """The effect in each unit by the analysis that was named beforehand; empty where there is none."""
-    effects = effects_of(units, claim, contrast)
+    return named_beforehand(effects_of(units, claim, contrast), claim)
+
+
+def named_beforehand(effects: pd.DataFrame, claim: Claim) -> pd.Series:
+    """Of the effects under each specification those of the one named beforehand; NaN where it is not there."""
     key = tuple(claim.primary[name] for name in effects.index.names)
     return effects.loc[key] if key in effects.index else effects.iloc[0] * np.nan
 

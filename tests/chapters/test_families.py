@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from saema_utils.chapters.families import figures
 from saema_utils.chapters.families.findings import (
     best_dose,
-    excursion_hangs_on_width,
+    excursion_by_recipe,
     family_spread,
     gaps_of_families,
     gaps_over_layers,
@@ -213,22 +213,22 @@ def test_gaps_over_layers_are_those_of_the_means_over_concepts():
 
 
 @pytest.mark.parametrize(
-    ("narrow", "wide", "holds"), [(-0.5, (0.1, 0.0), True), (-0.5, (0.1, -0.1), False), (0.5, (0.1, 0.1), False)]
+    ("family", "by_layer", "holds"), [(-0.5, (0.1, 0.0), True), (-0.5, (0.1, -0.1), False), (0.5, (0.1, 0.1), False)]
 )
-def test_what_the_rank_does_is_compared_between_widths(families, narrow, wide, holds):
+def test_what_the_rank_does_is_compared_between_recipes(families, family, by_layer, holds):
     given = families.copy()
-    given.loc[given["architecture"] == "topk", "excursion"] += narrow + 0.5  # the world's own gap is half below
+    given.loc[given["architecture"] == "topk", "excursion"] += family + 0.5  # the world's own gap is half below
     rows = [
         {"representation": name, "layer": layer, **dict.fromkeys(STREAM_MEASURES, value)}
-        for layer, gap in zip((3, 9), wide, strict=True)
+        for layer, gap in zip((3, 9), by_layer, strict=True)
         for name, value in (("residual", 2.0), ("sae", 2.0 + gap))
     ]
     layers = pd.DataFrame(rows)
-    found = excursion_hangs_on_width(given, layers)
+    found = excursion_by_recipe(given, layers)
     assert found.holds is holds
-    assert f"narrow {narrow:+.2f}" in found.shows
+    assert f"family {family:+.2f}" in found.shows
     nobody = given.assign(excursion=math.nan)
-    assert excursion_hangs_on_width(nobody, layers).holds is None
+    assert excursion_by_recipe(nobody, layers).holds is None
 
 
 def test_the_best_dose_is_that_of_the_family_that_gains_most(families):

@@ -365,9 +365,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "families.findings.gaps_of_families": lambda t: findings_9.in_ranges(findings_9.gaps_of_families(t["09_families"])),
     "families.findings.gaps_over_layers": lambda t: findings_9.in_ranges(findings_9.gaps_over_layers(t["09_layers"])),
     "families.findings.lower_at_every_depth": lambda t: findings_9.lower_at_every_depth(t["09_layers"]),
-    "families.findings.excursion_hangs_on_width": lambda t: findings_9.excursion_hangs_on_width(
-        t["09_families"], t["09_layers"]
-    ),
+    "families.findings.excursion_by_recipe": lambda t: findings_9.excursion_by_recipe(t["09_families"], t["09_layers"]),
     "families.findings.best_dose": lambda t: findings_9.best_dose(t["09_families"]),
     "families.figures.replication_forest": lambda t: figures_9.replication_forest(
         t["09_replication"], t["09_replicates"]

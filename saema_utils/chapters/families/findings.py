@@ -45,15 +45,15 @@ def lower_at_every_depth(
     return Found(lower, f"latents minus residual stream: {in_ranges(gaps)}")
 
 
-def excursion_hangs_on_width(families: pd.DataFrame, layers: pd.DataFrame) -> Found:
-    """Whether the rank of TopK latents moves less than the stream's among the families, and no less at any layer in
-    autoencoders of the study's own recipe, which are wider; None where one side has no rank."""
-    narrow, wide = gaps_of_families(families), gaps_over_layers(layers)
-    if "excursion" not in narrow or "excursion" not in wide or "topk" not in narrow.index:
+def excursion_by_recipe(families: pd.DataFrame, layers: pd.DataFrame) -> Found:
+    """Whether the rank of TopK latents moves less than the stream's by the small recipe of the families, and no less at
+    any layer by the study's own, which is wider and trains longer; None where one side has no rank."""
+    small, own = gaps_of_families(families), gaps_over_layers(layers)
+    if "excursion" not in small or "excursion" not in own or "topk" not in small.index:
         return Found(None, "no rank was measured on one of the two sides")
-    few, many = narrow.loc["topk", "excursion"], wide["excursion"]
-    between = f"{many.min():+.2f} to {many.max():+.2f}"
-    return Found(bool(few < 0 <= many.min()), f"latents minus residual stream: narrow {few:+.2f} · wide {between}")
+    family, layer = small.loc["topk", "excursion"], own["excursion"]
+    shows = f"family {family:+.2f} · study's recipe {layer.min():+.2f} to {layer.max():+.2f}"
+    return Found(bool(family < 0 <= layer.min()), f"TopK latents minus residual stream: {shows}")
 
 
 def in_ranges(gaps: pd.DataFrame) -> str:

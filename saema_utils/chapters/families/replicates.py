@@ -27,7 +27,7 @@ from saema_utils.chapters.scorecard.values import (
 )
 from saema_utils.errors import ClaimError
 from saema_utils.evidence.claims import CLAIMS_FILE, Claim, load_claims
-from saema_utils.evidence.multiverse import contrasts_of, effects_of, margins_of, primary_effects, why_missing
+from saema_utils.evidence.multiverse import contrasts_of, effects_of, margins_of, named_beforehand, why_missing
 from saema_utils.model.residual_stream import ConceptActivations, capture_concept
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import parts, tensors
@@ -196,10 +196,10 @@ def _effect(values: pd.DataFrame | None, claim: Claim, contrast: str) -> dict[st
         said = values.loc[values["measure"] == "", "reason"]
         return nothing | {"reason": said.iloc[0] if len(said) else "the concept has nothing of the kind"}
     try:
-        (effect,) = primary_effects(values, claim, contrast)
         every = effects_of(values, claim, contrast)
     except ClaimError as error:
         return nothing | {"reason": str(error)}
+    (effect,) = named_beforehand(every, claim)
     median = (every.iloc[:, 0] / margins_of(every, claim)).median()  # of those that have a value
     return {"effect": effect, "median": median, "reason": why_missing(values, claim) if effect != effect else ""}
 
