@@ -50,8 +50,9 @@ class Result:
     choices
         What else it is made from, as a function of the run: by default the study as a whole. Files outside the run
         belong here.
-    ruler
-        Whether it is one (:attr:`is_ruler`) although its choices are others than the study's.
+    is_ruler
+        Whether it says nothing of the model: a world whose answer is known, made of its choices alone. Runs side by
+        side that choose the same share it.
     columns
         What its own columns mean; :data:`~saema_utils.chapters.columns.COMMON` explains those that many tables share.
     """
@@ -68,7 +69,7 @@ class Result:
         ruler: bool = False,
     ):
         self.name, self.place, self.needs, self.choices = name, place, tuple(needs), choices
-        self.columns, self._ruler = dict(columns or {}), ruler
+        self.columns, self.is_ruler = dict(columns or {}), ruler
         self._make, self._keep = make, keep
         functools.update_wrapper(self, make)
         RESULTS[place] = self
@@ -78,8 +79,11 @@ class Result:
             with a_line(f"making {self.place} ..."):
                 return self._make(run, **options)
 
+        key = self.key(run, **options)
         with run.making(self):
-            return self._keep(run, self.name, self.key(run, **options), make)
+            if self.is_ruler:
+                run.take_over(self.place, key)
+            return self._keep(run, self.name, key, make)
 
     def __repr__(self) -> str:
         return f"<result {self.name}>"
@@ -112,11 +116,6 @@ class Result:
     def chapter(self) -> int:
         """The chapter that makes it."""
         return int(self.name.rpartition("/")[2][:2])
-
-    @property
-    def is_ruler(self) -> bool:
-        """Whether it says nothing of the model: a world whose answer is known, made of choices alone."""
-        return self._ruler or (not self.needs and self.choices is _whole_study)
 
     @property
     def description(self) -> str:

@@ -13,7 +13,9 @@ import pytest
 
 from saema_utils.__main__ import what_to_look_at
 from saema_utils.chapters import declared_results
+from saema_utils.chapters.activations.concepts import concept_activations
 from saema_utils.chapters.columns import COMMON
+from saema_utils.chapters.scorecard.values import judged_coders, values_known, values_of_concept
 from saema_utils.evidence.verdicts import VERDICTS
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
@@ -217,6 +219,19 @@ def test_the_studys_own_autoencoder_is_one_of_the_replicates(smoke_run):
     others = effects[(effects["layer"] != run.study.layer) | (effects["seed"] != run.study.seed)]
     assert set(others["claim"]) == set(means.index)
     assert others["effect"].notna().mean() > 0.5
+
+
+def test_what_chapter_9_takes_from_chapter_7_is_what_it_would_measure(smoke_run):
+    run, concept = smoke_run.run, "months"
+    activations, coders = concept_activations(run)[concept], judged_coders(run)
+    known, measured = values_known(run, concept), values_of_concept(activations, coders, run.study)
+    assert set(known) < set(measured)
+    for name, values in known.items():
+        facts = [column for column in values if values[column].dtype == object or column == "smallest"]
+        fresh = measured[name].reset_index(drop=True)
+        stored = values.reset_index(drop=True)
+        assert fresh[facts].astype(object).fillna("").equals(stored[facts].astype(object).fillna("")), name
+        np.testing.assert_allclose(fresh["value"], stored["value"], rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_ends_with_the_answer_the_verdicts_and_where_everything_is(smoke_run):

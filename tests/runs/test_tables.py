@@ -1,6 +1,7 @@
 """The registry: a result is made once, and again exactly when something that it is made from has changed."""
 
 import ast
+import json
 import sys
 
 import pandas as pd
@@ -157,7 +158,40 @@ def test_files_outside_count_where_the_choices_name_them(run, declare, tmp_path)
     prompts.write_text("{ }")
     reads(run), does_not(run)
     assert declare.made == ["01_reads", "01_does_not", "01_reads"]
-    assert not reads.is_ruler
+
+
+def test_a_ruler_is_shared_by_runs_side_by_side_that_choose_the_same(run, declare, tmp_path):
+    shape = declare("04_shape", ruler=True, choices=lambda run: run.study.seed)
+    model = declare("04_model")
+    for name in ("run", "beside"):
+        study = run.study.changed(name=name, templates=2)  # another study, the same seed
+        other = run if name == "run" else RunDirectory(tmp_path / name, study)
+        shape(other), model(other)
+    assert declare.made == ["04_shape", "04_model", "04_model"]
+    assert (tmp_path / "beside" / shape.place).read_bytes() == (run.path / shape.place).read_bytes()
+    assert RunDirectory(tmp_path / "beside", study).is_whole(4)
+    shape(RunDirectory(tmp_path / "seed", run.study.changed(name="seed", seed=7)))
+    assert declare.made[3:] == ["04_shape"]
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "gone", "manifest", "versions", "source"])
+def test_a_ruler_is_made_where_the_one_beside_is_not_the_same(run, declare, package, tmp_path, wrong):
+    shape = declare("04_shape", ruler=True, choices=lambda run: None)
+    shape(run)
+    path, manifest = run.path / shape.place, run.path / "manifest.json"
+    if wrong == "damaged":
+        path.write_text("value\n7\n")
+    elif wrong == "gone":
+        path.unlink()
+    elif wrong == "manifest":
+        manifest.write_text("{")
+    elif wrong == "versions":
+        known = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(known | {"versions": known["versions"] | {"numpy": "1.0"}}))
+    else:
+        package({"stage.py": SOURCES["stage.py"] + "# changed\n"})
+    assert shape(RunDirectory(tmp_path / "beside", run.study))["value"].tolist() == [0.1 + 0.2]
+    assert declare.made == ["04_shape", "04_shape"]
 
 
 def test_parts_resume_after_an_interruption(run, package):

@@ -6,7 +6,7 @@ What chapter 7 judges of one autoencoder is measured of each, and the headline m
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,6 +23,7 @@ from saema_utils.chapters.scorecard.values import (
     geometry_values,
     judged_coders,
     rank_values,
+    values_known,
     values_of_concept,
 )
 from saema_utils.errors import ClaimError
@@ -156,7 +157,8 @@ def effects_of_replicates(run: RunDirectory, concepts: list[str]) -> Iterator[tu
     jobs = []
     for concept in concepts:
         captured = capture_concept(model, prompts[concept], hooks)
-        jobs += [(captured[r.hook], coders[r], run.study, r) for r in replicates]
+        known = values_known(run, concept)
+        jobs += [(captured[r.hook], coders[r], run.study, r, known if r == _own(run) else {}) for r in replicates]
     found: list[tuple[pd.DataFrame, pd.DataFrame]] = []
     for number, one in enumerate(in_processes(_measured, jobs, "effects with every autoencoder", run.device), 1):
         found.append(one)
@@ -168,11 +170,15 @@ def effects_of_replicates(run: RunDirectory, concepts: list[str]) -> Iterator[tu
 
 
 def _measured(
-    activations: ConceptActivations, coders: dict[str, Coder], study: Study, replicate: Replicate
+    activations: ConceptActivations,
+    coders: dict[str, Coder],
+    study: Study,
+    replicate: Replicate,
+    known: Mapping[str, pd.DataFrame],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every claim's effect in one concept with one autoencoder; and the headline measures, of a layer's first alone."""
     about = {"concept": activations.prompts.concept, "layer": replicate.layer, "seed": replicate.seed}
-    values = values_of_concept(activations, coders, study)
+    values = values_of_concept(activations, coders, study, known)
     rows = []
     for claim in judged_claims():
         for contrast in contrasts_of(claim):

@@ -56,6 +56,8 @@ TRAINING_COLUMNS = {
 
 @table(
     "09_ruler",
+    ruler=True,
+    choices=lambda run: [run.study.seed, is_small(run), search_trials(run)],
     columns={
         "family": "the family; a random dictionary of the same width is chance",
         "L0": "mean number of active latents on training tokens",

@@ -224,6 +224,8 @@ def comparison_table(run: RunDirectory) -> pd.DataFrame:
 
 @table(
     "04_ruler",
+    ruler=True,
+    choices=lambda run: [run.study.seed, _repeats(run)],
     columns={
         "shape": "what was measured",
         "measure": "by which measure",
@@ -238,11 +240,17 @@ def comparison_table(run: RunDirectory) -> pd.DataFrame:
 )
 def ruler(run: RunDirectory) -> pd.DataFrame:
     """Every measure on shapes of known geometry; fewer repeats in a study of few seeds."""
-    return ruler_table(run.study.seed, n_repeats=20 if run.study.n_seeds >= 5 else 6)
+    return ruler_table(run.study.seed, n_repeats=_repeats(run))
+
+
+def _repeats(run: RunDirectory) -> int:
+    return 20 if run.study.n_seeds >= 5 else 6
 
 
 @table(
     "04_synthetic_merging",
+    ruler=True,
+    choices=lambda run: run.study.seed,
     columns={
         "representation": "the true vectors, or an SAE with so many active latents of so many",
         "n_latents": "dimensions or latents",

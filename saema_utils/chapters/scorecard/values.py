@@ -6,7 +6,7 @@ The measures are those of :mod:`~saema_utils.stratification`, :mod:`~saema_utils
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -256,25 +256,41 @@ dose_values = dose_values_of_concepts.whole(
 
 
 def values_of_concept(
-    activations: ConceptActivations, coders: dict[str, Coder], study: Study
+    activations: ConceptActivations,
+    coders: dict[str, Coder],
+    study: Study,
+    known: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """What chapter 7 judges, of one concept on the study's own prompts, with any autoencoder and random dictionary.
 
     By name of the run's table that holds the same for the study's own autoencoder; of the searches those alone that
-    were named beforehand.
+    were named beforehand. What is ``known`` is not measured again.
     """
     cloud = TokenCloud.of(activations.residual.to(_device(coders)), activations.mask, activations.prompts.concept)
     encoders = {"residual": _itself, **{name: coder.encode for name, coder in coders.items()}}
-    found = {
-        rank_values.name: rank_movement([cloud], encoders, seeds=study.seeds[:SEEDS]),
-        geometry_values.name: _geometry(activations, coders, study.seed),
-        dose_values.name: _doses(activations, coders, study.seed),
+    measures: dict[str, Callable[[], pd.DataFrame]] = {
+        rank_values.name: lambda: rank_movement([cloud], encoders, seeds=study.seeds[:SEEDS]),
+        geometry_values.name: lambda: _geometry(activations, coders, study.seed),
+        dose_values.name: lambda: _doses(activations, coders, study.seed),
     }
+    known = known or {}
+    found = {name: known[name] if name in known else measure() for name, measure in measures.items()}
     words = encoded_words(activations, coders["sae"])
     if words.is_usable:
         courses = searches_of(words, study, NAMED_SEARCHES).assign(concept=cloud.concept)
         found[searched_values.name] = search_values(courses)
     return {name: values.assign(prompts=OURS, concept=cloud.concept) for name, values in found.items()}
+
+
+def values_known(run: RunDirectory, concept: str) -> dict[str, pd.DataFrame]:
+    """What of :func:`values_of_concept` the run holds, of its own autoencoder."""
+    found = {}
+    for made in (rank_values_of_concepts, geometry_values_of_concepts, dose_values_of_concepts):
+        made.make(run, [concept])
+        values = made.part(run, concept)
+        said = values[["measure", "reason"]].astype(object).fillna("")  # an empty word comes back as missing
+        found[made.name] = values.assign(measure=said["measure"], reason=said["reason"])[values["prompts"] == OURS]
+    return found
 
 
 @table(

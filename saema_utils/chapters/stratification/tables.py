@@ -305,6 +305,8 @@ def ranks_with_sinks(run: RunDirectory) -> pd.DataFrame:
 
 @table(
     "03_laboratory",
+    ruler=True,
+    choices=lambda run: None,  # the same in every study
     columns={
         "test": "which rule decides",
         "world": "kind of world",
@@ -324,6 +326,8 @@ def error_rates(run: RunDirectory, n_seeds: int = 200) -> pd.DataFrame:
 
 @table(
     "03_recovery",
+    ruler=True,
+    choices=lambda run: None,  # the same in every study
     columns={
         "shape": "shape of the tensor",
         "dtype": "its number format",
