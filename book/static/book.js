@@ -12,16 +12,43 @@
 
   /* What scrolls sideways in its own box must be reachable by keyboard. */
   function reachScrollable() {
-    const boxes = ".bd-article pre, .saema-scroll, .pst-scrollable-table-container, .bd-article figure, div.math, mjx-container[display=\"true\"]";
+    const boxes = ".bd-article pre, .saema-scroll, .pst-scrollable-table-container, .saema-pan, div.math, mjx-container[display=\"true\"]";
     for (const box of document.querySelectorAll(boxes)) {
       if (box.scrollWidth > box.clientWidth + 1 && !box.hasAttribute("tabindex")) {
         box.tabIndex = 0;
-        if (!box.hasAttribute("aria-label") && box.tagName !== "PRE" && box.tagName !== "FIGURE") {
+        if (!box.hasAttribute("aria-label") && box.tagName !== "PRE") {
           box.setAttribute("role", "region");
           box.setAttribute("aria-label", "Scrolls sideways");
         }
       }
     }
+  }
+
+  /* On a phone a figure moves under the finger, above its caption; it and a long formula fade where there is more. */
+  function panWide() {
+    for (const image of document.querySelectorAll(".bd-article :is(figure, .cell_output) img")) {
+      if (image.closest(".saema-pan")) continue;
+      const box = document.createElement("div"), whole = image.closest("a") ?? image;
+      box.className = "saema-pan";
+      whole.replaceWith(box);
+      box.append(whole);
+      watch(box);
+    }
+    document.querySelectorAll('.bd-article mjx-container[display="true"]').forEach(watch);
+  }
+
+  const watched = new WeakSet();
+  function watch(box) {
+    fade(box);
+    if (watched.has(box)) return;
+    watched.add(box);
+    box.addEventListener("scroll", () => fade(box), {passive: true});
+    new ResizeObserver(() => fade(box)).observe(box); /* it may come out of a fold, or its image late */
+  }
+
+  function fade(box) {
+    box.classList.toggle("saema-more-left", box.scrollLeft > 1);
+    box.classList.toggle("saema-more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
   }
 
   /* Paper cannot be unfolded, and has no dark side. The code of figures stays away, as the style sheet says. */
@@ -73,8 +100,9 @@
   document.addEventListener("DOMContentLoaded", explainTerms);
   /* Formulas take their width only when MathJax has set them, which may be after the page has loaded. */
   window.addEventListener("load", () => {
+    panWide();
     reachScrollable();
-    window.MathJax?.startup?.promise?.then(reachScrollable);
+    window.MathJax?.startup?.promise?.then(() => { panWide(); reachScrollable(); });
   });
   window.addEventListener("resize", reachScrollable);
   document.addEventListener("toggle", reachScrollable, true); /* what was folded had no width */

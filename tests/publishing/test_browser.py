@@ -247,7 +247,10 @@ BOXES = """() => {
         const cells = [...row.children].map((cell) => cell.getBoundingClientRect());
         return cells.every((cell, i) => i === 0 || cell.top >= cells[i - 1].bottom - 1);
       }),
-      labelled: [...box.querySelectorAll("td")].every((cell) => getComputedStyle(cell, "::before").content.length > 2),
+      labelled: [...box.querySelectorAll("td")].every((cell) => {
+        const label = getComputedStyle(cell, "::before");
+        return label.content.length > 2 && label.whiteSpace === "normal"; // else it runs into what the cell holds
+      }),
       empty: [...box.querySelectorAll("thead th")]
         .filter((_, i) => rows.every((row) => /^[–\\s]*$/.test(row.children[i].textContent)))
         .map((cell) => cell.textContent),
@@ -277,6 +280,30 @@ def test_a_box_that_scrolls_has_a_shadow(page, base):
     cut = [box for box in page.evaluate(BOXES) if box["cut"] > 1]
     assert cut, "no preview is wider than the page"
     assert {box["shadows"] for box in cut} == {"local, local, scroll, scroll"}
+
+
+PANS = """() => [...document.querySelectorAll('.saema-pan, .bd-article mjx-container[display="true"]')]
+  .filter((box) => box.clientWidth).map((box) => {
+    const sides = () => ["left", "right"].filter((side) => box.classList.contains(`saema-more-${side}`)).join();
+    const wide = box.scrollWidth > box.clientWidth + 1, image = box.classList.contains("saema-pan");
+    return { wide, image, sides: sides(), reached: !wide || box.tabIndex === 0 };
+  })"""
+
+
+def test_what_moves_under_a_finger_fades_on_the_side_where_there_is_more(page, base, pages):
+    kinds = set()
+    page.set_viewport_size(PHONE)
+    for name in (name for name in pages if name.startswith("notebooks/")):
+        page.goto(base + name)
+        page.wait_for_function("document.querySelector('.saema-pan.saema-more-right')")
+        boxes = page.evaluate(PANS)
+        assert all(box["sides"] == ("right" if box["wide"] else "") and box["reached"] for box in boxes), name
+        kinds |= {(box["image"], box["wide"]) for box in boxes}
+    assert {(True, True), (False, True), (False, False)} <= kinds
+    page.evaluate("document.querySelector('.saema-pan').scrollTo(1e4, 0)")
+    page.wait_for_function("document.querySelector('.saema-pan').className === 'saema-pan saema-more-left'")
+    page.set_viewport_size(DESK)
+    page.wait_for_function("!document.querySelector('.saema-more-left, .saema-more-right')")
 
 
 def test_every_table_of_the_results_has_a_description_a_preview_and_a_link_in_one_piece(page, base, site):
