@@ -24,6 +24,15 @@
     }
   }
 
+  /* On a phone a row is a card, in which each cell says what it holds. */
+  function nameCells() {
+    for (const table of document.querySelectorAll(".bd-article table.table:has(> thead)")) {
+      const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+      for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i] ?? ""; });
+      table.classList.add("saema-cards");
+    }
+  }
+
   /* On a phone a figure moves under the finger, above its caption; it and a long formula fade where there is more. */
   function panWide() {
     for (const image of document.querySelectorAll(".bd-article :is(figure, .cell_output) img")) {
@@ -98,6 +107,7 @@
 
   document.addEventListener("DOMContentLoaded", nameToggles);
   document.addEventListener("DOMContentLoaded", explainTerms);
+  document.addEventListener("DOMContentLoaded", nameCells);
   /* Formulas take their width only when MathJax has set them, which may be after the page has loaded. */
   window.addEventListener("load", () => {
     panWide();

@@ -282,6 +282,27 @@ def test_a_box_that_scrolls_has_a_shadow(page, base):
     assert {box["shadows"] for box in cut} == {"local, local, scroll, scroll"}
 
 
+CARDS = """() => [...document.querySelectorAll(".bd-article table.table")].map((table) => ({
+  begins: table.textContent.trim().slice(0, 40),
+  cut: table.scrollWidth - table.parentElement.clientWidth,
+  cards: [...table.tBodies[0].rows].every((row) => {
+    const boxes = [...row.cells].map((cell) => cell.getBoundingClientRect());
+    return boxes.every((box, i) => i === 0 || box.top >= boxes[i - 1].bottom - 1);
+  }),
+}))"""
+
+
+def test_tables_of_other_pages_are_a_card_a_row_on_a_phone(page, base, pages):
+    page.set_viewport_size(PHONE)
+    seen = 0
+    for name in (name for name in pages if re.match(r"book/\w+\.html", name)):
+        page.goto(base + name)
+        tables = page.evaluate(CARDS)
+        seen += len(tables)
+        assert [table for table in tables if table["cut"] > 1 or not table["cards"]] == [], name
+    assert seen > 20
+
+
 PANS = """() => [...document.querySelectorAll('.saema-pan, .bd-article mjx-container[display="true"]')]
   .filter((box) => box.clientWidth).map((box) => {
     const sides = () => ["left", "right"].filter((side) => box.classList.contains(`saema-more-${side}`)).join();
