@@ -27,7 +27,7 @@ from saema_utils.chapters.activations.findings import (
     sink_gap,
 )
 from saema_utils.chapters.activations.model import language_model
-from saema_utils.errors import ActivationError, ConceptError, ModelError
+from saema_utils.errors import ActivationError, ArtifactError, ConceptError, ModelError
 from saema_utils.geometry.circles import (
     cyclic_order,
     places_around,
@@ -394,6 +394,68 @@ def test_an_interrupted_capture_resumes(run, monkeypatch, captured, tmp_path):
     again = RunDirectory(run.path.parent / "again", run.study, device="cpu")
     found.path.unlink()
     assert corpus_activations(again).train.equal(found.train)
+
+
+def test_slices_that_processes_read_side_by_side_make_the_whole(run, captured, monkeypatch, tmp_path):
+    slices = corpus.corpus_slices
+    names = slices.names(run)
+    assert len(names) == corpus.SLICES
+    for name in reversed(names):
+        assert not slices.is_made(run)
+        slices.make(run, [name])
+    before = len(captured)
+    found = corpus_activations(run)
+    assert len(captured) == before, "a shard was read twice"
+    slices.make(run)
+    assert slices.is_made(run)
+    assert len(captured) == before
+    monkeypatch.setenv("SAEMA_CACHE", str(tmp_path / "elsewhere"))
+    alone = corpus_activations(run)
+    assert len(captured) == 2 * before
+    assert alone.train.equal(found.train)
+    assert alone.heldout.equal(found.heldout)
+
+
+def test_a_slice_that_another_run_finished_meanwhile_is_no_error(run, monkeypatch):
+    slices, shards = corpus.corpus_slices, []
+
+    def finished_by_another(path, tensors, **facts):
+        if not shards:
+            shards.append(path)
+            monkeypatch.setattr(corpus, "_write", write)
+            corpus_activations(run)
+            raise ArtifactError(f"cannot write {path}")
+        write(path, tensors, **facts)
+
+    write = corpus._write
+    monkeypatch.setattr(corpus, "_write", finished_by_another)
+    slices.make(run, ["0"])
+    assert shards
+    assert slices.is_made(run)
+
+
+def test_a_slice_that_cannot_be_kept_is_said(run, monkeypatch):
+    def full(path, tensors, **facts):
+        raise ArtifactError(f"cannot write {path}")
+
+    monkeypatch.setattr(corpus, "_write", full)
+    with pytest.raises(ArtifactError, match="cannot write"):
+        corpus.corpus_slices.make(run, ["0"])
+
+
+def test_several_layers_are_read_in_one_pass(run, captured, monkeypatch, tmp_path):
+    layers = (0, 1)
+    corpus.capture_at(run, layers)
+    before = len(captured)
+    together = [corpus.corpus_at(run, layer) for layer in layers]
+    assert len(captured) == before
+    assert not together[0].train.equal(together[1].train)
+    monkeypatch.setenv("SAEMA_CACHE", str(tmp_path / "elsewhere"))
+    for layer, found in zip(layers, together, strict=True):
+        assert corpus.corpus_at(run, layer).train.equal(found.train)
+    assert len(captured) == 3 * before
+    corpus.capture_at(run, layers)
+    assert len(captured) == 3 * before, "what is there was read again"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,19 +19,17 @@ from saema_utils.errors import ActivationError, ArtifactError
 from saema_utils.model.loading import digest_once
 from saema_utils.model.residual_stream import SINK_FACTOR, capture_residual_stream, find_sinks
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import atomic_path, cache_dir, clear_unfinished, user_path, write_json, write_tensors
+from saema_utils.runs.files import atomic_path, cache_dir, user_path, write_json, write_tensors
 from saema_utils.runs.freshness import file_digest
-from saema_utils.runs.tables import result
+from saema_utils.runs.tables import Parts, result
 from saema_utils.runtime import progress
 from saema_utils.study import EMBEDDED_CORPUS
-from saema_utils.text.corpus import corpus_tokens
+from saema_utils.text.corpus import CorpusTokens, corpus_tokens
 from saema_utils.text.documents import kind_of
 from saema_utils.text.tokens import special_tokens
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
 TOKENS_PER_SHARD = 16_384
+SLICES = 4  # of the text: as many processes can read it side by side
 ROUNDING = 1e-3
 
 
@@ -92,7 +91,6 @@ def _keep_in_cache(_: RunDirectory, name: str, key: str, capture: Callable[[], N
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not _is_whole(path):
-                clear_unfinished(path.with_suffix(""))
                 capture()
             return _open_corpus(path)
     except OSError as error:
@@ -106,7 +104,38 @@ def _in_cache(key: str) -> Path:
     return cache_dir() / "activations" / f"{key}.safetensors"
 
 
-@result("01_corpus", place="cache/activations", keep=_keep_in_cache, choices=_text_and_model)
+class _Slices(Parts):
+    """Parts of the text that processes capture side by side. What they find waits in the shared cache for the whole."""
+
+    def is_made(self, run: RunDirectory) -> bool:
+        return _is_whole(_in_cache(corpus_activations.key(run)))
+
+    def make(self, run: RunDirectory, parts: Sequence[str] | None = None, name: str = "") -> None:
+        if self.is_made(run):
+            return
+        try:
+            self._make(run, self.names(run) if parts is None else parts)
+        except ArtifactError:
+            if not self.is_made(run):  # else another run has the whole meanwhile, and took the shards away
+                raise
+
+
+def _slices(run: RunDirectory) -> list[str]:
+    n_shards = math.ceil((run.study.corpus.tokens + run.study.corpus.heldout_tokens) / TOKENS_PER_SHARD)
+    return [str(number) for number in range(min(SLICES, n_shards))]
+
+
+def _capture_slices(run: RunDirectory, slices: Sequence[str]) -> None:
+    """The residual stream of some slices of the text at the study's layer."""
+    folder = _in_cache(corpus_activations.key(run)).with_suffix("")
+    for number in slices:
+        _capture(run, {run.study.hook_name: folder}, slice(int(number), None, len(_slices(run))))
+
+
+corpus_slices = _Slices("01_corpus", _capture_slices, _slices, choices=_text_and_model)
+
+
+@result("01_corpus", place="cache/activations", needs=(corpus_slices,), keep=_keep_in_cache, choices=_text_and_model)
 def corpus_activations(run: RunDirectory, **at: int) -> None:
     """Residual stream at the study's layer over its corpus; captured once, then read from the cache.
 
@@ -119,12 +148,31 @@ def corpus_activations(run: RunDirectory, **at: int) -> None:
     ActivationError
         If activations are not finite or the mask leaves nothing.
     """
-    _capture_corpus(run, run.study.changed(**at).hook_name, _in_cache(corpus_activations.key(run, **at)))
+    path = _in_cache(corpus_activations.key(run, **at))
+    folder = path.with_suffix("")
+    text, shards = _capture(run, {run.study.changed(**at).hook_name: folder})
+    counts, tensors = _merge([folder / shard for shard in shards], len(text.heldout))
+    _write(path, {**tensors, "heldout_tokens": text.heldout}, counts={**counts, "documents": text.documents})
+    shutil.rmtree(folder, ignore_errors=True)  # with what a killed run may have left half written
 
 
 def corpus_at(run: RunDirectory, layer: int) -> CorpusActivations:
     """The same over the same text at some layer, which may be the study's."""
-    return corpus_activations(run, **({} if layer == run.study.layer else {"layer": layer}))
+    return corpus_activations(run, **_at(run, layer))
+
+
+def capture_at(run: RunDirectory, layers: Iterable[int]) -> None:
+    """Read the text once for all of these layers, where :func:`corpus_at` would read it for each anew."""
+    paths = {
+        run.study.changed(layer=n).hook_name: _in_cache(corpus_activations.key(run, **_at(run, n))) for n in layers
+    }
+    missing = {hook: path.with_suffix("") for hook, path in paths.items() if not _is_whole(path)}
+    if len(missing) > 1:
+        _capture(run, missing)
+
+
+def _at(run: RunDirectory, layer: int) -> dict[str, int]:
+    return {} if layer == run.study.layer else {"layer": layer}
 
 
 def _is_whole(path: Path) -> bool:
@@ -156,26 +204,27 @@ def _open_corpus(path: Path) -> CorpusActivations:
     return CorpusActivations(*(tensors[name] for name in names), facts["counts"], path)
 
 
-def _capture_corpus(run: RunDirectory, hook_name: str, path: Path) -> None:
+def _capture(
+    run: RunDirectory, folders: Mapping[str, Path], which: slice = slice(None)
+) -> tuple[CorpusTokens, list[str]]:
+    """Read shards of the text at some hooks at once, into a folder for each, where they are not there yet.
+
+    Returns the text and the names of these shards.
+    """
     model, recipe = language_model(run), run.study.corpus
     text = corpus_tokens(model, recipe, run.study.seed)
     rows = torch.cat([text.heldout, text.train])
     per_shard = max(1, TOKENS_PER_SHARD // recipe.context)
-    folder = path.with_suffix("")
-    starts = range(0, len(rows), per_shard)
-    shards = [folder / f"{start:07d}.safetensors" for start in starts]
-    for start, shard in progress(list(zip(starts, shards, strict=True)), "corpus activations"):
-        if not _is_whole(shard):
-            _capture_shard(model, rows[start : start + per_shard], hook_name, shard)
-    counts, tensors = _merge(shards, len(text.heldout))
-    _write(path, {**tensors, "heldout_tokens": text.heldout}, counts={**counts, "documents": text.documents})
-    shutil.rmtree(folder, ignore_errors=True)  # with what a killed run may have left half written
-
-
-def _capture_shard(model: TransformerBridge, rows: Int[Tensor, "S context"], hook_name: str, path: Path) -> None:
-    residual = capture_residual_stream(model, rows, hook_name)
-    norms, special = residual.norm(dim=-1), special_tokens(model, rows)
-    _write(path, {"residual": compact(residual), "norms": norms, "special": special})
+    shards = {f"{start:07d}.safetensors": rows[start : start + per_shard] for start in range(0, len(rows), per_shard)}
+    shards = dict(list(shards.items())[which])
+    for name, tokens in progress(shards.items(), "corpus activations", len(shards)):
+        missing = {hook: folder / name for hook, folder in folders.items() if not _is_whole(folder / name)}
+        if missing:
+            special = special_tokens(model, tokens)
+            for hook, residual in capture_residual_stream(model, tokens, list(missing)).items():
+                found = {"residual": compact(residual), "norms": residual.norm(dim=-1), "special": special}
+                _write(missing[hook], found)
+    return text, list(shards)
 
 
 def _merge(shards: list[Path], n_heldout: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from saema_utils.chapters.activations.concepts import concept_tensors, concepts_of
-from saema_utils.chapters.activations.corpus import corpus_activations, corpus_at
+from saema_utils.chapters.activations.corpus import capture_at, corpus_activations, corpus_at
 from saema_utils.chapters.activations.model import language_model
 from saema_utils.chapters.families.measures import COLUMNS, concept_measures
 from saema_utils.chapters.families.recipes import comparable_recipe, is_small, training_tokens
@@ -96,6 +96,7 @@ def _recipe(run: RunDirectory) -> SaeRecipe:
 def centres_of_layers(run: RunDirectory) -> dict[str, Tensor]:
     """Mean of running text at every layer, about which random dictionaries are laid."""
     layers = sorted({replicate.layer for replicate in replicates_of(run)})
+    capture_at(run, layers)
     return {str(layer): corpus_at(run, layer).train[:FEW_TOKENS].float().mean(0) for layer in layers}
 
 
