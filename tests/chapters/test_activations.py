@@ -416,7 +416,8 @@ def test_slices_that_processes_read_side_by_side_make_the_whole(run, captured, m
     assert alone.heldout.equal(found.heldout)
 
 
-def test_a_slice_that_another_run_finished_meanwhile_is_no_error(run, monkeypatch):
+@pytest.mark.parametrize("taken_away", [True, False])
+def test_a_slice_that_another_run_finished_meanwhile_is_no_error_and_leaves_nothing(run, monkeypatch, taken_away):
     slices, shards = corpus.corpus_slices, []
 
     def finished_by_another(path, tensors, **facts):
@@ -424,7 +425,8 @@ def test_a_slice_that_another_run_finished_meanwhile_is_no_error(run, monkeypatc
             shards.append(path)
             monkeypatch.setattr(corpus, "_write", write)
             corpus_activations(run)
-            raise ArtifactError(f"cannot write {path}")
+            if taken_away:
+                raise ArtifactError(f"cannot write {path}")
         write(path, tensors, **facts)
 
     write = corpus._write
@@ -432,6 +434,7 @@ def test_a_slice_that_another_run_finished_meanwhile_is_no_error(run, monkeypatc
     slices.make(run, ["0"])
     assert shards
     assert slices.is_made(run)
+    assert not shards[0].parent.exists()
 
 
 def test_a_slice_that_cannot_be_kept_is_said(run, monkeypatch):

@@ -118,6 +118,8 @@ class _Slices(Parts):
         except ArtifactError:
             if not self.is_made(run):  # else another run has the whole meanwhile, and took the shards away
                 raise
+        if self.is_made(run):  # what was read after that is of no use
+            shutil.rmtree(_in_cache(corpus_activations.key(run)).with_suffix(""), ignore_errors=True)
 
 
 def _slices(run: RunDirectory) -> list[str]:
