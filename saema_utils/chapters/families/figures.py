@@ -136,7 +136,7 @@ def over_depth(layers: pd.DataFrame, studied: int) -> Figure:
 @says_if_empty("No claim was measured with more than one autoencoder.")
 def replication_forest(replication: pd.DataFrame, effects: pd.DataFrame) -> Figure:
     """Each claim over all autoencoders, in margins: their means as dots, the mean effect's interval (thick), that of a
-    new concept in a new autoencoder (thin); and what the variance is divided among."""
+    new concept in a new autoencoder (thin), what lies farther out as arrows; what the variance is divided among."""
     own = in_margins(replication[replication["contrast"] == ITSELF].reset_index(drop=True))
     figure, (axes, parts) = panels(2, width=9.6, height=0.36 * len(own) + 1.5, sharey=True, width_ratios=(3, 1))
     y = own.index.to_list()
@@ -146,8 +146,10 @@ def replication_forest(replication: pd.DataFrame, effects: pd.DataFrame) -> Figu
     means = effects[effects["contrast"] == ITSELF].groupby(["claim", "layer", "seed"])["effect"].mean().reset_index()
     means = means.merge(own.reset_index()[["claim", "index", "margin"]], on="claim")
     depth = means["layer"].rank(method="dense") / means["layer"].nunique()
-    sizes = (means["effect"] / means["margin"]).clip(-REACH, REACH)
-    axes.scatter(sizes, means["index"] + 0.6 * depth - 0.4, s=9, c="black", zorder=4)
+    sizes = means["effect"] / means["margin"]
+    means = means.assign(size=sizes.clip(-REACH, REACH), at=means["index"] + 0.6 * depth - 0.4)
+    for marker, part in means.groupby(np.where(sizes > REACH, ">", np.where(sizes < -REACH, "<", "o"))):
+        axes.scatter(part["size"], part["at"], s=9 if marker == "o" else 20, marker=marker, c="black", zorder=4)
     axes.set_yticks(y, own["claim"], fontsize=SMALL)
     axes.set(xlim=(-1.02 * REACH, 1.02 * REACH), ylim=(len(own) - 0.4, -0.6), xlabel="effect in margins")
     note_missing(axes, own, why="one unit")

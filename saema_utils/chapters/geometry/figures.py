@@ -249,6 +249,7 @@ def comparison_forest(comparison: pd.DataFrame, against: str = "residual") -> Fi
         axis.set_title(title, fontsize=10)
         note_missing(axis, part, "centre", "one concept")
     axes[1].set_xlabel("difference (0 = no change)")
+    axes[1].locator_params(axis="x", nbins=6)  # a sign and three decimals take the width of two ticks
     _ratio_axis(axes[0], parts[0], "ratio (1 = no change)")
     return figure
 
