@@ -301,7 +301,7 @@ def in_a_box(lines: str) -> str:
 
 
 def check_rules(laboratory: Path) -> None:
-    """Refuse rules that support what is not there, or that miss twice their margin and are not known to.
+    """Refuse rules that support what is not there, or that miss twice their margin.
 
     Raises
     ------
@@ -310,11 +310,11 @@ def check_rules(laboratory: Path) -> None:
     """
     import pandas as pd
 
-    from saema_utils.chapters.scorecard.findings import BLUNT, rules_measure
+    from saema_utils.chapters.scorecard.findings import rules_measure
 
     if not laboratory.exists():
         raise BookError("the laboratory of chapter 7 is missing. Run: saema run --chapters 7")
-    found = rules_measure(pd.read_csv(laboratory), seen=2, blunt=BLUNT)
+    found = rules_measure(pd.read_csv(laboratory))
     if not found.holds:
         raise BookError(
             f"the laboratory of chapter 7 finds rules that do not measure: {found.shows or 'no world was drawn'}. "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # ---- doses ------------------------------------------------------------------------------------------------------
 
-WIDE = 96  # dimensions of what is decoded
+WIDE = 576  # dimensions of what is decoded: the default model's, so that noise lies along a step as little as there
 MEAN = 1.0  # of latents, so that a common scaling is a step of its own
 ARMS = ("poles", "permuted_labels")  # of the code, and of what has learned nothing
 

@@ -221,8 +221,15 @@ class Poles(NamedTuple):
 
 
 def _draw_shape(rng: np.random.Generator) -> Poles:
-    places = np.zeros((3, N_WORDS, D))
-    places[:, :, :POLE_DIMENSIONS] = np.sqrt(D / POLE_DIMENSIONS) * rng.normal(size=(3, N_WORDS, POLE_DIMENSIONS))
+    """Places of a code's own are as large as those encoded and at right angles to them (columns over words), so that no
+    turn brings them nearer: the disparity is what a code does not share, the same in every unit."""
+    places = rng.normal(size=(3, N_WORDS, POLE_DIMENSIONS))
+    places -= places.mean(axis=1, keepdims=True)
+    encoded = np.linalg.qr(places[0])[0]
+    for other in places[1:]:
+        other -= encoded @ (encoded.T @ other)
+    places *= np.sqrt(D * N_WORDS) / np.linalg.norm(places, axis=(1, 2), keepdims=True)
+    places = np.pad(places, ((0, 0), (0, 0), (0, D - POLE_DIMENSIONS)))
     drawn = draw_words(rng)
     words = drawn._replace(poles=places[0], scatter=SMALL * drawn.scatter, own=SMALL * drawn.own)
     return Poles(words, places[1:], tuple(_seen(words.about(places[0], BASE))))
@@ -321,7 +328,7 @@ def _pieces(raw: Heaps, x: Cloud) -> Iterator[float]:
         yield np.log1p((edges > times * typical).sum())
 
 
-N_BALLS, IN_BALL, SMALLEST = 3, 40, 10
+N_BALLS, IN_BALL, SMALLEST = 5, 40, 10  # 200 tokens, as many as the smallest concept has
 CORE, FLAT = 2, 0.035  # dimensions in which a ball is always full, and how high what is encoded is in the others
 
 

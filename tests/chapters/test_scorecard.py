@@ -60,10 +60,10 @@ def test_the_rule_on_the_page_gives_every_verdict_and_so_do_its_examples():
 
 
 def laboratory(**rules):
-    """Rules by name: share supported at 0 and at 3 margins (what is left finds no effect), and a control as large."""
+    """Rules by name: share supported at 0 and at 2 margins (what is left finds no effect), and a control as large."""
     rows = []
     for name, (nothing, much, *same) in rules.items():
-        for truth, share in ((0, nothing), (3, much)):
+        for truth, share in ((0, nothing), (2, much)):
             facts = {"rule": name, "truth": truth, "control": NOTHING_THERE}
             rows.append(facts | {SUPPORTED: share, NO_EFFECT: 1 - share, NOT_LEARNED: 0.0})
         rows += [
@@ -79,20 +79,13 @@ class TestTheRuler:
     def test_a_good_rule_stays_below_one_in_twenty_and_reaches_four_in_five(self):
         found = findings.rules_measure(self.good)
         assert found.holds
-        assert numbers(found.shows) == [5, 3, 80]
+        assert numbers(found.shows) == [5, 2, 80]
 
     @pytest.mark.parametrize("bad", [(0.06, 0.9), (0.0, 0.79)])
     def test_one_that_does_not_is_named(self, bad):
         found = findings.rules_measure(pd.concat([self.good, laboratory(lax=bad)]))
         assert found.holds is False
         assert found.shows.endswith("not so: lax")
-
-    def test_a_rule_may_be_known_to_miss_what_is_there_and_never_to_see_what_is_not(self):
-        deaf = pd.concat([self.good, laboratory(deaf=(0.0, 0.5))])
-        assert findings.rules_measure(deaf, blunt={"deaf"}).holds
-        assert findings.rules_measure(deaf, blunt={"deaf"}).shows.endswith("not so: deaf")
-        assert not findings.rules_measure(deaf, blunt={"a"}).holds
-        assert not findings.rules_measure(laboratory(lax=(0.2, 0.9)), blunt={"lax"}).holds
 
     def test_a_control_as_large_must_not_be_called_support(self):
         assert findings.rules_ask_what_was_learned(self.good).holds
@@ -106,7 +99,7 @@ class TestTheRuler:
         assert findings.rules_say_no(mute[mute["truth"] > 0]) == (None, "")
 
     def test_without_both_truths_nothing_is_said(self):
-        assert findings.rules_measure(self.good[self.good["truth"] == 3]) == (None, "")
+        assert findings.rules_measure(self.good[self.good["truth"] == 2]) == (None, "")
 
 
 WAYS = ("euclidean", "cosine", "standardised")

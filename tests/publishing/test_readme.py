@@ -120,9 +120,7 @@ def laboratory(folder, **supported):
     pd.DataFrame(rows).to_csv(folder / "07_laboratory.csv", index=False)
 
 
-@pytest.mark.parametrize(
-    "broken", [{"merging": (0.06, 0.9)}, {"merging": (0, 0.7)}, {"shape_kept": (0.2, 0.9)}], ids=str
-)
+@pytest.mark.parametrize("broken", [{"merging": (0.06, 0.9)}, {"merging": (0, 0.7)}, {"shape_kept": (0, 0.7)}], ids=str)
 def test_no_book_of_the_default_study_is_built_on_rules_that_do_not_measure(tmp_path, broken):
     card().to_csv(tmp_path / "07_claims.csv", index=False)
     laboratory(tmp_path, **broken)
@@ -137,7 +135,7 @@ def test_a_book_of_the_default_study_is_held_to_the_answer(tmp_path):
     card().to_csv(tmp_path / "07_claims.csv", index=False)
     with pytest.raises(BookError, match="laboratory of chapter 7 is missing"):
         fragments.opening_answer(tmp_path, default)
-    laboratory(tmp_path, shape_kept=(0.0, 0.6))
+    laboratory(tmp_path)
     assert ANSWER[0][0] in fragments.opening_answer(tmp_path, default)
     signs(random="opposite").to_csv(tmp_path / "06_replay_signs.csv", index=False)
     with pytest.raises(BookError, match=re.escape(ANSWER[0][0])):

@@ -13,6 +13,7 @@ from saema_utils.evidence.verdicts import NOT_LEARNED, SUPPORTED, VERDICTS
 from saema_utils.geometry import choices
 from saema_utils.geometry.choices import geometry_under_choices
 from saema_utils.geometry.concept import ConceptClouds
+from saema_utils.geometry.matching import procrustes_test
 from saema_utils.intervention.cross_fit import doses_under_choices
 from saema_utils.rulers import rules, worlds_of_edits, worlds_of_geometry
 from saema_utils.rulers.rules import (
@@ -177,9 +178,18 @@ def test_scatter_adds_and_leaves_what_the_formulas_say():
 
 
 @pytest.mark.parametrize(
-    "rule", [*CHEAP, "distinctions", "compression", "compression-in-place", "worth-after-training"]
+    "rule",
+    [
+        *CHEAP,
+        "distinctions",
+        "compression",
+        "compression-in-place",
+        "shape-kept",
+        "correlation",
+        "worth-after-training",
+    ],
 )
-def test_effects_are_true_to_a_tenth_of_a_margin(rule):
+def test_effects_are_true_to_a_tenth_of_a_margin_and_units_differ_as_much_as_is_said(rule):
     n = 150 if rule in GEOMETRY or rule in worlds_of_edits.EDITS else 1500
     claim = few_analyses(CLAIMS[rule])
     values = values_of_world(claim, n, seed=3)
@@ -187,6 +197,17 @@ def test_effects_are_true_to_a_tenth_of_a_margin(rule):
         effects = effects_of(values, case := between(claim, truth, control), ITSELF)
         named = effects.loc[tuple(claim.primary[name] for name in effects.index.names)] / case.margin
         assert named.mean() == pytest.approx(truth, abs=0.1 + 3 * named.std() / n**0.5), truth
+        if truth == 2:  # what measuring adds is no more than what the units differ by
+            assert 0.8 * rules.SPREAD < named.std() < 2**0.5 * rules.SPREAD
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_what_a_code_does_not_share_is_the_disparity_of_its_poles_in_every_unit(share):
+    for seed in range(5):
+        raw = worlds_of_geometry._draw_shape(np.random.default_rng(seed))
+        for other in raw.other:
+            places = np.sqrt(share) * raw.words.poles + np.sqrt(1 - share) * other
+            assert procrustes_test(raw.words.poles, places, n_resamples=1).disparity == pytest.approx(1 - share)
 
 
 def test_curves_are_read_backwards():
