@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saema_utils.errors import StudyError
 from saema_utils.interactive import publishing
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.files import read_json, user_path
+from saema_utils.runs.files import PNG_DPI, read_json, user_path
 from saema_utils.study import DEFAULT_STUDY, STUDIES, Study, get_study
 from saema_utils.wording import SIGNS, format_number, heading, in_prose, in_words, signed, told
 
@@ -136,10 +136,30 @@ def runs_folder() -> Path:
 
 
 def show(run: RunDirectory, name: str, figure: Figure) -> Any:
-    """Save a figure to the run as SVG and PNG, and show the SVG in the page."""
-    from IPython.display import SVG
+    """Save a figure to the run as SVG and PNG, and show it: the page takes the SVG; Jupyter, which draws no SVG in a
+    notebook that it did not run, the PNG."""
+    return _Drawn(run.save_figure(name, figure))
 
-    return SVG(filename=str(run.save_figure(name, figure)))
+
+class _Drawn:
+    """A figure on disk, in both of its forms and at one size."""
+
+    def __init__(self, svg: Path) -> None:
+        self.svg = svg
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        import base64
+
+        from IPython.display import SVG
+
+        png = self.svg.with_suffix(".png").read_bytes()
+        across = int.from_bytes(png[16:20])  # of the header, in dots; a page counts 96 an inch
+        forms = {
+            "text/plain": f"Figure {self.svg.stem}",
+            "image/svg+xml": SVG(filename=str(self.svg)).data,
+            "image/png": base64.b64encode(png).decode(),
+        }
+        return forms, {"image/png": {"width": round(across * 96 / PNG_DPI)}}
 
 
 DIFFERS = "*Here this run differs from the sentence* "

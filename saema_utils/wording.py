@@ -88,6 +88,7 @@ _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\.?\d)")
 _NOTHING = re.compile(r"(?<![\w.])[-+](?=0(\.0+)?(?![\w.]*\d))")
 _EXPONENT = re.compile(r"(?<![\w.])([-−]?)(\d(?:\.\d+)?)e([-+]\d+)\b")
 _UNIT = re.compile(rf"(?<=\d) ?(?=%)|(?<=\d) (?=(?:{'|'.join(UNITS)})(?!\w))|(?<=×) (?=\d)|(?<=\d) (?=×)")
+_TO = re.compile(r"(?<=\d) to (?=[+−]?\.?\d)")
 _NAME = re.compile(r"\b[a-z0-9]+(_[a-z0-9]+)+\b")
 _IDENTIFIER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
@@ -121,15 +122,16 @@ def told(line: str) -> str:
 
 def in_prose(text: str) -> str:
     """A line of text with its numbers written as everywhere: a true minus, no signed nothing, powers of ten, one blank
-    before a unit, at which no line ends.
+    before a unit; no line ends there, nor within an interval.
 
     >>> in_prose("-0.3 (-0.00 to +0.2), 1990-05").replace("\\xa0", "~")
-    '−0.3 (0.00 to +0.2), 1990-05'
+    '−0.3 (0.00~to~+0.2), 1990-05'
     >>> in_prose("6.9e-05 of 95%, × 1.2 in 12 min").replace("\\xa0", "~")
     '6.9~×~10⁻⁵ of 95~%, ×~1.2 in 12~min'
     """
     text = _EXPONENT.sub(lambda found: found[1] + power_of_ten(found[2], int(found[3])), text)
-    return _UNIT.sub("\xa0", _NEGATIVE.sub("−", _NOTHING.sub("", text)))
+    text = _UNIT.sub("\xa0", _NEGATIVE.sub("−", _NOTHING.sub("", text)))
+    return _TO.sub("\xa0to\xa0", text)
 
 
 def power_of_ten(mantissa: str, exponent: int) -> str:

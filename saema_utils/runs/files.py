@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished-"
 MOST_VALUES = 1_000_000  # of a YAML file
+PNG_DPI = 160  # dots an inch of figures
 
 
 def user_path(text: str | Path) -> Path:
@@ -135,7 +136,7 @@ def write_figure(path: Path, figure: Figure, name: str) -> None:
     import matplotlib
 
     letter(figure)
-    fixed = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"metadata": {"Software": None}, "dpi": 160}
+    fixed = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"metadata": {"Software": None}, "dpi": PNG_DPI}
     with matplotlib.rc_context({"svg.hashsalt": name, "savefig.bbox": "tight"}):
         figure.savefig(path, **fixed)
 

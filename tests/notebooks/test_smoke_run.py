@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -143,6 +144,22 @@ def test_tables_of_pages_have_words_above_them_and_numbers_for_reading(executed)
             faults += [(cell["id"], name) for name in above if "_" in name or above.count(name) > 1]
             faults += [(cell["id"], value) for value in inside if re.fullmatch(r"-.*\d|[\d.]+e[-+]?\d+", value)]
     assert faults == []
+
+
+def test_figures_can_be_seen_where_a_notebook_is_not_trusted(executed):
+    """Jupyter draws no SVG in a notebook that somebody else ran; it takes the PNG, which is to be of the same size."""
+    drawn = [
+        output
+        for notebook in executed.values()
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/svg+xml" in output.get("data", {})
+    ]
+    assert len(drawn) > 40
+    for output in drawn:
+        points = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', output.data["image/svg+xml"])[1])
+        assert base64.b64decode(output.data["image/png"])[1:4] == b"PNG"
+        assert output.metadata["image/png"]["width"] == pytest.approx(points * 96 / 72, rel=0.01)
 
 
 def test_every_solution_is_correct_and_every_open_answer_is_met_kindly(executed):
