@@ -112,26 +112,25 @@ def in_words(value: str) -> str:
 
 
 def told(line: str) -> str:
-    """The line of a finding: its numbers as in prose, and names that the code uses in words.
+    """The line of a finding: its numbers as in prose, names that the code uses in words, and intervals in one piece.
 
-    >>> told("random_dictionary -0.00, New_York 0.2")
-    'random dictionary 0.00, New_York 0.2'
+    >>> told("random_dictionary -0.00, New_York 0.2 (-0.1 to 0.5)").replace("\\xa0", "~")
+    'random dictionary 0.00, New_York 0.2 (−0.1~to~0.5)'
     """
-    return in_prose(_NAME.sub(lambda found: in_words(found[0]), line))
+    return _TO.sub("\xa0to\xa0", in_prose(_NAME.sub(lambda found: in_words(found[0]), line)))
 
 
 def in_prose(text: str) -> str:
     """A line of text with its numbers written as everywhere: a true minus, no signed nothing, powers of ten, one blank
-    before a unit; no line ends there, nor within an interval.
+    before a unit, at which no line ends.
 
     >>> in_prose("-0.3 (-0.00 to +0.2), 1990-05").replace("\\xa0", "~")
-    '−0.3 (0.00~to~+0.2), 1990-05'
+    '−0.3 (0.00 to +0.2), 1990-05'
     >>> in_prose("6.9e-05 of 95%, × 1.2 in 12 min").replace("\\xa0", "~")
     '6.9~×~10⁻⁵ of 95~%, ×~1.2 in 12~min'
     """
     text = _EXPONENT.sub(lambda found: found[1] + power_of_ten(found[2], int(found[3])), text)
-    text = _UNIT.sub("\xa0", _NEGATIVE.sub("−", _NOTHING.sub("", text)))
-    return _TO.sub("\xa0to\xa0", text)
+    return _UNIT.sub("\xa0", _NEGATIVE.sub("−", _NOTHING.sub("", text)))
 
 
 def power_of_ten(mantissa: str, exponent: int) -> str:

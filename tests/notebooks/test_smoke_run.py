@@ -20,6 +20,7 @@ from saema_utils.chapters.scorecard.values import judged_coders, values_known, v
 from saema_utils.evidence.verdicts import VERDICTS
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import chapter_notebooks, find_root, run_notebooks
+from saema_utils.publishing.fragments import reading_time
 from saema_utils.publishing.readme import ANSWER
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.sweeps.tasks import make_chapter
@@ -144,6 +145,14 @@ def test_tables_of_pages_have_words_above_them_and_numbers_for_reading(executed)
             faults += [(cell["id"], name) for name in above if "_" in name or above.count(name) > 1]
             faults += [(cell["id"], value) for value in inside if re.fullmatch(r"-.*\d|[\d.]+e[-+]?\d+", value)]
     assert faults == []
+
+
+def test_an_open_notebook_says_how_long_it_takes_to_read_as_its_page_does(executed):
+    numbers = {"ten": 10, "twenty": 20, "twenty-five": 25}
+    for number, notebook in executed.items():
+        (said,) = re.findall(r"<!-- time --> about ([\w-]+) minutes to read", notebook.cells[0].source)
+        minutes, _ = reading_time(notebook)
+        assert minutes == pytest.approx(numbers[said], abs=3), number
 
 
 def test_figures_can_be_seen_where_a_notebook_is_not_trusted(executed):
