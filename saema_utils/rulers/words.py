@@ -92,9 +92,9 @@ def train_in(features, draws, width: int, *, k: int = 4, samples: int = 200_000)
     return sae.eval()
 
 
-def recovered_share(true: Float[Tensor, "G D"], learnt: Float[Tensor, "F D"]) -> float:
+def recovered_share(true: Float[Tensor, "G D"], learned: Float[Tensor, "F D"]) -> float:
     """Share of true features that some decoder row points along (cosine at least 0.9)."""
-    return float((recovered_features(true, learnt) >= RECOVERED_COSINE).float().mean())
+    return float((recovered_features(true, learned) >= RECOVERED_COSINE).float().mean())
 
 
 def synthetic_merging_table(seed: int = 0, samples: int = 200_000) -> pd.DataFrame:

@@ -206,7 +206,7 @@ class SaeCoder:
 
 
 class RandomDictionary:
-    r"""Random directions used sparsely: what an SAE gives before anything is learnt.
+    r"""Random directions used sparsely: what an SAE gives before anything is learned.
 
     ``d_sae`` unit vectors :math:`w_i`, uniform on the sphere. With :math:`u_i = \max(w_i \cdot (x - b), 0)`
     and A the k largest,

@@ -130,9 +130,9 @@ def train_sae(
 def untrained_sae(
     train: Float[Tensor, "N D"], recipe: SaeRecipe, seed: int = 0, device: torch.device | str = "cpu"
 ) -> SAE:
-    """What :func:`train_sae` starts from, finished without a step: what an architecture gives before it learnt.
+    """What :func:`train_sae` starts from, finished without a step: what an architecture gives before it learned.
 
-    A TopK autoencoder of the recipe's width and k, whatever family the recipe names: the others' sparsity is learnt.
+    A TopK autoencoder of the recipe's width and k, whatever family the recipe names: the others' sparsity is learned.
     """
     mean, mean_norm = _check_activations(train, train)
     scale = math.sqrt(train.shape[1]) / mean_norm
@@ -210,7 +210,7 @@ def plain_sae(trained: TrainingSAE) -> SAE:
 
 
 def _check_activations(train: Tensor, heldout: Tensor) -> tuple[Tensor, float]:
-    """Mean vector and mean norm of the training activations, read in slices; refuses what cannot be learnt."""
+    """Mean vector and mean norm of the training activations, read in slices; refuses what cannot be learned."""
     for name, values in (("training", train), ("held-out", heldout)):
         if values.ndim != 2 or len(values) == 0:
             raise ActivationError(

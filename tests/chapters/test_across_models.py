@@ -421,8 +421,8 @@ def test_alarms_keep_their_level_and_grow_with_what_is_there():
 def test_what_an_autoencoder_learned_is_measured_against_chance(tmp_path):
     make_run(tmp_path, "good", explained=0.8)
     make_run(tmp_path, "bad", explained=0.1)
-    learnt = beyond_chance(compare_runs([tmp_path]))
-    assert learnt.to_dict() == pytest.approx({"bad": -0.1, "good": 0.6})
+    learned = beyond_chance(compare_runs([tmp_path]))
+    assert learned.to_dict() == pytest.approx({"bad": -0.1, "good": 0.6})
 
 
 def definition():

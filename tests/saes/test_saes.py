@@ -156,7 +156,7 @@ def test_half_precision_input_and_fewer_tokens_than_a_batch(tokens):
         (torch.ones(9, 4), torch.ones(3, 5), "4 dimensions, held-out ones 5"),
     ],
 )
-def test_activations_that_cannot_be_learnt_are_refused(train, heldout, said):
+def test_activations_that_cannot_be_learned_are_refused(train, heldout, said):
     with pytest.raises(ActivationError) as refusal:
         train_sae(train, heldout, RECIPE)
     assert said in str(refusal.value)

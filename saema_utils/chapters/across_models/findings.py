@@ -25,12 +25,12 @@ def beyond_chance(compared: pd.DataFrame) -> pd.Series:
 
 def all_beyond_chance(compared: pd.DataFrame) -> Found:
     """Whether every run's autoencoder explains more than a random dictionary does; None without one."""
-    learnt = beyond_chance(compared)
-    if learnt.dropna().empty:
+    learned = beyond_chance(compared)
+    if learned.dropna().empty:
         return Found(None, NOTHING)
-    ends = [f"{learnt[name]:.2f} ({name})" for name in dict.fromkeys((learnt.idxmin(), learnt.idxmax()))]
+    ends = [f"{learned[name]:.2f} ({name})" for name in dict.fromkeys((learned.idxmin(), learned.idxmax()))]
     shows = f"by {' to '.join(ends)} of the variance"
-    return Found((learnt > 0).all(), shows)
+    return Found((learned > 0).all(), shows)
 
 
 def pointing_apart(compared: pd.DataFrame) -> Found:
