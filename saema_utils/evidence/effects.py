@@ -41,17 +41,8 @@ SWEPT = (
     "cosine_words",
     "ce_recovered",
 )
-#: What was reconstructed, by measure: columns of ``05_separability_training``.
-RECONSTRUCTED = {
-    ("explained_variance", "running text"): "explained_variance",
-    ("explained_variance", "unseen words"): "ev_words",
-    ("explained_variance", "unseen sentences"): "ev_sentences",
-    ("explained_variance", "trained words"): "ev_train",
-    ("cosine", "running text"): "cosine",
-    ("cosine", "unseen words"): "cosine_words",
-    ("cosine", "unseen sentences"): "cosine_sentences",
-    ("cosine", "trained words"): "cosine_train",
-}
+#: Choices of what is reconstructed, and of how its tokens count: columns of ``05_training_choices``.
+CHOSEN = ("measure", "on", "weight", "scaling", "pooled")
 LEVEL = 0.95
 
 
@@ -266,33 +257,30 @@ def training_values(trained: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     trained
-        Autoencoders by seed and coefficient: the table ``05_separability_training``.
+        Reconstruction by autoencoders of each seed and coefficient, under every choice: the table
+        ``05_training_choices``.
 
     Returns
     -------
-    Columns seed, representation (odd, even), measure (explained_variance, cosine), on (running text, unseen words,
-    unseen sentences, trained words), coefficient (above zero), value, reason (why there is none).
+    Columns seed, representation (odd, even), :data:`CHOSEN`, coefficient (above zero), value, reason (why there is
+    none).
     """
     import pandas as pd
 
-    rows = []
-    for (measure, on), column in RECONSTRUCTED.items():
-        wide = trained.groupby(["seed", "coefficient"])[column].mean().unstack()
-        for coefficient in (c for c in wide if c > 0):
-            towards, away, without = (
-                wide.get(c, pd.Series(np.nan, wide.index)) for c in (coefficient, -coefficient, 0.0)
-            )
-            parts = {"odd": (towards - away) / 2, "even": (towards + away) / 2 - without}
-            for representation, values in parts.items():
-                needed = (-coefficient, 0.0) if representation == "even" else (-coefficient,)
-                untrained = [f"{c:g}" for c in needed if c not in wide]
-                reason = f"not trained at coefficient {untrained[0]}" if untrained else "nothing to measure it on"
-                rows += [
-                    {"seed": seed, "representation": representation, "measure": measure, "on": on}
-                    | {"coefficient": coefficient, "value": value, "reason": "" if np.isfinite(value) else reason}
-                    for seed, value in values.items()
-                ]
-    return pd.DataFrame(rows)
+    trained = trained.assign(scaling=trained["scaling"].fillna(""))  # an empty word comes back from a file as missing
+    wide = trained.groupby([*CHOSEN, "seed", "coefficient"], sort=False)["value"].mean().unstack()
+    found = []
+    for coefficient in sorted(c for c in wide if c > 0):
+        towards, away, without = (wide.get(c, pd.Series(np.nan, wide.index)) for c in (coefficient, -coefficient, 0.0))
+        parts = {"odd": (towards - away) / 2, "even": (towards + away) / 2 - without}
+        for representation, values in parts.items():
+            needed = (-coefficient, 0.0) if representation == "even" else (-coefficient,)
+            untrained = [f"{c:g}" for c in needed if c not in wide]
+            reason = f"not trained at coefficient {untrained[0]}" if untrained else "nothing to measure it on"
+            facts = {"representation": representation, "coefficient": coefficient}
+            facts["reason"] = np.where(np.isfinite(values), "", reason)
+            found.append(values.rename("value").reset_index().assign(**facts))
+    return pd.concat(found, ignore_index=True)
 
 
 def causal_verdict(table: pd.DataFrame) -> dict[str, str]:

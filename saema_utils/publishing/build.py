@@ -36,8 +36,8 @@ BADGES = "<!-- badges -->"
 # What a notebook says of its time, for those who open it elsewhere; a page says what was measured.
 TIME = re.compile(r"<!-- time -->[^\n]*")
 OPENING = re.compile(r"<!-- opening: (\w+) -->")
-RULES = "saema_utils/evidence/claims.yaml"
-COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", RULES)
+RULES = tuple(f"saema_utils/evidence/{name}.yaml" for name in ("claims", "claims_added"))
+COPIED = ("book", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", *RULES)
 # The notebooks that pages hand out: Sphinx copies what is in here beside the pages.
 HANDED_OUT = "handed_out"
 NO_NUMBER = "(not measured in this run)"

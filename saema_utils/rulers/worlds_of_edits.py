@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from saema_utils.evidence.claims import Claim
-from saema_utils.evidence.effects import RECONSTRUCTED, training_values
+from saema_utils.evidence.effects import CHOSEN, training_values
 from saema_utils.evidence.searches import RANDOM, search_values
 from saema_utils.intervention.cross_fit import cross_fitted_direction
 from saema_utils.intervention.doses import error_statistics
@@ -162,16 +162,17 @@ class Training(World):
 
         rng, wishes, found = stream(claim, seed), np.array(claim.choices["coefficient"]), []
         coefficients, largest = np.concatenate([-wishes, [0.0], wishes]), wishes.max()
+        chosen = [{name: {**claim.primary, **analysis}[name] for name in CHOSEN} for analysis in self.analyses]
         for name, _, effects in asked:
-            n = len(effects)
+            n, parts = len(effects), []
             seeds, every = np.repeat(np.arange(n), len(coefficients)), np.tile(coefficients, n)
-            table = pd.DataFrame({"seed": seeds, "coefficient": every})
-            for (measure, _), column in RECONSTRUCTED.items():
-                margin = claim.measures[measure]
+            for ways in {tuple(ways.values()): ways for ways in chosen}.values():
+                margin = claim.measures[ways["measure"]]
                 slopes = effects / claim.margin * margin / largest
                 values = slopes[:, None] * coefficients - COST * margin * (coefficients / largest) ** 2
-                table[column] = (values + ERROR * margin * rng.normal(size=values.shape)).ravel()
-            values = training_values(table)
+                values = (values + ERROR * margin * rng.normal(size=values.shape)).ravel()
+                parts.append(pd.DataFrame({"seed": seeds, "coefficient": every, "value": values}).assign(**ways))
+            values = training_values(pd.concat(parts, ignore_index=True))
             found.append(values[values["representation"] == claim.code].assign(representation=name))
         return pd.concat(found, ignore_index=True)
 
@@ -181,5 +182,13 @@ EDITS: dict[str, World] = {
     "cause-after-training": Doses(({}, {"scaling": "alone"}, {"poles": "in-sample"})),
     "worth-after-training": Doses(({}, {"scaling": "alone"}, {"poles": "in-sample"}), one_sided=True),
     "gradient": Searches(({}, {"at": "half of the edit"}, {"at": "a quarter of the edit"}, {"at": "least error"})),
-    "cause-during-training": Training(({}, {"on": "unseen words"}, {"measure": "cosine"}, {"coefficient": 0.03})),
+    "cause-during-training": Training(
+        (
+            {},
+            {"on": "unseen words"},
+            {"pooled": "by group"},
+            {"measure": "cosine", "weight": "relative", "scaling": ""},
+            {"coefficient": 0.03},
+        )
+    ),
 }

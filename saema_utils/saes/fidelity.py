@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,7 @@ from saema_utils.runtime import float64
 from saema_utils.saes.topk_latents import times_fired
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from saema_utils.saes.coders import Coder
@@ -35,6 +35,67 @@ def explained_variance(x: Float[Tensor, "N D"], x_hat: Float[Tensor, "N D"]) -> 
 def mean_cosine(x: Float[Tensor, "N D"], x_hat: Float[Tensor, "N D"]) -> float:
     """Mean cosine between tokens and their reconstructions."""
     return float(torch.nn.functional.cosine_similarity(float64(x), float64(x_hat), dim=-1).mean())
+
+
+def fidelity_under_choices(
+    x: Float[Tensor, "N D"], x_hat: Float[Tensor, "N D"], groups: Int[Tensor, " N"]
+) -> list[dict[str, Any]]:
+    r"""Explained variance and cosine of a reconstruction in every way of counting its tokens.
+
+    .. math:: 1 - \frac{\sum_i w_i \lVert a_i - s \hat a_i \rVert^2}{\sum_i w_i \lVert a_i \rVert^2}, \qquad
+        \frac{\sum_i w_i \cos(x_i, \hat x_i)}{\sum_i w_i}
+
+    with :math:`a_i = x_i - \bar x` and :math:`\hat a_i = \hat x_i - \bar x`.
+
+    Parameters
+    ----------
+    groups
+        What a token belongs to: a concept, or a text.
+
+    Returns
+    -------
+    One row a measure (explained_variance, cosine) and a way of each choice, with its value, NaN where there is none:
+
+    - weight: every squared length counts alike (tokens), or every token (relative), so that :math:`w_i` is 1 and
+      :math:`1 / \lVert a_i \rVert^2` in the first measure, :math:`\lVert x_i \rVert^2` and 1 in the second.
+    - scaling: *s* is 1 (alone) or the common scale of least error (joint); empty for the cosine, which has none.
+    - pooled: all tokens about one mean (all tokens), or each group about its own, then averaged (by group).
+    """
+    x, x_hat = float64(x), float64(x_hat)
+    whole = [slice(None)]
+    parts = {"all tokens": whole, "by group": [groups == group for group in groups.unique()] or whole}
+    found: dict[tuple[str, str, str, str], list[float]] = {}
+    for pooled, rows in parts.items():
+        for here in rows:
+            for way, value in _fidelity_by_weight(x[here], x_hat[here]).items():
+                found.setdefault((*way, pooled), []).append(value)
+    names = ("measure", "weight", "scaling", "pooled")
+    return [dict(zip(names, way, strict=True)) | {"value": _mean_of_known(values)} for way, values in found.items()]
+
+
+def _fidelity_by_weight(x: Tensor, x_hat: Tensor) -> dict[tuple[str, str, str], float]:
+    mean = x.mean(0)
+    a, b = x - mean, x_hat - mean
+    own, theirs, both = a.square().sum(1), b.square().sum(1), (a * b).sum(1)
+    cosines, size = torch.nn.functional.cosine_similarity(x, x_hat, dim=-1), x.square().sum(1)
+    found = {}
+    for weight in ("tokens", "relative"):
+        # A token at the mean has no error relative to its distance from there.
+        w = torch.ones_like(own) if weight == "tokens" else torch.where(own > 0, 1 / own, 0.0)
+        total, given, shared = (float((w * part).sum()) for part in (own, theirs, both))
+        known = total > 0
+        error = float((w * (a - b).square().sum(1)).sum())
+        joint = (shared**2 / (total * given) if given > 0 else 0.0) if known else math.nan
+        found["explained_variance", weight, "alone"] = 1 - error / total if known else math.nan
+        found["explained_variance", weight, "joint"] = joint
+        w = size if weight == "tokens" else torch.ones_like(size)
+        found["cosine", weight, ""] = float((w * cosines).sum() / w.sum())
+    return found
+
+
+def _mean_of_known(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 @dataclass(frozen=True)

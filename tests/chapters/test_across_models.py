@@ -19,7 +19,7 @@ from saema_utils.chapters.across_models import figures as plots_compare
 from saema_utils.chapters.across_models.findings import alarms, beyond_chance, disagreeing, pointing_apart
 from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
 from saema_utils.chapters.intervention.tables import optimised_table
-from saema_utils.chapters.intervention.training import separability_training_table
+from saema_utils.chapters.intervention.training import training_choices_table
 from saema_utils.chapters.scorecard.tables import OTHERS, neighbouring_verdicts, record_numbers, scorecard
 from saema_utils.errors import ArtifactError, MissingInputError, SaemaError
 from saema_utils.evidence.verdicts import DEPENDS, NO_EFFECT, NOT_LEARNED, SUPPORTED, TOO_FEW, VERDICTS
@@ -202,7 +202,7 @@ def test_names_are_unique_ends_of_paths(found):
 def finished_run(folder, name, verdict):
     """A run whose chapter 7 is finished and fresh: it gave this verdict."""
     run = make_run(folder, name)
-    for made in (*OTHERS, optimised_table, separability_training_table):
+    for made in (*OTHERS, optimised_table, training_choices_table):
         if not run.entry(made.place):
             run.save_table(made.name, pd.DataFrame({"made": [made.name]}))
     card = judged({"rank_moves_more": verdict}, rank_moves_more=1.0).assign(reproduces="yes")

@@ -297,6 +297,9 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "intervention.findings.reward_buys_separation": lambda t: findings_5.reward_buys_separation(
         t["05_coefficient_effects"]
     ),
+    "intervention.findings.whom_the_reward_serves": lambda t: findings_5.whom_the_reward_serves(
+        t["05_training_choices"]
+    ),
     "intervention.findings.natural_relation": lambda t: findings_5.natural_relation(t["05_natural_variation"]),
     "intervention.findings.reversed_changes": lambda t: findings_5.reversed_changes(t["05_reversed_cause"]),
     "intervention.findings.verdict_counts": lambda t: findings_5.verdict_counts(t["05_effects"]),

@@ -14,7 +14,7 @@ import torch
 from saema_utils.chapters.intervention import figures, findings
 from saema_utils.errors import InterventionError
 from saema_utils.evidence.effects import (
-    RECONSTRUCTED,
+    CHOSEN,
     causal_verdict,
     coefficient_effects,
     effects,
@@ -181,31 +181,38 @@ def test_every_coefficient_gets_an_interval_on_every_measure():
     assert (found["p_holm"] >= found["p"]).all()
 
 
+ASKED = [
+    ("explained_variance", "running text", "tokens", "alone", "all tokens"),
+    ("explained_variance", "unseen words", "relative", "joint", "by group"),
+    ("cosine", "unseen words", "relative", "", "all tokens"),
+]
+
+
 def swept(coefficients, seeds=3):
-    """Autoencoders whose every value is a + b c + d c^2, with numbers of the seed's and the column's own."""
-    rng, rows, truth = np.random.default_rng(0), [], {}
-    for seed in range(seeds):
-        own = {column: rng.normal(size=3) for column in RECONSTRUCTED.values()}
-        truth |= {(seed, *key): own[column] for key, column in RECONSTRUCTED.items()}
-        values = [{column: a + b * c + d * c**2 for column, (a, b, d) in own.items()} for c in coefficients]
-        rows += [{"seed": seed, "coefficient": c, **found} for c, found in zip(coefficients, values, strict=True)]
+    """Autoencoders whose every value is a + b c + d c^2, with numbers of the seed's and the question's own."""
+    rng, rows = np.random.default_rng(0), []
+    truth = {(seed, *asked): rng.normal(size=3) for seed in range(seeds) for asked in ASKED}
+    for (seed, *asked), (a, b, d) in truth.items():
+        named = {"seed": seed, **dict(zip(CHOSEN, asked, strict=True))}
+        rows += [{**named, "coefficient": c, "value": a + b * c + d * c**2} for c in coefficients]
     return pd.DataFrame(rows), truth
 
 
-def test_the_odd_part_is_what_the_sign_decides_and_the_even_part_what_any_wish_costs():
+def test_the_odd_part_is_what_the_sign_decides_and_the_even_part_what_any_wish_costs(tmp_path):
     trained, truth = swept((-0.1, 0.1, 0.03, 0.0, -0.03))
-    found = training_values(trained.sample(frac=1, random_state=0))
+    trained.sample(frac=1, random_state=0).to_csv(tmp_path / "trained.csv", index=False)
+    found = training_values(pd.read_csv(tmp_path / "trained.csv"))
     assert len(found) == len(truth) * 2 * 2
     assert set(found["coefficient"]) == {0.03, 0.1}
     assert (found["reason"] == "").all()
     for row in found.itertuples():
-        _, b, d = truth[row.seed, row.measure, row.on]
+        _, b, d = truth[(row.seed, *(getattr(row, name) for name in CHOSEN))]
         expected = b * row.coefficient if row.representation == "odd" else d * row.coefficient**2
         assert row.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_part_that_needs_what_was_not_trained_has_no_value_and_says_so():
-    both = training_values(swept((-0.1, 0.1, 0.3))[0]).set_index(["coefficient", "representation"])
+    both = training_values(swept((-0.1, 0.1, 0.3))[0]).set_index(["coefficient", "representation"]).sort_index()
     assert both.loc[(0.1, "odd"), "value"].notna().all()
     for lacking, what in (((0.1, "even"), "coefficient 0"), ((0.3, "odd"), "coefficient -0.3")):
         assert both.loc[lacking, "value"].isna().all()
@@ -214,12 +221,10 @@ def test_a_part_that_needs_what_was_not_trained_has_no_value_and_says_so():
 
 def test_what_could_not_be_measured_has_no_parts():
     trained, _ = swept((-0.1, 0.0, 0.1))
-    trained.loc[trained["seed"] == 1, "ev_words"] = np.nan
+    trained.loc[(trained["seed"] == 1) & (trained["measure"] == "cosine"), "value"] = np.nan
     found = training_values(trained)
     missing = found[found["value"].isna()]
-    assert {(row.seed, row.measure, row.on) for row in missing.itertuples()} == {
-        (1, "explained_variance", "unseen words")
-    }
+    assert {(row.seed, row.measure, row.on) for row in missing.itertuples()} == {(1, "cosine", "unseen words")}
     assert (missing["reason"] != "").all()
     assert (found.loc[found["value"].notna(), "reason"] == "").all()
 
@@ -497,6 +502,24 @@ def test_size_is_bought_where_reward_beats_the_same_training_without(size, unexp
     assert found.holds is holds
     assert all(number in found.shows for number in (f"{size:.2f} against 2.00", f"{2 * unexplained:.2f} against 0.60"))
     assert findings.size_was_bought(pd.DataFrame(rows[:1])).holds is None
+
+
+def test_whom_the_reward_serves_is_told_by_the_plain_way_of_counting():
+    plain = {"measure": "explained_variance", "weight": "tokens", "scaling": "alone", "pooled": "all tokens"}
+    slopes = {"unseen sentences": 0.1, "unseen words": -0.1}
+    rows = [
+        {**plain, "on": on, "seed": seed, "coefficient": c, "value": (slope + 0.01 * seed) * c + c**2}
+        for on, slope in slopes.items()
+        for seed in range(5)
+        for c in (-0.1, 0.0, 0.1)
+    ]
+    table = pd.DataFrame(rows)
+    other = table.assign(pooled="by group", value=-table["value"])  # counts otherwise, and is not told
+    found = findings.whom_the_reward_serves(pd.concat([table, other], ignore_index=True))
+    assert found.holds is True
+    assert "unseen sentences +1.2%" in found.shows
+    assert findings.whom_the_reward_serves(other.assign(pooled="all tokens")).holds is False
+    assert findings.whom_the_reward_serves(table[table["seed"] == 0]).holds is None
 
 
 def test_reward_buys_separation_where_no_reconstruction_gains_beyond_its_interval():

@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from saema_utils.errors import ClaimError
-from saema_utils.evidence.claims import RULES_VERSION, Claim, load_claims, rules_digest
+from saema_utils.evidence.claims import (
+    ADDED_FILE,
+    ADDED_VERSION,
+    CLAIMS_FILE,
+    RULES_VERSION,
+    Claim,
+    load_claims,
+    rules_digest,
+    rules_text,
+    with_added,
+)
 from saema_utils.evidence.multiverse import (
     DRAWS,
     EXACT_UNITS,
@@ -594,6 +604,52 @@ def test_two_claims_with_one_id_are_refused(tmp_path):
     path.write_text(yaml.safe_dump(plain | {"claims": plain["claims"][:1] * 2}))
     with pytest.raises(ClaimError, match="one id"):
         load_claims(path)
+
+
+# ---- what was added after the registration ----
+
+REGISTERED = load_claims(CLAIMS_FILE)
+# Of the file as it was when the confirmatory study was run.
+CONFIRMED_BY = "43f65f29"
+
+
+def test_the_registered_file_is_the_one_that_the_confirmatory_study_was_judged_by():
+    assert rules_digest().startswith(CONFIRMED_BY)
+
+
+@pytest.mark.parametrize("claim", REGISTERED, ids=lambda claim: claim.id)
+def test_what_was_added_changes_nothing_that_was_registered(claim):
+    whole = CLAIMS[claim.id]
+    assert {**whole.primary, **claim.primary} == whole.primary
+    assert all(set(ways) <= set(whole.choices[name]) for name, ways in claim.choices.items())
+    assert replace(whole, choices=claim.choices, primary=claim.primary) == claim
+
+
+def test_every_claim_allows_sixty_analyses_or_more():
+    for claim in CLAIMS.values():
+        assert np.prod([len(claim.measures), *map(len, claim.choices.values())]) >= 60, claim.id
+
+
+@pytest.mark.parametrize(
+    ("added", "match"),
+    [
+        ("- {claim: bogus, choices: {weight: [tokens]}}", "bogus"),
+        ("- {claim: gradient}", "choices"),
+        ("- {claim: gradient, choices: {weight: [tokens]}}", "Complete 'primary'"),
+        ("- {claim: gradient, choices: {at: [start]}, primary: {at: start}}", "'at' anew"),
+        ("- {claim: gradient, choices: {at: [start]}, measures: {aedp: 1.0}}", "measures"),
+    ],
+)
+def test_an_addition_that_would_change_a_claim_is_refused(tmp_path, added, match):
+    path = tmp_path / "added.yaml"
+    path.write_text(f"version: {ADDED_VERSION}\nadded:\n{added}")
+    with pytest.raises(ClaimError, match=match):
+        with_added(REGISTERED, path)
+
+
+def test_verdicts_hang_on_both_files():
+    for path in (CLAIMS_FILE, ADDED_FILE):
+        assert path.read_text(encoding="utf-8") in rules_text()
 
 
 def test_the_digest_says_by_which_file_was_judged(tmp_path):

@@ -62,7 +62,7 @@ def bench(corpus, tokens):
 
     def made(warm: bool = True) -> Bench:
         scale = activation_scale(corpus)
-        return Bench(F, K, corpus, corpus[:64], Split(tokens, tokens, tokens), scale, 2, 8, 1e-3, warm)
+        return Bench(F, K, corpus, corpus[:64], Split(tokens, tokens, tokens), {}, scale, 2, 8, 1e-3, warm)
 
     return made
 

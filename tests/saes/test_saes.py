@@ -19,7 +19,13 @@ from saema_utils.publishing import fragments
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.saes.coders import Coder, PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.facts import SaeFacts, bos_note, read_facts
-from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity, recovered_features
+from saema_utils.saes.fidelity import (
+    explained_variance,
+    fidelity_under_choices,
+    mean_cosine,
+    measure_fidelity,
+    recovered_features,
+)
 from saema_utils.saes.loading import SAE_FILES, check_reads, load_sae
 from saema_utils.saes.training import train_sae
 from saema_utils.study import ARCHITECTURES, STUDIES, SaeRecipe
@@ -320,6 +326,73 @@ def test_pca_fitted_to_a_reconstruction_is_the_smallest_that_reaches_it():
 
 
 # ---- measures ----------------------------------------------------------------------------------
+
+
+def under_choices(x, x_hat, groups):
+    found = pd.DataFrame(fidelity_under_choices(x, x_hat, groups))
+    return found.set_index(["measure", "weight", "scaling", "pooled"])["value"]
+
+
+def noisy(seed=0, n=60, d=8):
+    """Tokens of three groups with means of their own, a reconstruction that is too small, and the groups."""
+    random = torch.Generator().manual_seed(seed)
+    groups = torch.arange(n) % 3
+    x = torch.randn(n, d, generator=random).double() + 3 * torch.randn(3, d, generator=random).double()[groups]
+    return x, 0.8 * x + 0.3 * torch.randn(n, d, generator=random).double(), groups
+
+
+def test_every_way_of_counting_tokens_is_the_formula_of_its_page():
+    x, x_hat, groups = noisy()
+    found = under_choices(x, x_hat, groups)
+    assert found.index.is_unique
+    assert len(found) == 12
+    for pooled, parts in {"all tokens": [slice(None)], "by group": [groups == g for g in range(3)]}.items():
+        plain, relative, joint, turned, weighted = [], [], [], [], []
+        for part in parts:
+            a, b = x[part] - x[part].mean(0), x_hat[part] - x[part].mean(0)
+            plain.append(explained_variance(x[part], x_hat[part]))
+            relative.append(1 - float(((a - b).square().sum(1) / a.square().sum(1)).mean()))
+            scale = float((a * b).sum() / b.square().sum())
+            joint.append(explained_variance(a, scale * b))
+            turned.append(mean_cosine(x[part], x_hat[part]))
+            cosines = torch.nn.functional.cosine_similarity(x[part], x_hat[part])
+            weighted.append(float((cosines * x[part].square().sum(1)).sum() / x[part].square().sum()))
+        for key, values in {
+            ("explained_variance", "tokens", "alone"): plain,
+            ("explained_variance", "relative", "alone"): relative,
+            ("explained_variance", "tokens", "joint"): joint,
+            ("cosine", "relative", ""): turned,
+            ("cosine", "tokens", ""): weighted,
+        }.items():
+            assert found[(*key, pooled)] == pytest.approx(sum(values) / len(values), abs=1e-12), (key, pooled)
+
+
+@given(st.integers(0, 99), st.floats(0.1, 10))
+@settings(max_examples=20, deadline=None)
+def test_no_way_of_counting_sees_a_rotation_an_order_or_a_unit(seed, unit):
+    x, x_hat, groups = noisy(seed)
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(seed)).double()).Q
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    other = under_choices((unit * x @ rotation)[order], (unit * x_hat @ rotation)[order], groups[order])
+    found = under_choices(x, x_hat, groups)
+    pd.testing.assert_series_equal(other, found.loc[other.index], rtol=1e-9)
+    # A common scaling that is fitted beside undoes one that was there, and never costs.
+    both = found.unstack("scaling").loc["explained_variance"]
+    assert (both["joint"] >= both["alone"] - 1e-12).all()
+    middle = x.mean(0)
+    scaled = under_choices(x, middle + 3 * (x_hat - middle), groups)
+    assert scaled["explained_variance", "tokens", "joint", "all tokens"] == pytest.approx(
+        found["explained_variance", "tokens", "joint", "all tokens"]
+    )
+
+
+def test_tokens_that_do_not_vary_have_a_cosine_and_no_explained_variance():
+    none = under_choices(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    assert len(none) == 12
+    assert none.isna().all()
+    one = under_choices(torch.ones(1, 4), torch.ones(1, 4), torch.zeros(1, dtype=torch.long))
+    assert one["explained_variance"].isna().all()
+    assert one["cosine"].to_numpy() == pytest.approx(1)
 
 
 def test_explained_variance_has_its_known_values():

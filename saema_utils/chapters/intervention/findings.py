@@ -7,11 +7,11 @@ import pandas as pd
 
 from saema_utils.chapters.found import Found, of_rows
 from saema_utils.chapters.found import in_short as in_short
-from saema_utils.evidence.effects import causal_verdict, partial_correlation
+from saema_utils.evidence.effects import causal_verdict, partial_correlation, training_values
 from saema_utils.evidence.verdicts import CONTRADICTED, SUPPORTED
 from saema_utils.figures import NAMES
 from saema_utils.intervention.edits import ARMS
-from saema_utils.statistics import NO_INTERVAL, with_interval, written
+from saema_utils.statistics import NO_INTERVAL, mean_interval, with_interval, written
 
 CHANGES = {"steps": "More training steps", "k": "More active latents (k)", "width": "A wider dictionary"}
 CURVE = ["concept", "arm", "seed", "preserve_sparsity"]
@@ -136,6 +136,21 @@ def reward_buys_separation(effects: pd.DataFrame) -> Found:
     )
     separated, *reconstructed = most["low"]
     return Found(None if most["low"].isna().any() else separated > 0 >= max(reconstructed), shows)
+
+
+@of_rows
+def whom_the_reward_serves(choices: pd.DataFrame) -> Found:
+    """Whether, of two trainings with opposite wishes, the rewarded one explains more of unseen sentences and less of
+    unseen words, each beyond its interval; from ``05_training_choices``, at the largest coefficient."""
+    plain = choices[(choices["measure"] == "explained_variance") & (choices["pooled"] == "all tokens")]
+    odd = training_values(plain[(plain["weight"] == "tokens") & (plain["scaling"] == "alone")])
+    odd = odd[(odd["representation"] == "odd") & (odd["coefficient"] == odd["coefficient"].max())]
+    by_text = {on: mean_interval(values.to_numpy()) for on, values in odd.groupby("on", sort=False)["value"]}
+    told = " · ".join(f"{on} {with_interval(i.estimate, i.low, i.high, '+.1%')}" for on, i in by_text.items())
+    shows = f"half the difference of explained variance: {told}"
+    sentences, words = by_text["unseen sentences"], by_text["unseen words"]
+    bounded = np.isfinite([sentences.low, words.high]).all()
+    return Found(sentences.low > 0 > words.high if bounded else None, shows)
 
 
 def natural_relation(natural: pd.DataFrame) -> dict[str, float]:

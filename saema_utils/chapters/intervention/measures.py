@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,12 +17,14 @@ from saema_utils.geometry.pole_measures import mst_weight_scale_free
 from saema_utils.intervention.separation import LabelledTokens, cluster_means, mean_pole_distance, separation_scale_free
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import SaeCoder
-from saema_utils.saes.fidelity import explained_variance, mean_cosine, measure_fidelity
+from saema_utils.saes.fidelity import explained_variance, fidelity_under_choices, mean_cosine, measure_fidelity
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
 SMALLEST_CLUSTER = 4  # a word stands in a handful of sentences
+#: What an autoencoder may be asked to reconstruct, by name: vectors [N, D], and the concept or text of each.
+Texts = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Split:
         return LabelledTokens(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "clusters", "concepts"))
         )
+
+    @property
+    def texts(self) -> Texts:
+        named = {"trained words": self.train, "unseen words": self.words, "unseen sentences": self.sentences}
+        return {name: (part.vectors, part.concepts) for name, part in named.items()}
 
 
 MEASURED = {
@@ -92,6 +100,19 @@ def measure_trained(sae: SAE, heldout: Tensor, split: Split) -> dict[str, float]
     row["n_local"] = _mean_over_concepts(latents, tokens, _clusters)
     row["intrinsic_dimension"] = _mean_over_concepts(latents, tokens, lambda z, _: intrinsic_dimension(z).estimate)
     return row
+
+
+@torch.no_grad()
+def measure_choices(sae: SAE, texts: Texts) -> pd.DataFrame:
+    """Reconstruction of each of several texts in every way of counting tokens.
+
+    Columns on (which text) and those of :func:`~saema_utils.saes.fidelity.fidelity_under_choices`.
+    """
+    coder, rows = SaeCoder(sae), []
+    for name, (vectors, groups) in texts.items():
+        found = fidelity_under_choices(vectors, coder.reconstruct(vectors), groups)
+        rows += [{"on": name, **facts} for facts in found]
+    return pd.DataFrame(rows)
 
 
 def _clusters(latents: Tensor, clusters: Tensor) -> float:

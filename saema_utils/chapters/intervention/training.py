@@ -17,10 +17,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors
+from saema_utils.chapters.activations.concepts import (
+    authors_activations,
+    authors_tensors,
+    concept_activations,
+    concept_tensors,
+)
 from saema_utils.chapters.activations.corpus import corpus_activations
 from saema_utils.chapters.activations.model import language_model
-from saema_utils.chapters.intervention.measures import MEASURED, Split, measure_trained
+from saema_utils.chapters.intervention.measures import MEASURED, Split, Texts, measure_choices, measure_trained
 from saema_utils.chapters.sae.coders import study_sae
 from saema_utils.intervention.separation import LabelledTokens
 from saema_utils.model.residual_stream import label_words
@@ -43,7 +48,7 @@ CHECKPOINTS = (1 / 4, 1 / 2, 3 / 4, 1)  # of a fresh run; before, it explains to
 WARM_RATE = 0.3  # of the study's learning rate, for fine-tuning
 HELD_OUT_WORD = 4  # every fourth word
 HELD_OUT_SHARE = 1 / 3  # of the sentences of each remaining word
-TRAINED_ON = (concept_tensors, corpus_activations, study_sae)
+TRAINED_ON = (concept_tensors, authors_tensors, corpus_activations, study_sae)
 
 
 def split_tokens(run: RunDirectory) -> Split:
@@ -66,6 +71,14 @@ def split_tokens(run: RunDirectory) -> Split:
     return Split(*(LabelledTokens(*(x[place == which].to(run.device) for x in tokens)) for which in range(3)))
 
 
+def authors_words(run: RunDirectory) -> tuple[Tensor, Tensor]:
+    """Word tokens of the authors' prompts, and the concept that each belongs to; none where they have no concept."""
+    found = [label_words(activations)[0] for activations in authors_activations(run).values()]
+    vectors = torch.cat(found) if found else corpus_activations(run).train[:0].float()
+    numbers = torch.tensor([number for number, own in enumerate(found) for _ in own], dtype=torch.long)
+    return vectors.to(run.device), numbers.to(run.device)
+
+
 # ---- runs --------------------------------------------------------------------------------------
 
 
@@ -82,6 +95,7 @@ class Bench:
     corpus: Tensor
     heldout: Tensor
     split: Split
+    texts: Texts
     scale: float
     finetune_steps: int
     fresh_steps: int
@@ -144,6 +158,10 @@ class Bench:
         """What it is worth, on what training did not see."""
         return measure_trained(plain, self.heldout, self.split)
 
+    def measure_choices(self, plain: SAE) -> pd.DataFrame:
+        """How well it reconstructs, in every way of asking."""
+        return measure_choices(plain, self.texts)
+
 
 def sizes_of(run: RunDirectory) -> tuple[int, int]:
     """Width of the study's SAE, and its active latents a token (of the recipe where its family has no k)."""
@@ -156,11 +174,14 @@ def bench(run: RunDirectory) -> Bench:
     from saema_utils.intervention.training import activation_scale
 
     corpus, recipe = corpus_activations(run), run.study.intervention
+    heldout, split = corpus.heldout[: recipe.judged_tokens].to(run.device).float(), split_tokens(run)
+    sequences = corpus.heldout_mask.nonzero()[: len(heldout), 0].to(run.device)
     return Bench(
         *sizes_of(run),
         corpus.train,
-        corpus.heldout[: recipe.judged_tokens].to(run.device).float(),
-        split_tokens(run),
+        heldout,
+        split,
+        {"running text": (heldout, sequences), **split.texts, "the authors' words": authors_words(run)},
         activation_scale(corpus.train),
         recipe.finetune_steps,
         recipe.fresh_steps,
@@ -184,8 +205,8 @@ def trained_by_seed(run: RunDirectory, seeds: list[str]) -> Iterator[tuple[str, 
     for name in progress(seeds, "autoencoders with starts of their own"):
         seed = int(name)
         start, natural = _plain_run(shared, seed)
-        trained = _all_coefficients(run, shared, start, seed)
-        found = {"05_separability_training": trained, "05_natural_variation": natural}
+        trained, choices = _all_coefficients(run, shared, start, seed)
+        found = {"05_separability_training": trained, "05_training_choices": choices, "05_natural_variation": natural}
         none = natural.iloc[:0]
         found["05_gaming"] = _gamed(run, shared, start, natural, trained) if seed in chosen[:1] else none
         found["05_reversed"] = _improved(shared, start, seed) if seed in chosen[:REVERSED] else none
@@ -201,28 +222,31 @@ def _plain_run(shared: Bench, seed: int) -> tuple[SeparableTopKTrainingSAE, pd.D
     return shared.train_plain(seed, watch), pd.DataFrame(rows)
 
 
-def _all_coefficients(run: RunDirectory, shared: Bench, start: SeparableTopKTrainingSAE, seed: int) -> pd.DataFrame:
-    rows, spliced = [], {}
+def _all_coefficients(
+    run: RunDirectory, shared: Bench, start: SeparableTopKTrainingSAE, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, asked, spliced = [], [], {}
     corpus = corpus_activations(run)
     count = run.study.intervention.spliced_sequences
     sequences, mask = corpus.heldout_tokens[:count], corpus.heldout_mask[:count]
     vectors = corpus.heldout[: int(mask.sum())].to(run.device).float()
 
-    def trained(coefficient: float) -> tuple[dict[str, float], Tensor]:
+    def trained(coefficient: float) -> tuple[dict[str, float], pd.DataFrame, Tensor]:
         """A function, so that one autoencoder is gone before the next is trained."""
         plain = shared.train(start, seed, separation_coefficient=coefficient)
         whole = torch.zeros(*mask.shape, vectors.shape[1])
         with torch.no_grad():
             whole[mask] = plain.decode(plain.encode(vectors)).cpu()
-        return shared.measure(plain), whole
+        return shared.measure(plain), shared.measure_choices(plain), whole
 
     for coefficient in progress(run.study.intervention.coefficients, f"coefficients, seed {seed}"):
-        facts, spliced[str(coefficient)] = trained(coefficient)
+        facts, choices, spliced[str(coefficient)] = trained(coefficient)
         named = {"coefficient": coefficient, "seed": seed, "start": shared.start, "steps": shared.steps}
         rows.append({**named, **facts})
+        asked.append(choices.assign(coefficient=coefficient, seed=seed))
     table = pd.DataFrame(rows)
     table["ce_recovered"] = _recovered(run, sequences, mask, spliced)
-    return table
+    return table, pd.concat(asked, ignore_index=True)
 
 
 def _recovered(run: RunDirectory, tokens: Tensor, mask: Tensor, spliced: dict[str, Tensor]) -> list[float]:
@@ -301,6 +325,20 @@ separability_training_table = trained_by_seed.whole(
         "start": "warm (the seed's own plain autoencoder) or fresh (the seed's random weights)",
         "steps": "training steps from there",
         "ce_recovered": "share of the cross-entropy lost with zeros at the layer that its reconstructions win back",
+    },
+)
+
+training_choices_table = trained_by_seed.whole(
+    "05_training_choices",
+    "What the same autoencoders reconstruct, and how well, in every way of asking.",
+    {
+        "coefficient": "weight of the separation term in the loss",
+        "on": "what is reconstructed: held-out running text, or word tokens (trained, of unseen words, in unseen "
+        "sentences, in the authors' prompts)",
+        "measure": "explained_variance or cosine",
+        "weight": "whether every squared length counts alike (tokens), or every token (relative)",
+        "scaling": "whether a common scaling is fitted beside (joint) or not (alone); the cosine has none",
+        "pooled": "all tokens about one mean, or each concept or text about its own and then averaged (by group)",
     },
 )
 

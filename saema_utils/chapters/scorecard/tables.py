@@ -21,7 +21,7 @@ from saema_utils.chapters.scorecard.values import (
     trained_values,
 )
 from saema_utils.errors import ArtifactError, ClaimError
-from saema_utils.evidence.claims import CLAIMS_FILE, Claim, load_claims, rules_digest
+from saema_utils.evidence.claims import ADDED_FILE, Claim, load_claims, rules_digest, rules_text
 from saema_utils.evidence.multiverse import (
     ITSELF,
     LEAD,
@@ -53,7 +53,7 @@ DRAWN = 100  # studies of the laboratory a rule and truth; a tenth of them in a 
 
 
 def _rules(run: RunDirectory) -> list[Any]:
-    return [run.study.digest, CLAIMS_FILE.read_text(encoding="utf-8")]
+    return [run.study.digest, rules_text()]
 
 
 def values_of(run: RunDirectory, claim: Claim) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def choices_that_matter(run: RunDirectory) -> pd.DataFrame:
 @table(
     "07_laboratory",
     ruler=True,
-    choices=lambda run: [_draws(run), CLAIMS_FILE.read_text(encoding="utf-8")],
+    choices=lambda run: [_draws(run), rules_text()],
     columns={
         "rule": "id of the claim that it judges",
         "truth": "true effect in the world, in margins, on the paper's side",
@@ -307,7 +307,7 @@ def record_numbers(run: RunDirectory) -> None:
     numbers["claims_total"] = len(card)
     numbers["claims_replayed"] = int((card["reproduces"] != NOT_REPLAYED).sum())
     numbers["claims_reproduced"] = int((card["reproduces"] == "yes").sum())
-    numbers["rules_digest"] = rules_digest()
+    numbers["rules_digest"], numbers["added_rules_digest"] = rules_digest(), rules_digest(ADDED_FILE)
     numbers["study_name"] = run.study.name
     numbers["n_concepts"] = len(run.study.concepts)
     for row in card.itertuples():

@@ -13,10 +13,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from saema_utils.chapters.activations.concepts import concept_activations, concept_tensors, concepts_of
-from saema_utils.chapters.activations.model import language_model, model_of
+from saema_utils.chapters.activations.concepts import (
+    authors_activations,
+    authors_tensors,
+    concept_activations,
+    concept_tensors,
+    concepts_of,
+)
 from saema_utils.chapters.intervention.tables import encoded_words, optimised_table, searches_of
-from saema_utils.chapters.intervention.training import separability_training_table
+from saema_utils.chapters.intervention.training import training_choices_table
 from saema_utils.chapters.sae.coders import control_tensors, study_coders
 from saema_utils.distances import first_copies, pairwise_distances
 from saema_utils.errors import GeometryError, InterventionError
@@ -26,17 +31,16 @@ from saema_utils.geometry.choices import geometry_under_choices
 from saema_utils.geometry.clusters import find_local_representations
 from saema_utils.geometry.concept import concept_clouds
 from saema_utils.intervention.cross_fit import doses_under_choices
-from saema_utils.model.residual_stream import ConceptActivations, capture_concept, label_words, pack, unpack
+from saema_utils.model.residual_stream import ConceptActivations, label_words
 from saema_utils.notebook import in_colab
 from saema_utils.runs.directory import RunDirectory
-from saema_utils.runs.tables import Result, parts, table, tensors
+from saema_utils.runs.tables import Result, parts, table
 from saema_utils.runtime import in_processes, progress
 from saema_utils.saes.coders import Coder
 from saema_utils.saes.fidelity import explained_variance
 from saema_utils.stratification.movement import rank_movement
 from saema_utils.stratification.token_cloud import TokenCloud
 from saema_utils.study import Study
-from saema_utils.text.concepts import authors_concepts
 
 OURS, AUTHORS = "ours", "authors"
 CODES = ("sae", "random_dictionary")
@@ -50,6 +54,9 @@ VALUE = {
     "measure": "what is measured",
     "value": "its value: a logarithm, a share or a dose, so that two representations are compared by a difference",
 }
+
+SCALING = "whether a common scaling is fitted beside (joint) or not (alone)"
+WEIGHT = "whether every squared error counts alike (tokens), or relative to the token's own size or error (relative)"
 
 # ---- what other chapters found ------------------------------------------------------------------
 
@@ -80,27 +87,9 @@ def stored(*made: Result) -> Callable[[RunDirectory], list[Any]]:
 # ---- what is measured --------------------------------------------------------------------------
 
 
-def _prompts_and_model(run: RunDirectory) -> list[Any]:
-    return [model_of(run), run.study.hook_name, concepts_of(run), _authors_texts(run)]
-
-
-def _authors_texts(run: RunDirectory) -> dict[str, list[str]]:
-    theirs = authors_concepts()
-    return {name: [prompt.text for prompt in theirs[name].prompts] for name in concepts_of(run) if name in theirs}
-
-
-@tensors("07_authors_concepts", choices=_prompts_and_model)
-def authors_tensors(run: RunDirectory) -> dict[str, Tensor]:
-    """Residual stream at the study's layer over the authors' prompts, for the concepts that they have."""
-    model, theirs = language_model(run), authors_concepts()
-    names = list(_authors_texts(run))
-    found = {name: capture_concept(model, theirs[name], run.study.hook_name) for name in progress(names, "prompts")}
-    return pack(found) if found else {"none": torch.zeros(1)}
-
-
 def activations_by_prompts(run: RunDirectory) -> dict[str, dict[str, ConceptActivations]]:
     """By whose prompts they are and by concept: the residual stream."""
-    return {OURS: concept_activations(run), AUTHORS: unpack(authors_tensors(run))}
+    return {OURS: concept_activations(run), AUTHORS: authors_activations(run)}
 
 
 def judged_coders(run: RunDirectory) -> dict[str, Coder]:
@@ -247,9 +236,9 @@ dose_values = dose_values_of_concepts.whole(
         "representation": "how latents are moved: poles, or a control (permuted_labels, random_direction)",
         "labels": "what makes a pole",
         "poles": "from the other sentences only (cross-fitted), or from all (in-sample)",
-        "scaling": "whether a common scaling is fitted beside (joint) or not (alone)",
+        "scaling": SCALING,
         "support": "whether latents that are off may move (free) or not (kept)",
-        "weight": "whether every squared error counts alike (tokens), or relative to the token's own error",
+        "weight": WEIGHT,
         "error": "standard error of the value over sentences (jackknife)",
     },
 )
@@ -313,18 +302,21 @@ def searched_values(run: RunDirectory) -> pd.DataFrame:
 
 @table(
     "07_training_values",
-    needs=(separability_training_table,),
-    choices=stored(separability_training_table),
+    needs=(training_choices_table,),
+    choices=stored(training_choices_table),
     columns=VALUE
     | {
         "representation": "odd: half the difference between training for and against separation; even: what both cost",
         "on": "what was reconstructed",
         "coefficient": "weight of the separation term",
+        "weight": WEIGHT,
+        "scaling": SCALING,
+        "pooled": training_choices_table.columns["pooled"],
     },
 )
 def trained_values(run: RunDirectory) -> pd.DataFrame:
     """What training for separability does to held-out reconstruction, under every choice."""
-    return training_values(as_it_stands(run, separability_training_table))
+    return training_values(as_it_stands(run, training_choices_table))
 
 
 @table(
