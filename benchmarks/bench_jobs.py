@@ -1,10 +1,10 @@
 """What worker processes gain a study: each notebook making its own tables, or one process a core ahead of them all.
 
-    python -m benchmarks.bench_jobs [--study NAME] [--chapters 1-7] [--rounds N] [--jobs N]
+    python -m benchmarks.bench_jobs [--study NAME] [--chapters 1-7] [--rounds N] [--jobs N] [--quiet]
 
-Both sides start from nothing but the converted model, in turns, on the machine as it is and beside one process that
-never rests. Tests hold that both give the same bytes where both use one thread; here the plain side uses all, so that
-the last digits differ. Writes the table of the book's page on speed.
+Both sides start from nothing but the converted model, in turns, on the machine as it is and (unless told to be quiet)
+beside one process that never rests. Tests hold that both give the same bytes where both use one thread; here the plain
+side uses all, so that the last digits differ. Writes the study's rows of the table of the book's page on speed.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def carried_out(study: str, chapters: str, jobs: int) -> tuple[float, float]:
     return seconds, sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
 
 
-def medians(rows: list[dict]) -> pd.DataFrame:
+def medians(rows: list[dict], study: str) -> pd.DataFrame:
     """Both sides, quiet and busy, as the page shows them."""
     found = pd.DataFrame(rows).groupby(["busy", "jobs"], sort=False).median().reset_index()
     plain = found[found["jobs"] == 1].set_index("busy")["seconds"]
     quiet = found[~found["busy"]].set_index("jobs")["seconds"]
     return pd.DataFrame(
         {
+            "Study": study,
             "Machine": found["busy"].map({False: "quiet", True: "beside a busy process"}),
             "Tables made by": found["jobs"].map(lambda jobs: "the notebooks" if jobs == 1 else f"{jobs} workers"),
             "Seconds": found["seconds"].round().astype(int),
@@ -62,6 +63,13 @@ def medians(rows: list[dict]) -> pd.DataFrame:
     )
 
 
+def write(shown: pd.DataFrame) -> None:
+    """Put a study's rows into the table of the page, in place of those that it had."""
+    kept = pd.read_csv(TABLE)
+    others = kept[~kept["Study"].isin(shown["Study"])]
+    pd.concat([others, shown]).sort_values("Study", kind="stable").to_csv(TABLE, index=False)
+
+
 def main() -> None:
     """Print and write medians of both sides, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -69,18 +77,19 @@ def main() -> None:
     parser.add_argument("--chapters", default="1-7")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=cores(), help="processes. Default: one a core")
+    parser.add_argument("--quiet", action="store_true", help="only on the machine as it is, in half the time")
     given = parser.parse_args()
     rows: list[dict] = []
     for _ in range(given.rounds):
-        for busy in (False, True):
+        for busy in (False,) if given.quiet else (False, True):
             for jobs in (1, given.jobs):
                 with neighbour(busy):
                     seconds, worked = carried_out(given.study, given.chapters, jobs)
                 rows.append({"busy": busy, "jobs": jobs, "seconds": seconds, "cores": worked})
                 print(rows[-1], flush=True)
-        shown = medians(rows)  # after each round, for a round takes long and may be the last
+        shown = medians(rows, given.study)  # after each round, for a round takes long and may be the last
         print(shown.to_string(index=False), flush=True)
-        shown.to_csv(TABLE, index=False)
+        write(shown)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from saema_utils.chapters.across_models import figures as plots_compare
-from saema_utils.chapters.across_models.findings import alarms, beyond_chance, disagreeing, pointing_apart
+from saema_utils.chapters.across_models.findings import (
+    alarms,
+    beyond_chance,
+    disagreeing,
+    pointing_apart,
+    training_parts_the_models,
+)
 from saema_utils.chapters.across_models.tables import agreement, compare_runs, comparison, find_runs, run_names
 from saema_utils.chapters.intervention.tables import optimised_table
 from saema_utils.chapters.intervention.training import training_choices_table
@@ -394,6 +400,14 @@ def test_effects_part_where_runs_point_both_ways():
     assert pointing_apart(table) == (True, "1 of 2: apart")
     assert pointing_apart(table[table["metric"] == "same"]) == (False, "0 of 1")
     assert pointing_apart(table[table["run"] == "a"]) == (None, "no two runs measured the same")
+
+
+def test_training_parts_the_models_where_both_have_a_run():
+    both = claim_rows({"cause-during-training": {"smollm2-135m": 0.0, "gemma3-270m": 0.1}})
+    for second, holds in ((DEPENDS, True), (NO_EFFECT, False)):
+        table = both.assign(verdict=[second if run == "gemma3-270m" else NO_EFFECT for run in both["run"]])
+        assert training_parts_the_models(table) == (holds, f"smollm2-135m: {NO_EFFECT} · gemma3-270m: {second}")
+    assert training_parts_the_models(both[both["run"] == "smollm2-135m"]).holds is None
 
 
 def test_runs_disagree_beyond_their_errors_or_not_at_all():

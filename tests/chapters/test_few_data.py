@@ -356,6 +356,7 @@ CASES: dict[str, Callable[[Tables], Any]] = {
     "across_models.findings.beyond_chance": lambda t: findings_8.beyond_chance(compared(t)),
     "across_models.findings.all_beyond_chance": lambda t: findings_8.all_beyond_chance(compared(t)),
     "across_models.findings.pointing_apart": lambda t: findings_8.pointing_apart(compared(t)),
+    "across_models.findings.training_parts_the_models": lambda t: findings_8.training_parts_the_models(compared(t)),
     "across_models.findings.disagreeing": lambda t: findings_8.disagreeing(agreed(t)),
     # 9
     "families.figures.sparsity_dots": lambda t: figures_9.sparsity_dots(t["09_training"]),

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from saema_utils.errors import SaemaError
-from saema_utils.evidence.claims import CLAIMS_FILE, load_claims
+from saema_utils.evidence.claims import ADDED_FILE, CLAIMS_FILE, load_claims, with_added
 from saema_utils.notebook import parse_chapters, resolve_study
 from saema_utils.publishing.execution import parameter_names
 from saema_utils.runs.directory import RunDirectory
@@ -123,6 +123,7 @@ LOADERS: dict[str, Callable[[Path, bytes], None]] = {
     "parquet": written("corpus.parquet", lambda path: list(read_documents(str(path), 0))),
     "archive": written("corpus.txt.gz", lambda path: list(read_documents(str(path), 0))),
     "claims": written("claims.yaml", load_claims),
+    "added": written("claims_added.yaml", lambda path: with_added(load_claims(CLAIMS_FILE), path)),
     "sweep": written("sweep.yaml", lambda path: expand(read_sweep_file(path), path)),
     "notebook": written("notebook.ipynb", parameters),
     "parameters": as_parameters,
@@ -148,6 +149,7 @@ def sound_files(folder: Path) -> dict[str, bytes]:
         "parquet": pd.DataFrame({"text": ["A first row.", "A second."]}).to_parquet(),
         "archive": gzip.compress(b"A first paragraph.\n\nA second one.\n"),
         "claims": CLAIMS_FILE.read_bytes(),
+        "added": ADDED_FILE.read_bytes(),
         "sweep": SWEEP,
         "notebook": notebook(PARAMETERS),
         "parameters": PARAMETERS.encode(),

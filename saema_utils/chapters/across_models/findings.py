@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from saema_utils.chapters.found import NOTHING, Count, Found
+from saema_utils.evidence.verdicts import DEPENDS, NO_EFFECT
+from saema_utils.study import CONFIRMATORY_STUDY, DEFAULT_STUDY
 
 
 def alarms(q: np.ndarray, df: int, level: float = 0.05) -> float:
@@ -38,6 +40,17 @@ def pointing_apart(compared: pd.DataFrame) -> Found:
     claims = compared[compared["kind"].eq("claim") & compared["estimate"].notna()]
     found = np.sign(claims["estimate"]).groupby(claims["metric"], sort=False).agg(["size", "nunique"])
     return _apart(found.loc[found["size"] > 1, "nunique"] > 1)
+
+
+def training_parts_the_models(compared: pd.DataFrame) -> Found:
+    """Whether training for separation has no effect by the default study and depends on the analysis by the second
+    model's, each judged by all analyses of today; None where one of the two runs is not here."""
+    claims = compared[compared["kind"].eq("claim") & compared["metric"].eq("cause-during-training")]
+    verdicts = claims.set_index("run")["verdict"].reindex([DEFAULT_STUDY, CONFIRMATORY_STUDY])
+    if verdicts.isna().any():
+        return Found(None, f"no finished run of {verdicts.index[verdicts.isna()][0]} beside the others")
+    shows = " · ".join(f"{study}: {verdict}" for study, verdict in verdicts.items())
+    return Found(list(verdicts) == [NO_EFFECT, DEPENDS], shows)
 
 
 def disagreeing(agreed: pd.DataFrame, level: float = 0.05) -> Found:
