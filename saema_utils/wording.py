@@ -88,7 +88,7 @@ _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\.?\d)")
 _NOTHING = re.compile(r"(?<![\w.])[-+](?=0(\.0+)?(?![\w.]*\d))")
 _EXPONENT = re.compile(r"(?<![\w.])([-−]?)(\d(?:\.\d+)?)e([-+]\d+)\b")
 _UNIT = re.compile(rf"(?<=\d) ?(?=%)|(?<=\d) (?=(?:{'|'.join(UNITS)})(?!\w))|(?<=×) (?=\d)|(?<=\d) (?=×)")
-_TO = re.compile(r"(?<=\d) to (?=[+−]?\.?\d)")
+_TO = re.compile(r"(?<=[\d%]) to (?=[+−]?\.?\d)")
 _NAME = re.compile(r"\b[a-z0-9]+(_[a-z0-9]+)+\b")
 _IDENTIFIER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
@@ -114,8 +114,8 @@ def in_words(value: str) -> str:
 def told(line: str) -> str:
     """The line of a finding: its numbers as in prose, names that the code uses in words, and intervals in one piece.
 
-    >>> told("random_dictionary -0.00, New_York 0.2 (-0.1 to 0.5)").replace("\\xa0", "~")
-    'random dictionary 0.00, New_York 0.2 (−0.1~to~0.5)'
+    >>> told("random_dictionary -0.00, New_York 0.2 (-0.1 to 0.5), 2% (1% to 3%)").replace("\\xa0", "~")
+    'random dictionary 0.00, New_York 0.2 (−0.1~to~0.5), 2~% (1~%~to~3~%)'
     """
     return _TO.sub("\xa0to\xa0", in_prose(_NAME.sub(lambda found: in_words(found[0]), line)))
 
