@@ -62,6 +62,7 @@ def fidelity_under_choices(
     - pooled: all tokens about one mean (all tokens), or each group about its own, then averaged (by group).
     """
     x, x_hat = float64(x), float64(x_hat)
+    groups = groups.to(x.device)  # which is the CPU where the device knows no float64
     whole = [slice(None)]
     parts = {"all tokens": whole, "by group": [groups == group for group in groups.unique()] or whole}
     found: dict[tuple[str, str, str, str], list[float]] = {}

@@ -336,6 +336,7 @@ training_choices_table = trained_by_seed.whole(
         "on": "what is reconstructed: held-out running text, or word tokens (trained, of unseen words, in unseen "
         "sentences, in the authors' prompts)",
         "measure": "explained_variance or cosine",
+        "value": "its value",
         "weight": "whether every squared length counts alike (tokens), or every token (relative)",
         "scaling": "whether a common scaling is fitted beside (joint) or not (alone); the cosine has none",
         "pooled": "all tokens about one mean, or each concept or text about its own and then averaged (by group)",
