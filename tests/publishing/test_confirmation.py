@@ -95,3 +95,10 @@ def test_a_confirmatory_run_changes_its_own_card_and_the_readme_alone(tmp_path, 
     refresh(tmp_path, tmp_path / "run")
     assert (tmp_path / CLAIMS).read_bytes() == before
     assert f"{len(cards[1])} supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_page_links_to_a_chapter_that_the_default_book_lacks():
+    lacking = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))[7:]]  # it has chapters 1 to 7
+    assert [name[:2] for name in lacking] == ["08", "09"]
+    for page in (ROOT / "book").glob("*.md"):
+        assert not [name for name in lacking if name in page.read_text(encoding="utf-8")], page.name
