@@ -69,7 +69,7 @@ def run(
         typer.Option(
             parser=whole_number,
             metavar="NUMBER",
-            help="Processes that make tables, on the CPU. 1: each notebook its own. Default: one a core, if they fit.",
+            help="Processes for tables and notebooks, on the CPU. 1: one by one. Default: one a core, if they fit.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start over: empty the run directory first.")] = False,

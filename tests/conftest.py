@@ -1,4 +1,4 @@
-"""The one expensive thing that several tests share: the smoke study, really run, and the book built from it.
+"""The expensive things that several tests share: the smoke study, really run, the book built from it, and rulers.
 
 ``SAEMA_TEST_RUN`` names a folder to keep them in, so that a second session finds them finished. Workers of
 pytest-xdist share one folder and wait for whoever came first.
@@ -7,13 +7,16 @@ pytest-xdist share one folder and wait for whoever came first.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from saema_utils.chapters import declared_results
 from saema_utils.notebook import CHAPTERS
 from saema_utils.publishing.execution import ChapterResult, run_notebooks
 from saema_utils.runs.directory import RunDirectory
@@ -47,11 +50,27 @@ def interrupts_are_heard():
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> SmokeRun:
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def rulers_into(shared) -> Callable[[Path], None]:
+    """Puts a run that has all rulers, made once a session, into a folder: small runs in it take them over."""
+    run = RunDirectory(shared / "rulers", STUDIES["smoke"], device="cpu")
+    with FileLock(shared / "rulers.lock"):
+        for result in declared_results().values():
+            if result.is_ruler:
+                result(run)
+    return lambda folder: shutil.copytree(run.path, folder / run.path.name)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(shared) -> SmokeRun:
     """The ``smoke`` study through papermill, every chapter."""
     given = os.environ.get("SAEMA_TEST_RUN")
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     folder = Path(given).resolve() if given else shared / "smoke-run"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".tests.lock"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ import pytest
 import torch
 from accelerator import KINDS, accelerator
 
-from saema_utils.chapters import declared_results
 from saema_utils.chapters.intervention.measures import Split, measure_trained
 from saema_utils.intervention.doses import dose_beyond_scaling, dose_response, optimum
 from saema_utils.intervention.edits import apply_edit
 from saema_utils.intervention.search import optimise_separability
 from saema_utils.intervention.separation import distance_matrix
 from saema_utils.intervention.training import LabelledTokens, activation_scale, fresh, train_separable
-from saema_utils.runs.directory import RunDirectory
 from saema_utils.runtime import float64
 from saema_utils.saes.coders import PcaCoder, RandomDictionary, SaeCoder
 from saema_utils.saes.fidelity import measure_fidelity
@@ -231,25 +228,15 @@ def test_principal_components_on_the_device_are_those_of_the_cpu(device):
     assert torch.allclose(here.decode(here.encode(x)), there.decode(there.encode(x.to(device))).cpu(), atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory) -> Path:
-    """A tiny study, and a run of it that has the rulers: they say nothing of the model and never see its device."""
-    folder = tmp_path_factory.mktemp("begun")
-    model = hub_layout.write_model(folder / "llama", "llama")
-    study = STUDIES["smoke"].changed(**hub_layout.TINY, name="tiny", model=str(model), layer=1)
-    (folder / "study.json").write_text(json.dumps(study.as_dict()))
-    run = RunDirectory(folder / "run", study, device="cpu")
-    for result in declared_results().values():
-        if result.is_ruler:
-            result(run)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_notebook_that_computes_runs_on_an_accelerator(kind, begun, tmp_path):
-    shutil.copytree(begun / "run", tmp_path / "run")
-    study = shutil.copy(begun / "study.json", tmp_path)
+def test_every_notebook_that_computes_runs_on_an_accelerator(kind, tmp_path, rulers_into):
+    """All but the rulers, which say nothing of the model and never see its device."""
+    rulers_into(tmp_path)
+    model = hub_layout.write_model(tmp_path / "llama", "llama")
+    tiny = STUDIES["smoke"].changed(**hub_layout.TINY, name="tiny", model=str(model), layer=1)
+    study = tmp_path / "study.json"
+    study.write_text(json.dumps(tiny.as_dict()))
     environment = {
         **os.environ,
         "SAEMA_CACHE": str(tmp_path / "cache"),
@@ -259,7 +246,7 @@ def test_every_notebook_that_computes_runs_on_an_accelerator(kind, begun, tmp_pa
         "MPLBACKEND": "agg",
     }
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), study, "01,02,03,04,05,06,07,09", kind],
+        [sys.executable, str(ROOT / "tests" / "accelerator_worker.py"), str(study), "01,02,03,04,05,06,07,09", kind],
         env=environment,
         capture_output=True,
         text=True,

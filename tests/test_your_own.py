@@ -169,7 +169,8 @@ def test_a_refused_study_leaves_nothing_behind(parts, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(parts, tmp_path):
+def test_a_study_of_own_parts_runs_through_all_chapters_and_again_from_its_file(parts, tmp_path, rulers_into):
+    rulers_into(tmp_path)
     small = STUDIES["smoke"].changed(**hub_layout.TINY, name="own")
     (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
     own_parts = ["--model", str(parts / "model"), "--layer", "1", "--sae", str(parts / "sae")]
@@ -207,8 +208,11 @@ def texts_on(notebook: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_documented_example_runs_through_all_chapters_and_becomes_a_book_without_a_missing_number(parts, tmp_path):
+def test_the_documented_example_runs_through_all_chapters_and_becomes_a_book_without_a_missing_number(
+    parts, tmp_path, rulers_into
+):
     """One concept, one sentence a word, one seed: no mean over concepts has an interval."""
+    rulers_into(tmp_path)
     small = STUDIES["smoke"].changed(**{**hub_layout.TINY, "n_seeds": 1}, name="documented")
     (tmp_path / "small.json").write_text(json.dumps(small.as_dict()))
     prompts = documented_prompts()

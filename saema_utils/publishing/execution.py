@@ -123,8 +123,8 @@ def run_notebooks(
 ) -> list[ChapterResult]:
     """Execute chapters in order, each into ``<run>/notebooks/``; what did not change is skipped.
 
-    With several ``jobs`` that many processes of one thread make the tables of all chapters meanwhile, and the seconds
-    of a chapter are those by which it ended after the one before it.
+    With several ``jobs`` that many processes of one thread make tables and notebooks side by side, each when what it
+    needs is made, and the seconds of a chapter are those by which it ended after the one before it.
 
     Parameters
     ----------
@@ -145,7 +145,8 @@ def run_notebooks(
     cell_timeout
         Seconds after which a single cell counts as hung.
     jobs
-        Processes on the CPU; with 1, or on an accelerator, each notebook makes its own tables, with all threads.
+        Processes on the CPU; with 1, or on an accelerator, notebooks run one after the other, make their own tables,
+        and have all threads.
 
     Raises
     ------
@@ -172,7 +173,16 @@ def run_notebooks(
         several = jobs > 1 and run.device.type == "cpu" and not done.issuperset(wanted)
         ahead = _results_of(set(wanted) - done, done) if several else []
         settings = {**KERNEL_ENVIRONMENT, PROGRESS_FILE: os.devnull}
-        workers = stack.enter_context(made_ahead(run, ahead, jobs, settings))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="saema-", ignore_cleanup_errors=True))
+        environment = ONE_THREAD if several else {}
+        given = {
+            chapter: (Path(scratch), run.path / "notebooks", chapter, sources[chapter], parameters, cell_timeout)
+            for chapter in wanted
+        }
+        pages = [chapter for chapter in wanted if several and chapter not in done]
+        stamps = {chapter: chapter_stamp(run, root, chapter) for chapter in pages}
+        executions = {chapter: (execute, (*given[chapter], environment)) for chapter in pages}
+        workers = stack.enter_context(made_ahead(run, ahead, jobs, settings, executions))
         for chapter in wanted:
             source = sources[chapter]
             # Asked again: what a chapter compares with may have changed since.
@@ -191,12 +201,16 @@ def run_notebooks(
                     )
                 )
                 continue
-            stamp, started = chapter_stamp(run, root, chapter), time.perf_counter()
+            started, result = time.perf_counter(), None
             if workers:
-                tell = functools.partial(report, chapter, 0, len(read_notebook(source).cells))
-                workers.wait(chapter, tell)
-            environment = ONE_THREAD if several else {}
-            result = execute(run.path / "notebooks", chapter, source, parameters, report, cell_timeout, environment)
+                n_cells = len(read_notebook(source).cells)
+                result = workers.wait(chapter, functools.partial(report, chapter, 0, n_cells))
+            if result:
+                stamp = stamps[chapter]
+                report(chapter, n_cells, n_cells, "", 0, 0)
+            else:
+                stamp = chapter_stamp(run, root, chapter)
+                result = execute(*given[chapter], environment, report)
             if workers:
                 work, peak = result.work + workers.seconds[chapter], max(result.peak_memory, workers.peak)
                 result = replace(result, seconds=time.perf_counter() - started, work=work, peak_memory=peak)
@@ -290,15 +304,18 @@ class ChapterResult:
 
 
 def execute(
+    scratch: Path,
     folder: Path,
     chapter: int,
     source: Path,
     parameters: Mapping[str, Any],
-    report: OnProgress,
     timeout: int,
     environment: Mapping[str, str],
+    report: OnProgress = lambda *_: None,
 ) -> ChapterResult:
     """Run one notebook from a fresh kernel; its executed copy appears in ``folder`` only when it succeeded.
+
+    What it needs meanwhile lies in ``scratch``, which whoever calls it clears away.
 
     Raises
     ------
@@ -313,18 +330,19 @@ def execute(
     check_parameters(source, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     finished, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
-    watch = _Watch(chapter, read_notebook(source), folder / f".{source.stem}.progress", report)
+    settings = scratch / source.stem
+    settings.mkdir(exist_ok=True)
+    watch = _Watch(chapter, read_notebook(source), scratch / f"{source.stem}.progress", report)
     started = time.perf_counter()
     try:
         with (
             watch,
             _without_library_logs(),
-            tempfile.TemporaryDirectory(prefix="saema-") as settings,
             # Kernels inherit it; papermill takes no environment for them.
             mock.patch.dict(
                 os.environ,
                 {**KERNEL_ENVIRONMENT, **environment},
-                IPYTHONDIR=settings,
+                IPYTHONDIR=str(settings),
                 MPLCONFIGDIR=str(_fonts_seen(settings)),
                 PYTHONPATH=import_path(),
                 **{PROGRESS_FILE: str(watch.file)},
@@ -386,12 +404,12 @@ def _own_kernel() -> type:
     return OwnKernel
 
 
-def _fonts_seen(otherwise: str) -> Path:
+def _fonts_seen(otherwise: Path) -> Path:
     """Where matplotlib keeps its list of fonts: apart from the settings that a user has made for it."""
     folder = cache_dir() / "matplotlib"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder if can_write(folder) else Path(otherwise)
+    return folder if can_write(folder) else otherwise
 
 
 def import_path() -> str:

@@ -1,15 +1,14 @@
-"""Results of a run made ahead of their notebooks, side by side, in worker processes of one thread each.
+"""Results of a run, and the pages that show them, made side by side in worker processes of one thread each.
 
-A notebook then finds its tables made. With one thread a process waits at no barrier for a core that something else
-holds, and no result depends on how many processes work. When one of them fails or dies, what is left is left to the
-notebooks, which make it themselves or say in their own cells why not.
+A notebook finds its tables made. With one thread a process waits at no barrier for a core that something else holds,
+and no result depends on how many processes work. When one of them fails or dies, what is left is left to the notebooks,
+one after the other: they make it themselves or say in their own cells why not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -20,9 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 from saema_utils.runs.directory import RunDirectory
 from saema_utils.runs.tables import RESULTS, Parts, Result
@@ -32,50 +32,71 @@ from saema_utils.study import Study
 ONE_THREAD = dict.fromkeys(THREAD_VARIABLES, "1")
 
 
-class Piece(NamedTuple):
-    """What a worker makes at a time: a result, or one part of it."""
+Page = tuple[Callable[..., Any], tuple]
+"""What makes a page from a chapter's results, and what that is called with, in a process of its own."""
 
-    result: Result
-    part: str = ""
+
+@dataclass(eq=False)
+class Piece:
+    """What a worker makes at a time: a result, one part of it, or a page.
+
+    ``behind_it`` says how many others wait for it; ``came_to`` is what a page gave back or raised.
+    """
+
+    chapter: int
+    name: str
+    work: Callable[..., Any]
+    given: tuple
+    behind_it: int = 0
+    came_to: Any = None
 
 
 class Workers:
     """Pieces on their way to so many processes. Each is sent once all that it needs is made; of several those of the
-    first chapter, whose notebook can then begin, and of these the one behind which most others wait.
+    first chapter, and of these the one behind which most others wait. A page needs all results up to its chapter, and
+    lets those of the next go first: else, in the end, the last ones would be made with nothing left to do beside them.
 
     Attributes
     ----------
     seconds
-        That the pieces of each chapter took so far, together.
+        That the pieces of each chapter took so far, together, its page apart.
     peak
         Largest size of one of the processes, in bytes.
     death
         Whether one died.
     """
 
-    def __init__(self, run: RunDirectory, results: Iterable[Result], jobs: int, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        run: RunDirectory,
+        results: Iterable[Result],
+        jobs: int,
+        environment: Mapping[str, str],
+        pages: Mapping[int, Page],
+    ):
+        where = (str(run.path), run.study.as_dict(), str(run.device))
+        parts = {result: result.names(run) if isinstance(result, Parts) else [""] for result in results}
         pieces = {
-            result: [Piece(result, part) for part in result.names(run)]
-            if isinstance(result, Parts)
-            else [Piece(result)]
-            for result in results
+            (result, part): Piece(result.chapter, result.name, _make, (result.module, result.place, part, *where))
+            for result in parts
+            for part in parts[result]
         }
-        behind = {result: result.behind() for result in pieces}
-        self._behind_it = {
-            result: sum(len(pieces[one]) for one in pieces if result in behind[one]) for result in pieces
-        }
+        behind = {result: result.behind() for result in parts}
         self._graph: TopologicalSorter[Piece] = TopologicalSorter()
-        for piece in itertools.chain.from_iterable(pieces.values()):
-            needed = [other for need in piece.result.needs for other in pieces.get(need, ())]
-            if isinstance(piece.result, Parts):
-                needed += [Piece(piece.result, part) for part in piece.result.after(run, piece.part)]
+        for (result, part), piece in pieces.items():
+            piece.behind_it = sum(len(parts[other]) for other in parts if result in behind[other])
+            needed = [pieces[need, one] for need in result.needs for one in parts.get(need, ())]
+            if isinstance(result, Parts):
+                needed += [pieces[result, other] for other in result.after(run, part)]
             self._graph.add(piece, *needed)
+        self._pages = {chapter: Piece(chapter, f"page {chapter}", *page) for chapter, page in pages.items()}
+        for page in self._pages.values():
+            self._graph.add(page, *(piece for piece in pieces.values() if piece.chapter <= page.chapter))
         self._graph.prepare()
-        self._open = set(itertools.chain.from_iterable(pieces.values()))
+        self._open = {*pieces.values(), *self._pages.values()}
         self._ready: list[Piece] = []
         self._sent: set[Piece] = set()
         self._jobs, self._total, self._changed = jobs, len(self._open), threading.Condition()
-        self._run = (str(run.path), run.study.as_dict(), str(run.device))
         self.seconds: Counter[int] = Counter()
         self.peak, self.death = 0, False
         held, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -85,16 +106,21 @@ class Workers:
         with self._changed:
             self._send()
 
-    def wait(self, chapter: int, tell: Callable[[str, int, int], None]) -> None:
-        """Return when a chapter's results are made, or left to its notebook.
+    def wait(self, chapter: int, tell: Callable[[str, int, int], None]) -> Any:
+        """Return once a chapter's results and page are made: what the page came to, or None where it is left to do.
 
-        ``tell`` is called twice a second with what is being made, how many pieces are, and how many there are.
+        ``tell`` is called twice a second with what is being made, how many pieces are, and how many there are. What
+        the page raised is raised here.
         """
         with self._changed:
-            while any(piece.result.chapter == chapter for piece in self._open):
-                names = dict.fromkeys(piece.result.name for piece in self._sent)
+            while any(piece.chapter == chapter for piece in self._open):
+                names = dict.fromkeys(piece.name for piece in self._sent)
                 tell(", ".join(names), self._total - len(self._open), self._total)
                 self._changed.wait(0.5)
+            page = self._pages.get(chapter)
+        if page and isinstance(page.came_to, Exception):
+            raise page.came_to
+        return page and page.came_to
 
     def end(self) -> None:
         """End the processes, at work or not; what they have not finished is not recorded."""
@@ -104,10 +130,10 @@ class Workers:
 
     def _send(self) -> None:
         self._ready += self._graph.get_ready()
-        self._ready.sort(key=lambda p: (p.result.chapter, -self._behind_it[p.result], p.result.name))
+        self._ready.sort(key=lambda piece: (piece.chapter + (piece.work is not _make), -piece.behind_it, piece.name))
         while self._ready and len(self._sent) < self._jobs:
             piece = self._ready.pop(0)
-            made = self._pool.submit(_make, piece.result.module, piece.result.place, piece.part, *self._run)
+            made = self._pool.submit(_timed, piece.work, piece.given)
             self._sent.add(piece)
             made.add_done_callback(lambda made, piece=piece: self._back(piece, made))
 
@@ -116,8 +142,9 @@ class Workers:
             if piece not in self._sent:
                 return
             try:
-                seconds, peak = made.result()
-                self.seconds[piece.result.chapter] += seconds
+                piece.came_to, seconds, peak = made.result()
+                if piece.came_to is None:  # a page tells its own
+                    self.seconds[piece.chapter] += seconds
                 self.peak = max(self.peak, peak)
                 self._sent.remove(piece)
                 self._open.remove(piece)
@@ -126,7 +153,8 @@ class Workers:
             except BrokenProcessPool:
                 self.death = True
                 self._leave_the_rest()
-            except Exception:  # whatever it is, the notebook meets it in its own cell, and says it there
+            except Exception as error:  # a table's: its notebook meets it in its own cell, and says it there
+                piece.came_to = error
                 self._leave_the_rest()
             self._changed.notify_all()
 
@@ -138,17 +166,21 @@ class Workers:
 
 @contextlib.contextmanager
 def made_ahead(
-    run: RunDirectory, results: Iterable[Result], jobs: int, environment: Mapping[str, str]
+    run: RunDirectory,
+    results: Iterable[Result],
+    jobs: int,
+    environment: Mapping[str, str],
+    pages: Mapping[int, Page] | None = None,
 ) -> Iterator[Workers | None]:
-    """Worker processes that make what is missing of some results; None where nothing is.
+    """Worker processes that make what is missing of some results, and pages by chapter; None where one would be idle.
 
     ``environment`` is what notebooks get, so that both see the same settings.
     """
     missing = missing_of(run, results)
-    if not missing:
+    if not missing and len(pages or {}) < 2:
         yield None
         return
-    workers = Workers(run, missing, jobs, environment)
+    workers = Workers(run, missing, jobs, environment, pages or {})
     try:
         yield workers
     finally:
@@ -177,17 +209,30 @@ def _begin(lifeline: Connection, environment: Mapping[str, str]) -> None:
 
 
 def _end_with(lifeline: Connection) -> None:
+    import psutil
+
     wait([lifeline])  # nothing is ever sent: its other end was closed, or its process is gone
+    for kernel in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            kernel.kill()
     os._exit(1)
 
 
-def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any], device: str) -> tuple[float, int]:
-    """Make one piece, where it is not made yet; returns its seconds, and the largest size of this process in bytes."""
+def _timed(work: Callable[..., Any], given: tuple) -> tuple[Any, float, int]:
+    """What a piece comes to, its seconds, and the largest size of this process in bytes."""
     started = time.perf_counter()
+    try:
+        came_to = work(*given)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nbclient listens to it while a kernel works, and after
+    return came_to, time.perf_counter() - started, peak_memory()
+
+
+def _make(module: str, place: str, part: str, path: str, study: Mapping[str, Any], device: str) -> None:
+    """Make one result or part, where it is not made yet."""
     importlib.import_module(module)
     result, run = RESULTS[place], RunDirectory(path, Study.from_dict(study), device=device)
     if isinstance(result, Parts):
         result.make(run, [part])
     else:
         result(run)
-    return time.perf_counter() - started, peak_memory()

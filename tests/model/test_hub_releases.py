@@ -232,9 +232,10 @@ def test_chapters_3_to_5_run_on_the_release(home, work, study):
 
 
 @pytest.mark.slow
-def test_every_notebook_runs_on_a_release_from_the_command_line(tmp_path):
+def test_every_notebook_runs_on_a_release_from_the_command_line(tmp_path, rulers_into):
     import hub_worker
 
+    rulers_into(tmp_path)
     home = tmp_path / "home"
     hub_layout.lay_out(home / "hub", hub_layout.RELEASES["gpt2-small"], sound=True)
     study = hub_worker.tiny("gpt2-small")

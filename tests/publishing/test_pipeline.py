@@ -182,6 +182,42 @@ def test_progress_of_a_long_step_is_passed_on(root, run):
     clean_notebook(nbformat.read(run.path / "notebooks/01_first.ipynb", as_version=4))  # no bar in the page
 
 
+MEETS = """
+import time
+from pathlib import Path
+Path(run_dir, f"{mine}.met").touch()
+while not Path(run_dir, f"{other}.met").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_notebooks_run_side_by_side(root, run, monkeypatch):
+    """Each waits until the other has begun."""
+    monkeypatch.setattr(execution, "declared_results", dict)
+    write_chapter(root, "01_first", "mine, other = 1, 2" + MEETS)
+    write_chapter(root, "02_second", "mine, other = 2, 1" + MEETS)
+    seen = []
+    done = run_notebooks(run, [1, 2], root=root, jobs=2, cell_timeout=120, on_progress=lambda *a: seen.append(a))
+    assert [result.chapter for result in done] == [1, 2]
+    assert all(execution.is_done(run, root, chapter) for chapter in (1, 2))
+    assert all(result.work > 0 and result.peak_memory > 2**20 for result in done)
+    assert {a[0]: a[1:3] for a in seen} == {1: (3, 3), 2: (3, 3)}
+    assert {path.suffix for path in (run.path / "notebooks").iterdir()} == {".ipynb"}
+
+
+def test_a_notebook_that_fails_beside_others_fails_as_if_alone(root, run, monkeypatch):
+    monkeypatch.setattr(execution, "declared_results", dict)
+    write_chapter(root, "02_second", "raise ValueError('the cause')")
+    write_chapter(root, "03_third", "print('sound')")
+    with pytest.raises(BookError, match=r"chapter 2 \(02_second\), cell 3 \(cell-0\): ValueError: the cause"):
+        run_notebooks(run, [1, 2, 3], root=root, jobs=2)
+    assert execution.is_done(run, root, 1)
+    assert (run.path / "notebooks" / "02_second.failed.ipynb").exists()
+    write_chapter(root, "02_second", "print('mended')")
+    run_notebooks(run, [1, 2, 3], root=root, jobs=2)
+    assert all(execution.is_done(run, root, chapter) for chapter in (1, 2, 3))
+
+
 def test_unknown_chapters_and_unfit_parameters_are_refused(root, run):
     with pytest.raises(BookError, match="no chapter named '7'"):
         run_notebooks(run, [7], root=root)

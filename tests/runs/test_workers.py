@@ -62,6 +62,10 @@ def last(run):
 @table("02_beside")
 def beside(run):
     return note("02_beside")
+
+
+def page(name):
+    return note(name).to_dict("records")[0]
 '''
 
 
@@ -120,6 +124,38 @@ def test_everything_is_made_once_and_after_what_it_needs(toys, run, tmp_path):
     assert sorted(done for _, done, _ in told) == [done for _, done, _ in told]
 
 
+def pages_of(toys):
+    return {chapter: (toys.page, (f"page_{chapter}",)) for chapter in (1, 2)}
+
+
+def test_a_page_is_made_when_all_up_to_its_chapter_is(toys, run, tmp_path):
+    with made_ahead(run, results_of(toys), 2, {"SAEMA_TEST_GIVEN": "yes"}, pages_of(toys)) as workers:
+        first, last = (workers.wait(chapter, lambda *_: None) for chapter in (1, 2))
+    assert first["began"] >= max(toys.apart(run)["ended"].max(), toys.chain(run)["ended"].max())
+    assert last["began"] >= toys.last(run)["ended"][0]
+    assert os.getpid() not in (first["process"], last["process"])
+    assert set(workers.seconds) == {1, 2}, "of results"
+
+
+def test_pages_alone_are_made_side_by_side_and_a_single_one_by_whoever_asks(toys, run, tmp_path):
+    for mine, other in ((1, 2), (2, 1)):
+        ask = f"while not Path(__file__).with_name('page_{other}.met').exists(): time.sleep(0.05)"
+        (tmp_path / f"page_{mine}").write_text(f"Path(__file__).with_name('page_{mine}.met').touch()\n{ask}")
+    with made_ahead(run, [], 2, {}, pages_of(toys)) as workers:
+        assert all(workers.wait(chapter, lambda *_: None) for chapter in (1, 2))
+    with made_ahead(run, [], 2, {}, {1: (toys.page, ("page_1",))}) as workers:
+        assert workers is None
+
+
+def test_what_a_page_raises_is_raised_where_it_is_waited_for(toys, run, tmp_path):
+    (tmp_path / "page_1").write_text("time.sleep(600)")
+    (tmp_path / "page_2").write_text("raise ValueError('a cell failed')")
+    with made_ahead(run, [], 2, {}, pages_of(toys)) as workers:
+        assert workers.wait(1, lambda *_: None) is None, "left to be done"
+        with pytest.raises(ValueError, match="a cell failed"):
+            workers.wait(2, lambda *_: None)
+
+
 def test_nothing_is_begun_where_nothing_is_missing(toys, run, monkeypatch):
     monkeypatch.setenv("SAEMA_TEST_GIVEN", "yes")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -164,8 +200,9 @@ def test_a_worker_that_dies_is_said_and_costs_nothing_that_was_made(toys, run, t
 @pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize("how", ["is told", "is killed"])
 def test_no_process_outlives_the_one_that_began_it(toys, run, tmp_path, how):
-    """In the middle of a piece, whether the first process ends them itself or is gone without a word."""
-    (tmp_path / "01_first").write_text("time.sleep(600)")
+    """In the middle of a piece, whether the first process ends them itself or is gone without a word; nor does one that
+    a piece began, as a page begins a kernel."""
+    (tmp_path / "01_first").write_text("import subprocess; subprocess.Popen(['sleep', '600']).wait()")
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, toys_of_workers as toys\n"
@@ -183,8 +220,10 @@ def test_no_process_outlives_the_one_that_began_it(toys, run, tmp_path, how):
     )
     try:
         (asleep,) = until(lambda: begun(tmp_path, "01_first"))
+        until(psutil.Process(asleep).children)
         others = psutil.Process(first.pid).children(recursive=True)
         assert asleep in {process.pid for process in others}
+        assert any("sleep" in process.name() for process in others)
         if how == "is told":
             os.killpg(first.pid, signal.SIGINT)  # as a terminal does
         else:
