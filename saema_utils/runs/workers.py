@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -198,7 +197,7 @@ def _begin(lifeline: Connection, environment: Mapping[str, str]) -> None:
     """In a new process: one thread, nothing on the screen, and no longer than the process that began it."""
     from tqdm import tqdm
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
+    os.setpgid(0, 0)  # Ctrl-C reaches every process of a group: the one that began these ends them itself
     os.environ.update(environment)
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
@@ -221,10 +220,7 @@ def _end_with(lifeline: Connection) -> None:
 def _timed(work: Callable[..., Any], given: tuple) -> tuple[Any, float, int]:
     """What a piece comes to, its seconds, and the largest size of this process in bytes."""
     started = time.perf_counter()
-    try:
-        came_to = work(*given)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nbclient listens to it while a kernel works, and after
+    came_to = work(*given)
     return came_to, time.perf_counter() - started, peak_memory()
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -203,6 +207,44 @@ def test_notebooks_run_side_by_side(root, run, monkeypatch):
     assert all(result.work > 0 and result.peak_memory > 2**20 for result in done)
     assert {a[0]: a[1:3] for a in seen} == {1: (3, 3), 2: (3, 3)}
     assert {path.suffix for path in (run.path / "notebooks").iterdir()} == {".ipynb"}
+
+
+@pytest.mark.usefixtures("interrupts_are_heard")
+@pytest.mark.parametrize("to", ["the program", "its whole group"])
+def test_ctrl_c_ends_notebooks_that_run_side_by_side_without_a_trace(root, run, tmp_path, to):
+    for name in ("01_first", "02_second"):
+        write_chapter(
+            root, name, f"import time; from pathlib import Path; Path(run_dir, '{name}').touch()\ntime.sleep(600)"
+        )
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "program.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from saema_utils.publishing import execution\n"
+        "from saema_utils.runs.directory import RunDirectory\n"
+        "from saema_utils.study import STUDIES\n"
+        "if __name__ == '__main__':\n"
+        "    execution.declared_results = dict\n"
+        "    run = RunDirectory(sys.argv[1], STUDIES['smoke'], device='cpu')\n"
+        "    execution.run_notebooks(run, [1, 2], root=Path(sys.argv[2]), jobs=2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, str(tmp_path / "program.py"), str(run.path), str(root)]
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 120
+    try:
+        while not all((run.path / name).exists() for name in ("01_first", "02_second")):
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.1)
+        children = psutil.Process(running.pid).children(recursive=True)
+        assert sum("ipykernel" in " ".join(child.cmdline()) for child in children) == 2
+        (os.kill if to == "the program" else os.killpg)(running.pid, signal.SIGINT)
+        said = running.communicate(timeout=60)[1]
+    finally:
+        running.kill()
+    assert said.strip().splitlines()[-1] == "KeyboardInterrupt", said
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert list((run.path / "notebooks").iterdir()) == []
+    assert list((tmp_path / "tmp").glob("saema-*")) == []
 
 
 def test_a_notebook_that_fails_beside_others_fails_as_if_alone(root, run, monkeypatch):
