@@ -31,10 +31,6 @@ from saema_utils.study import Study
 ONE_THREAD = dict.fromkeys(THREAD_VARIABLES, "1")
 
 
-Page = tuple[Callable[..., Any], tuple]
-"""What makes a page from a chapter's results, and what that is called with, in a process of its own."""
-
-
 @dataclass(eq=False)
 class Piece:
     """What a worker makes at a time: a result, one part of it, or a page.
@@ -71,7 +67,7 @@ class Workers:
         results: Iterable[Result],
         jobs: int,
         environment: Mapping[str, str],
-        pages: Mapping[int, Page],
+        pages: Mapping[int, tuple[Callable[..., Any], tuple]],
     ):
         where = (str(run.path), run.study.as_dict(), str(run.device))
         parts = {result: result.names(run) if isinstance(result, Parts) else [""] for result in results}
@@ -88,7 +84,7 @@ class Workers:
             if isinstance(result, Parts):
                 needed += [pieces[result, other] for other in result.after(run, part)]
             self._graph.add(piece, *needed)
-        self._pages = {chapter: Piece(chapter, f"page {chapter}", *page) for chapter, page in pages.items()}
+        self._pages = {chapter: Piece(chapter, f"notebook {chapter}", *page) for chapter, page in pages.items()}
         for page in self._pages.values():
             self._graph.add(page, *(piece for piece in pieces.values() if piece.chapter <= page.chapter))
         self._graph.prepare()
@@ -169,11 +165,12 @@ def made_ahead(
     results: Iterable[Result],
     jobs: int,
     environment: Mapping[str, str],
-    pages: Mapping[int, Page] | None = None,
+    pages: Mapping[int, tuple[Callable[..., Any], tuple]] | None = None,
 ) -> Iterator[Workers | None]:
     """Worker processes that make what is missing of some results, and pages by chapter; None where one would be idle.
 
-    ``environment`` is what notebooks get, so that both see the same settings.
+    ``environment`` is what notebooks get, so that both see the same settings. A page is given as what makes it from a
+    chapter's results, and what that is called with.
     """
     missing = missing_of(run, results)
     if not missing and len(pages or {}) < 2:
